@@ -1,0 +1,419 @@
+"""One TOML file per experiment, validated into one frozen object from which everything else is derived.
+
+Fields that change privacy stand in `Training`, `RecordPrivacy`, `ClientPrivacy`, `SecureAggregation` and
+`Evaluation`; fields that change only speed or comfort stand in `Simulation` and `Checkpoints`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from tacit.data.schema import Frozen, Schema
+from tacit.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Model(Frozen):
+    """`[task.model]`: a built-in model and its size. Ignored by a task of your own."""
+
+    name: Literal["mlp", "logistic"] = "mlp"
+    hidden: Annotated[tuple[Count, ...], Field(strict=False)] = (16,)
+    activation: Literal["relu", "tanh", "gelu", "elu"] = "relu"
+
+
+class Task(Frozen):
+    """`[task]`: what is trained. `kind` is "tabular" or "module:object" of a task of your own.
+
+    Attributes:
+        options: passed to your own task as keyword arguments.
+    """
+
+    kind: str = "tabular"
+    model: Model = Model()
+    options: dict[str, str | int | float | bool] = {}
+
+    @model_validator(mode="after")
+    def _known(self) -> Task:
+        module, _, name = self.kind.partition(":")
+        if self.kind != "tabular" and not (module and name):
+            raise ValueError(f'kind must be "tabular" or "module:object", not {self.kind!r}')
+        return self
+
+
+class Data(Frozen):
+    """`[data]`: where the rows come from and which of them are held out.
+
+    Attributes:
+        source: a built-in data set, or "csv" / "parquet" with `path`.
+        path: the file, for "csv" and "parquet".
+        dir: folder with a built-in source's files; empty = the user's cache, filled by a download.
+        split_seed: seed of the train/test split of each site (simulation).
+        test_fraction: share of each site's rows held out; they are no part of the privacy statement.
+        schema: the columns; empty = the source's own, or inferred from the file (not in a private run).
+    """
+
+    source: Literal["breast_cancer", "heart_disease", "credit_default", "csv", "parquet", "task"] = "breast_cancer"
+    path: str = ""
+    dir: str = ""
+    split_seed: int = 42
+    test_fraction: Fraction = 0.25
+    columns: Annotated[Schema | None, Field(alias="schema")] = None
+
+    @model_validator(mode="after")
+    def _path(self) -> Data:
+        if self.source in ("csv", "parquet") and not self.path:
+            raise ValueError(f'source = "{self.source}" needs path')
+        return self
+
+
+class Partition(Frozen):
+    """`[partition]` (simulation): how one table becomes sites. Seeded by the experiment's `seed`.
+
+    Attributes:
+        kind: iid; dirichlet (label skew, smaller alpha = more skew); quantity (sizes from a Dirichlet);
+            feature_shift (sites see shifted, rescaled numbers); natural (one site per value of `column`).
+    """
+
+    kind: Literal["iid", "dirichlet", "quantity", "feature_shift", "natural"] = "iid"
+    num_clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    alpha: Positive = 0.5
+    min_rows: Annotated[int, Field(ge=1)] = 10
+    shift: Annotated[float, Field(ge=0)] = 0.5
+    column: str = ""
+
+    @model_validator(mode="after")
+    def _column(self) -> Partition:
+        if self.kind == "natural" and not self.column:
+            raise ValueError('kind = "natural" needs column, the column that names the site')
+        return self
+
+
+class Training(Frozen):
+    """`[training]`: rounds and the local steps of each. Public constants, equal at all sites.
+
+    Attributes:
+        rounds: number of rounds.
+        clients_per_round: cohort size; 0 = all.
+        sampling_rate: q; each record is in a step's batch with this probability, drawn anew each step.
+        local_steps: optimiser steps per round.
+        schedule: learning rate over rounds: constant; cosine (to 0 after the last round); step
+            (multiplied by `gamma` every `step_rounds` rounds).
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 20
+    clients_per_round: Annotated[int, Field(ge=0)] = 0
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    local_steps: Annotated[int, Field(ge=1, le=100_000)] = 5
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
+    learning_rate: Positive = 0.1
+    momentum: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
+    step_rounds: Count = 10
+
+
+class Strategy(Frozen):
+    """`[strategy]`: how updates become the next model.
+
+    Attributes:
+        weights: aggregation weights, always public: equal, or in proportion to the declared sizes.
+        proximal_mu: FedProx's pull towards the global model.
+    """
+
+    name: Literal["fedavg", "fedprox"] = "fedavg"
+    weights: Literal["equal", "declared"] = "equal"
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _proximal(self) -> Strategy:
+        if self.proximal_mu and self.name != "fedprox":
+            raise ValueError('proximal_mu belongs to name = "fedprox"')
+        return self
+
+
+class Budget(Frozen):
+    """Epsilon and delta of one unit of privacy, and the share of repeats that the plan is calibrated for.
+
+    Attributes:
+        epsilon: upper bound for the whole run.
+        delta: below one over the declared population.
+        reserve: extra debits per round for repeated attempts, as a share of `rounds`.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=1e6)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    reserve: Annotated[float, Field(ge=0, le=10)] = 0.1
+
+
+class RecordPrivacy(Budget):
+    """`[privacy.record]`: one row of one site; noise at the site, in every step.
+
+    Attributes:
+        max_grad_norm: per-record clip norm of the gradient.
+        metrics_share: share of the budget that pays for evaluation metrics; 0 = none are sent.
+        statistics_share: share that pays for `scaling = "federated"`.
+    """
+
+    max_grad_norm: Positive = 1.0
+    metrics_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    statistics_share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+
+
+class ClientPrivacy(Budget):
+    """`[privacy.client]`: everything one client has; noise inside the secure sum, or at a trusted server."""
+
+    noise: Literal["distributed", "central"] = "distributed"
+
+
+class Privacy(Frozen):
+    """`[privacy]`: neither table = not private, epsilon infinity, and the same path."""
+
+    record: RecordPrivacy | None = None
+    client: ClientPrivacy | None = None
+
+
+class SecureAggregation(Frozen):
+    """`[secure_aggregation]`: the server receives masked updates and learns their sum.
+
+    Attributes:
+        engine: "protocol" = the cryptographic protocol; "ideal" = the same encoding and integer sum without
+            cryptography (simulation only).
+        protocol: "preview" = between honest parties; no protection against a lying server yet.
+        max_corrupt: c, members that may collude with the server.
+        max_dropouts: D, members of a cohort that may vanish in a round.
+        update_clip: Euclidean norm that one client's update is cut at.
+        precision_bits: C_int = 2**precision_bits integer units stand for `update_clip`.
+    """
+
+    enabled: bool = True
+    engine: Literal["protocol", "ideal"] = "protocol"
+    protocol: Literal["preview"] = "preview"
+    max_corrupt: Count = 1
+    max_dropouts: Annotated[int, Field(ge=0)] = 0
+    update_clip: Positive = 10.0
+    precision_bits: Annotated[int, Field(ge=8, le=24)] = 16
+    deadline_seconds: Positive = 600.0
+
+    def check_cohort(self, n: int) -> None:
+        """Raises `ValueError` when c and D do not leave a threshold and two honest vectors among n."""
+        c, d = self.max_corrupt, self.max_dropouts
+        threshold = (n + c) // 2 + 1
+        if threshold > n:
+            raise ValueError(f"max_corrupt = {c}: threshold {threshold} is above the cohort of {n}")
+        if n - d < threshold:
+            raise ValueError(
+                f"max_dropouts = {d}: only {n - d} of {n} clients are sure to remain, the threshold is {threshold}"
+            )
+        if n - d - c < 2:
+            raise ValueError(f"max_corrupt + max_dropouts = {c + d} leaves fewer than 2 honest of {n} clients")
+
+
+class Evaluation(Frozen):
+    """`[evaluation]`: metrics of the global model that the server learns, and what it does with them.
+
+    Attributes:
+        metrics: send metric sums (exact without privacy; noised and paid from `metrics_share` with it).
+        patience: stop after so many rounds without a better `monitor`; 0 = run all rounds.
+        monitor: metric that early stopping and the best-checkpoint choice read.
+    """
+
+    metrics: bool = False
+    patience: Annotated[int, Field(ge=0)] = 0
+    monitor: str = "accuracy"
+
+
+class Checkpoints(Frozen):
+    """`[checkpoints]`: what the server keeps on disk.
+
+    Attributes:
+        keep: newest checkpoints kept; 0 = all (simulation draws its learning curves from them).
+    """
+
+    keep: Annotated[int, Field(ge=0)] = 3
+
+
+class Simulation(Frozen):
+    """`[simulation]`: changes speed and the report, never the result.
+
+    Attributes:
+        baselines: also train the pooled and the local-only models that federation is compared with.
+        executor: how the local engine trains a cohort.
+        durable_ledgers: fsync the simulated sites' ledgers too.
+    """
+
+    baselines: bool = True
+    executor: Literal["auto", "serial", "cohort"] = "auto"
+    durable_ledgers: bool = False
+
+
+class Site(Frozen):
+    """One member of the federation, as declared: both fields are public."""
+
+    label: Annotated[str, Field(min_length=1)]
+    rows: Count
+
+
+class Federation(Frozen):
+    """`[federation]`: the members and what they declared. A simulation fills this in from its partition."""
+
+    sites: Annotated[tuple[Site, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Federation:
+        labels = [site.label for site in self.sites]
+        if len(set(labels)) != len(labels):
+            raise ValueError("two sites have the same label")
+        return self
+
+
+class Experiment(Frozen):
+    """A whole experiment. `seed` fixes data, split, initial weights, cohorts and rounding; never noise."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 7
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    insecure_seeded_noise: bool = False
+    task: Task = Task()
+    data: Data = Data()
+    partition: Partition = Partition()
+    training: Training = Training()
+    strategy: Strategy = Strategy()
+    privacy: Privacy = Privacy()
+    secure_aggregation: SecureAggregation = SecureAggregation()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    simulation: Simulation = Simulation()
+    federation: Federation = Federation()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Experiment:
+        known = len(self.federation.sites) or (
+            0 if self.partition.kind == "natural" else self.partition.num_clients
+        )
+        if known and self.training.clients_per_round > known:
+            raise ValueError(f"training.clients_per_round is above the {known} clients there are")
+        cohort = self.training.clients_per_round or known
+        if cohort and self.secure_aggregation.enabled:
+            try:
+                self.secure_aggregation.check_cohort(cohort)
+            except ValueError as error:
+                raise ValueError(f"secure_aggregation.{error}") from None
+        self._check_privacy()
+        return self
+
+    def _check_privacy(self) -> None:
+        record = self.privacy.record
+        if self.evaluation.patience and not self.evaluation.metrics:
+            raise ValueError("evaluation.patience reads metrics: set evaluation.metrics = true")
+        if record is None:
+            return
+        if self.evaluation.metrics and record.metrics_share == 0:
+            raise ValueError(
+                "evaluation.metrics in a private run must be paid for: set privacy.record.metrics_share, e.g. 0.1"
+            )
+        population = min((site.rows for site in self.federation.sites), default=0)
+        if population and record.delta >= 1 / population:
+            raise ValueError(
+                f"privacy.record.delta must be below 1/{population}, one over the rows of the smallest declared site"
+            )
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients per round, with 0 resolved to all declared sites."""
+        return self.training.clients_per_round or len(self.federation.sites)
+
+    def to_toml(self) -> str:
+        """Canonical TOML text: equal experiments give equal bytes."""
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    def with_tables(self, **tables: Any) -> Experiment:
+        """A copy with some tables replaced, validated again."""
+        merged = self.model_dump(mode="python", by_alias=True, exclude_none=True)
+        for name, table in tables.items():
+            merged[name] = table.model_dump(by_alias=True, exclude_none=True) if isinstance(table, Frozen) else table
+        return parse(merged, source="")
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Reads an experiment file and applies `key=value` overrides.
+
+    Raises:
+        ConfigError: one line that names the file and the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {_os_reason(error)}", source=path) from None
+    return loads(text, source=str(path), overrides=overrides)
+
+
+def loads(text: str, *, source: str = "", overrides: Sequence[str] = ()) -> Experiment:
+    """Like `load`, from TOML text."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}", source=source) from None
+    for override in overrides:
+        _override(tables, override)
+    return parse(tables, source=source)
+
+
+def parse(tables: Mapping[str, Any], *, source: str) -> Experiment:
+    """Validates already parsed tables; `ConfigError` names the first offending key."""
+    try:
+        return Experiment.model_validate(tables)
+    except ValidationError as error:
+        raise _first(error, source) from None
+
+
+def _override(tables: dict[str, Any], text: str) -> None:
+    """Applies one `a.b.c=value`; the value is TOML, or else a plain string. `privacy=none` removes a table."""
+    key, equals, value = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"{text!r} is not key=value", source="--set")
+    target = tables
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError("is not a table", source="--set", key=part)
+    if value.strip() == "none":
+        target.pop(parts[-1], None)
+        return
+    try:
+        target[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        target[parts[-1]] = value
+
+
+def _first(error: ValidationError, source: str) -> ConfigError:
+    """The first problem of a validation error, in the words of the file."""
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"] if part not in ("numeric", "categorical"))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif problem["type"] == "missing":
+        message = "required key is missing"
+    elif problem["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, not {_shown(problem['input'])}"
+    return ConfigError(message, source=source, key=key)
+
+
+def _shown(value: object) -> str:
+    text = "a table" if isinstance(value, dict) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _os_reason(error: OSError | UnicodeDecodeError) -> str:
+    return "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
