@@ -1,0 +1,127 @@
+"""What one client keeps between the messages of an attempt, and its bytes for a session file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+
+from tacit.errors import ProtocolError, StorageError
+from tacit.secagg.contexts import Invitation
+from tacit.secagg.encoding import HASH_BYTES, Reader, Writer
+from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair, erase
+from tacit.secagg.members import Entry, Member
+from tacit.secagg.prg import KEY_BYTES
+
+PHASES: Final = ("new", "keyed", "masked", "unmasked", "closed")
+_LABEL: Final = "client-state"
+
+
+@dataclass(repr=False)
+class ClientState:
+    """State of one attempt.
+
+    Attributes:
+        member: who this client is.
+        phase: one of `PHASES`.
+        invitation: what the client was invited to, and with `entry` what it answered; None before.
+        enc: key pair that shares will be sealed to; None once erased.
+        mask: key pair that pairwise masks come from; None once erased.
+        own_seed: b_u, empty before it is drawn and once erased.
+        ctx2: the context that this client has masked in; empty before.
+        masking: U2 of that context.
+        answers: SHA-256 of a request -> the answer it got.
+    """
+
+    member: Member
+    phase: str = "new"
+    invitation: Invitation | None = None
+    entry: Entry | None = None
+    enc: KeyPair | None = None
+    mask: KeyPair | None = None
+    own_seed: bytearray = field(default_factory=bytearray)
+    ctx2: bytes = b""
+    masking: tuple[int, ...] = ()
+    answers: dict[bytes, bytes] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<ClientState of {self.member.label!r}: {self.phase}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("the state of a client is saved by encode() alone")
+
+    def answered(self, request: bytes) -> bytes | None:
+        """The answer that exactly this request got, if any."""
+        return self.answers.get(hashlib.sha256(request).digest())
+
+    def advance(self, phase: str, request: bytes, answer: bytes) -> bytes:
+        """Enters the next phase with the answer that led there."""
+        self.phase = phase
+        self.answers[hashlib.sha256(request).digest()] = answer
+        return answer
+
+    def erase(self) -> None:
+        """Erases every secret. Answers stay: they have been sent."""
+        for pair in (self.enc, self.mask):
+            if pair is not None:
+                pair.erase()
+        self.enc = self.mask = None
+        erase(self.own_seed)
+        self.own_seed = bytearray()
+
+    def encode(self) -> bytes:
+        """The whole state, secrets included, for a file that only this participant can read."""
+        writer = Writer(_LABEL).number(self.member.index).text(self.member.label).text(self.phase)
+        writer.number(int(self.invitation is not None))
+        if self.invitation is not None and self.entry is not None:
+            self.invitation.write(writer)
+            self.entry.write(writer)
+        for pair in (self.enc, self.mask):
+            writer.data(pair.secret() if pair is not None else b"")
+        writer.data(self.own_seed).data(self.ctx2).number(len(self.masking))
+        for index in self.masking:
+            writer.number(index)
+        writer.number(len(self.answers))
+        for digest, answer in self.answers.items():
+            writer.data(digest).data(answer)
+        return writer.finish()
+
+    @classmethod
+    def decode(cls, data: bytes) -> ClientState:
+        """The reverse of `encode`.
+
+        Raises:
+            StorageError: these are not the bytes of a state.
+        """
+        try:
+            return cls._read(Reader(data, _LABEL))
+        except ProtocolError:
+            raise StorageError("the session of a secure sum is damaged") from None
+
+    @classmethod
+    def _read(cls, reader: Reader) -> ClientState:
+        state = cls(Member(reader.number(), reader.text()), reader.text())
+        if state.phase not in PHASES:
+            raise ProtocolError("encoding", "unknown phase")
+        if reader.number():
+            state.invitation, state.entry = Invitation.read(reader), Entry.read(reader)
+        state.enc, state.mask = _read_pair(reader), _read_pair(reader)
+        state.own_seed = bytearray(_read_optional(reader, KEY_BYTES))
+        state.ctx2 = _read_optional(reader, HASH_BYTES)
+        state.masking = tuple(reader.number() for _ in range(reader.number()))
+        state.answers = {reader.data(HASH_BYTES): reader.data() for _ in range(reader.number())}
+        reader.end()
+        return state
+
+
+def _read_pair(reader: Reader) -> KeyPair | None:
+    secret = _read_optional(reader, SECRET_KEY_BYTES)
+    return KeyPair(secret) if secret else None
+
+
+def _read_optional(reader: Reader, size: int) -> bytes:
+    """A field that is empty or has `size` bytes."""
+    value = reader.data()
+    if len(value) not in (0, size):
+        raise ProtocolError("encoding", f"a field has neither 0 nor {size} bytes")
+    return value

@@ -1,0 +1,106 @@
+"""Who takes part: a member as the roster knows it, and what it answers to an invitation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from tacit.errors import ProtocolError
+from tacit.secagg.encoding import HASH_BYTES, Reader, Writer
+from tacit.secagg.keys import PUBLIC_KEY_BYTES
+
+SERVER: Final = 2**32 - 1  # the sender of a request; members have smaller indices
+NONCE_BYTES: Final = 32
+
+_MAX_LABEL_BYTES: Final = 1024
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """One member of the federation.
+
+    Attributes:
+        index: position in the roster, from 0.
+        label: its name there.
+    """
+
+    index: int
+    label: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < SERVER:
+            raise ProtocolError("member", "a roster index has 32 bits")
+        try:
+            size = len(self.label.encode("utf-8"))
+        except UnicodeEncodeError:
+            size = 0
+        if not 1 <= size <= _MAX_LABEL_BYTES:
+            raise ProtocolError("member", f"a label has 1 to {_MAX_LABEL_BYTES} bytes of UTF-8")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A client's part of U1.
+
+    Attributes:
+        member: who it is.
+        enc_pk: X25519 key that shares will be sealed to, 32 bytes.
+        mask_pk: X25519 key that pairwise masks come from, 32 bytes.
+        nonce: 32 bytes drawn for this attempt.
+        counter: how many attempts this member has answered in this federation.
+        site_head: head of the member's own journal, 32 bytes.
+    """
+
+    member: Member
+    enc_pk: bytes
+    mask_pk: bytes
+    nonce: bytes
+    counter: int
+    site_head: bytes
+
+    @property
+    def index(self) -> int:
+        """The member's roster index."""
+        return self.member.index
+
+    def write(self, writer: Writer) -> None:
+        """All fields, in order."""
+        writer.number(self.index).text(self.member.label)
+        writer.data(self.enc_pk).data(self.mask_pk).data(self.nonce)
+        writer.number(self.counter).data(self.site_head)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Entry:
+        """The reverse of `write`."""
+        return cls(
+            Member(reader.number(), reader.text()),
+            reader.data(PUBLIC_KEY_BYTES),
+            reader.data(PUBLIC_KEY_BYTES),
+            reader.data(NONCE_BYTES),
+            reader.number(),
+            reader.data(HASH_BYTES),
+        )
+
+
+def check_increasing(indices: Sequence[int]) -> None:
+    """Refuses a set that is not in its one order, or has a member twice.
+
+    Raises:
+        ProtocolError: with the reason "order".
+    """
+    if any(low >= high for low, high in pairwise(indices)):
+        raise ProtocolError("order", "members are not in increasing order")
+
+
+def check_distinct(entries: Sequence[Entry]) -> None:
+    """Refuses two entries that share a label, a nonce or a key; one key for both uses is refused too.
+
+    Raises:
+        ProtocolError: with the reason "duplicate".
+    """
+    keys = [key for entry in entries for key in (entry.enc_pk, entry.mask_pk)]
+    columns = [entry.member.label for entry in entries], [entry.nonce for entry in entries], keys
+    if any(len(set(column)) != len(column) for column in columns):
+        raise ProtocolError("duplicate", "two entries share a label, a nonce or a key")
