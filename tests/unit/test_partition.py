@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ SCHEMA = Schema.model_validate(
         },
     }
 )
+ROOT = Path(__file__).parents[2]
 KINDS = [
     Partition(kind="iid", num_clients=7),
     Partition(kind="dirichlet", num_clients=7, alpha=0.1, min_rows=25),
@@ -182,7 +184,10 @@ def test_the_same_seed_gives_the_same_partition_in_another_process_and_says_noth
         return [[s.rows.tolist() for s in partition(patients(), SCHEMA, k, seed)] for k in KINDS]
 
     child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IN_A_PROCESS_WITHOUT_A_NETWORK], capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", IN_A_PROCESS_WITHOUT_A_NETWORK],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert child.stderr == ""
     assert json.loads(child.stdout) == rows(5)
