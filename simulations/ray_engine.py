@@ -1,0 +1,87 @@
+"""The Ray engine: the same apps through Flower's own simulation runtime, for clusters and many GPUs.
+
+Flower's supported way in 1.41 is a SuperLink in simulation mode and `flwr run`; each simulated site is a
+virtual node whose `partition-id` is the name of its folder. With `RAY_ADDRESS` set the sites run on that
+cluster, which must see the same paths; without it a Ray of our own is started and ended with the run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from server import submission
+from server.superlink import SuperLink, terminable
+from tacit.errors import MissingExtra
+
+
+def run(
+    experiment_toml: str,
+    *,
+    state: Path,
+    sites: Path,
+    num_clients: int,
+    on_poll: Callable[[], None] | None = None,
+    timeout: float | None = None,
+) -> None:
+    """Runs one experiment on Ray and returns when its result is in `state`.
+
+    Args:
+        experiment_toml: the experiment, as canonical TOML text.
+        state: the server's state directory, `TACIT_STATE` of the `ServerApp`.
+        sites: folder with one folder per site, named 0, 1, 2 ..., `TACIT_SITES` of the `ClientApp`s.
+        num_clients: how many sites there are.
+        on_poll: called about five times a second, to show progress.
+        timeout: seconds after which the run is stopped.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        RunFailed: the run ended without a result, with the reason and the end of its log.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtra("the Ray engine", "simulation")
+    # Not below `state`: Ray's sockets lie in this folder, and a socket's path has 107 bytes at most.
+    with (
+        tempfile.TemporaryDirectory(prefix="tacit-ray-", ignore_cleanup_errors=True) as scratch,
+        terminable(),
+    ):
+        variables = ray_variables(state, sites, scratch)
+        with SuperLink(state / "flower", simulation=True, variables=variables) as link:
+            submission.run(
+                link,
+                experiment_toml,
+                state,
+                federation=_federation(num_clients),
+                on_poll=on_poll,
+                timeout=timeout,
+            )
+
+
+def ray_variables(state: Path, sites: Path, scratch: str) -> dict[str, str]:
+    """What the simulation's processes find in their environment.
+
+    Guarantees:
+        A Ray that we start sends no usage report and obeys nobody who lacks this run's token. (Its ports are
+        open on every interface of the machine.)
+    """
+    variables = {
+        "TACIT_STATE": str(state.resolve()),
+        "TACIT_SITES": str(sites.resolve()),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    if "RAY_ADDRESS" not in os.environ:
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        variables |= {"RAY_TMPDIR": scratch, **token}
+    return variables
+
+
+def _federation(num_clients: int) -> str:
+    """Flower's federation configuration: one core per actor, and no more actors than clients."""
+    settings = {"num-supernodes": num_clients, "client-resources-num-cpus": 1}
+    if "RAY_ADDRESS" not in os.environ and num_clients < (os.cpu_count() or 1):
+        settings["init-args-num-cpus"] = num_clients
+    return " ".join(f"{key}={value}" for key, value in settings.items())

@@ -1,0 +1,142 @@
+"""What Flower's programs are started with, and that they end with us."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.common.config import parse_config_args
+
+import client.cli
+import server.superlink
+from simulations import ray_engine
+from tacit.errors import ConfigError
+
+ENVIRONMENTS = [client.cli.environment, server.superlink.environment]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_K5_every_environment_has_telemetry_update_check_and_installation_off(
+    environment: Callable[[Path], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK", "FLWR_HOME"):
+        monkeypatch.setenv(name, "as the user has it")
+    made = environment(tmp_path)
+    assert made["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert made["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert made["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert made["FLWR_HOME"] == str(tmp_path)
+
+
+def test_K5_flower_reads_these_switches() -> None:
+    code = "from flwr.supercore import telemetry, update_check as u; print(telemetry.FLWR_TELEMETRY_ENABLED);"
+    code += "u._request_flwr_update_check = lambda *_: print('asked'); u.warn_if_flwr_update_available('x')"
+    made = server.superlink.environment(Path("/nowhere"))
+    done = subprocess.run([sys.executable, "-c", code], env=made, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_flower_finds_its_programs_and_its_own_address(
+    environment: Callable[[Path], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    made = environment(tmp_path)
+    assert made["PATH"].startswith(sysconfig.get_path("scripts") + os.pathsep)
+    assert made["NO_PROXY"] == made["no_proxy"] == "intranet.example,127.0.0.1"
+
+
+def test_a_ray_of_our_own_reports_nothing_and_wants_a_fresh_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    first, second = (ray_engine.ray_variables(tmp_path, tmp_path, "scratch") for _ in range(2))
+    assert first["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert first["RAY_AUTH_MODE"] == "token"
+    assert len(first["RAY_AUTH_TOKEN"]) == 64
+    assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+    monkeypatch.setenv("RAY_ADDRESS", "cluster.example:6379")
+    assert "RAY_AUTH_TOKEN" not in ray_engine.ray_variables(tmp_path, tmp_path, "scratch")
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "größe, 数据", "a=b", 'double"quote', "back\\slash"])
+def test_G7_flower_reads_the_site_folder_back(name: str) -> None:
+    site = Path("/sites") / name
+    assert parse_config_args([client.cli.node_config(site)]) == {"site": str(site)}
+
+
+def test_G7_a_path_that_flower_cannot_carry_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--site"):
+        client.cli.node_config(Path("/sites/o'hara"))
+
+
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port: cannot listen on 127.0.0.1:{port}"):
+            server.superlink.SuperLink(tmp_path, port=port)
+
+
+STUBBORN = r"""
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.fork()
+os.write(1, f"{os.getpid()}\n".encode())
+time.sleep(600)
+"""
+
+
+def test_ending_a_group_ends_even_those_who_ignore_the_request() -> None:
+    leader = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert leader.stdout is not None
+    with leader.stdout:
+        pids = [int(leader.stdout.readline()) for _ in range(2)]
+    server.superlink.end_group(leader, patience=0.2)  # type: ignore[arg-type]
+    assert leader.returncode == -signal.SIGKILL
+    assert not any(_runs(pid) for pid in pids)
+
+
+def test_ending_a_group_gives_time_to_end_well() -> None:
+    leader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    start = time.monotonic()
+    server.superlink.end_group(leader, patience=30)
+    assert leader.returncode == -signal.SIGTERM
+    assert time.monotonic() - start < 10
+
+
+def test_sigterm_ends_a_program_through_its_finally() -> None:
+    code = (
+        "import time\nfrom server.superlink import terminable\nwith terminable():\n"
+        " try:\n  print('ready', flush=True); time.sleep(600)\n finally:\n  print('cleaned', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate()[0] == "cleaned\n"
+    assert process.returncode == -signal.SIGINT
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process exists and is more than a zombie that nobody has waited for yet."""
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        stat = Path(f"/proc/{pid}/stat")
+        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return False
+        time.sleep(0.05)
+    return True
