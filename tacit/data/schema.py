@@ -6,11 +6,40 @@ statistic moves with every record and so is outside the guarantee of DP-SGD (doc
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Collection
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Text = Annotated[str, Field(min_length=1)]
+
+# What an empty cell may look like, in any column.
+MISSING = frozenset({"", "?", "NA", "nan", "NaN"})
+
+# Narrower than float(): no underscores, no other scripts' digits, no "inf", no "nan".
+NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+
+
+def match_key(name: str) -> str | Decimal:
+    """What names of categories and classes are compared by: a number's value ("1" is "1.0") or the text."""
+    name = name.strip()
+    if NUMBER.fullmatch(name):
+        try:
+            return Decimal(name)
+        except InvalidOperation:  # an exponent beyond what Decimal holds
+            return name
+    return name
+
+
+def _check_names(names: Collection[str], what: str) -> None:
+    """Raises `ValueError` where two names would match the same cell, or a name can match none."""
+    if len({match_key(name) for name in names}) != len(names):
+        raise ValueError(f"{what} has a name twice")
+    if any(name.strip() in MISSING for name in names):
+        raise ValueError(f"{what} lists a name that stands for an empty cell")
 
 
 class Frozen(BaseModel):
@@ -20,23 +49,25 @@ class Frozen(BaseModel):
 
 
 class NumericColumn(Frozen):
-    """A number, scaled as (x - center) / scale and cut at +-clip.
+    """A number x, scaled as (t(x) - center) / scale and cut at +-clip, where t is `transform`.
 
     Attributes:
-        range: lowest and highest plausible value. Gives center and scale when those are not stated; with
+        transform: "none": t(x) = x; "log": t(x) = sign(x) * log(1 + |x|), for amounts over powers of ten.
+        range: lowest and highest plausible x. Gives center and scale when those are not stated; with
             `scaling = "federated"` it bounds what one record can add to a statistic.
-        center: subtracted, in the column's unit.
-        scale: divided by, in the column's unit; above 0.
+        center: subtracted, in the unit of t(x).
+        scale: divided by, in the unit of t(x); above 0.
         clip: largest absolute value after scaling.
-        missing: value that stands for an empty cell, in the column's unit; `center` when not stated.
+        missing: x that stands for an empty cell; when not stated the feature is 0, the center.
         indicator: add a feature that is 1 where the cell was empty.
     """
 
     kind: Literal["numeric"]
+    transform: Literal["none", "log"] = "none"
     range: Annotated[tuple[float, float], Field(strict=False)] | None = None
     center: float | None = None
     scale: Annotated[float, Field(gt=0)] | None = None
-    clip: Annotated[float, Field(gt=0)] = 3.0
+    clip: Annotated[float, Field(gt=0, le=1e6)] = 3.0
     missing: float | None = None
     indicator: bool = False
 
@@ -48,23 +79,35 @@ class NumericColumn(Frozen):
             raise ValueError("state center and scale together, or range")
         if self.center is None and self.range is None:
             raise ValueError("state range = [low, high], or center and scale")
+        if self.range is not None and self.range_affine()[1] <= 0:
+            raise ValueError("range is too narrow for its size: no number lies between its ends")
         return self
 
     def affine(self) -> tuple[float, float]:
-        """(center, scale): as stated, else the middle and half the width of `range`."""
+        """(center, scale) in the unit of t(x): as stated, else the middle and half the width of `range`."""
         if self.center is not None and self.scale is not None:
             return self.center, self.scale
-        assert self.range is not None
-        low, high = self.range
-        return (low + high) / 2, (high - low) / 2
+        return self.range_affine()
+
+    def range_affine(self) -> tuple[float, float]:
+        """(middle, half width) of t(range): what maps the range onto [-1, 1]."""
+        if self.range is None:
+            raise ValueError("this column states no range")
+        low, high = (self._transformed(end) for end in self.range)
+        return low / 2 + high / 2, high / 2 - low / 2
+
+    def _transformed(self, x: float) -> float:
+        return math.copysign(math.log1p(abs(x)), x) if self.transform == "log" else x
 
 
 class CategoricalColumn(Frozen):
     """One of a list of names, as one feature per name (one-hot).
 
     Attributes:
-        categories: the names as they stand in the file, compared as text; a number matches by value ("1" is "1.0").
-        unseen: what a name outside the list becomes: all zeros, or an error that names file and line.
+        categories: the names as they stand in the file, compared as text; a number matches by value ("1" is
+            "1.0").
+        unseen: what a name outside the list becomes: all zeros, or an error that names file and line. An
+            empty cell is all zeros either way.
     """
 
     kind: Literal["categorical"]
@@ -73,8 +116,7 @@ class CategoricalColumn(Frozen):
 
     @model_validator(mode="after")
     def _distinct(self) -> CategoricalColumn:
-        if len(set(self.categories)) != len(self.categories):
-            raise ValueError("categories has a name twice")
+        _check_names(self.categories, "categories")
         return self
 
 
@@ -86,7 +128,7 @@ class Schema(Frozen):
 
     Attributes:
         label: name of the label column.
-        classes: the label's values in order; the class index is the position.
+        classes: the label's values in order, matched like categories; the class index is the position.
         columns: feature columns by name, in order.
         site: column that says which site a row belongs to, if any.
         split: column with "train" or "test" for each row, if any; without it every row is for training.
@@ -105,8 +147,7 @@ class Schema(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Schema:
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes has a value twice")
+        _check_names(self.classes, "classes")
         special = [name for name in (self.label, self.site, self.split) if name]
         if len(set(special)) != len(special):
             raise ValueError("label, site and split must be different columns")
