@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -22,6 +23,7 @@ import typer
 from tacit.errors import ConfigError
 
 STOP_SECONDS = 3.0
+POLL_SECONDS = 0.2
 
 
 def command(
@@ -58,11 +60,38 @@ def check_loopback(address: str) -> None:
 
 
 def run_node(site: Path, superlink: str) -> int:
-    """Runs a node until it ends or is told to (Ctrl-C, SIGTERM; a second one makes it); the exit code.
+    """Takes part until told to stop (Ctrl-C, SIGTERM; a second one is an order), or until the node fails.
+
+    Returns:
+        The exit code: 0 when told to stop.
 
     Guarantees:
         When it returns, no process of the node is left.
     """
+    num_requests = 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal num_requests
+        num_requests += 1
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not num_requests:
+            code = _run_once(site, superlink, lambda: num_requests)
+            if code and not num_requests:
+                return 1
+            if not num_requests:
+                # A SuperLink that was started anew does not know the node, which ends then, with code 0.
+                typer.echo("the SuperLink has forgotten this node: joining again", err=True)
+                time.sleep(POLL_SECONDS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def _run_once(site: Path, superlink: str, num_requests: Callable[[], int]) -> int:
+    """Runs one node until it ends, passing on requests to stop; its exit code."""
     home = site / "flower"
     home.mkdir(mode=0o700, exist_ok=True)
     options = ["--isolation", "subprocess", "--port", str(_free_port()), "--node-config", node_config(site)]
@@ -73,21 +102,14 @@ def run_node(site: Path, superlink: str) -> int:
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # a process group of its own, which includes all that the node starts
     )
-    asked = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        _signal_group(node.pid, signal.SIGKILL if asked else signal.SIGTERM)
-        asked = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = node.wait()
-        _end_rest(node.pid)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 0 if asked else int(code != 0)
+    passed_on = 0
+    while (code := node.poll()) is None:
+        if num_requests() > passed_on:
+            _signal_group(node.pid, signal.SIGKILL if passed_on else signal.SIGTERM)
+            passed_on = num_requests()
+        time.sleep(POLL_SECONDS)
+    _end_rest(node.pid)
+    return code
 
 
 def environment(home: Path) -> dict[str, str]:
