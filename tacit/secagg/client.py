@@ -79,7 +79,7 @@ class ClientMachine:
             ProtocolError: "phase" after another invitation.
         """
         state, request = self._state, invitation.encode()
-        if (stored := state.answered(request)) is not None:
+        if (stored := state.answered("setup", request)) is not None:
             return stored
         after = self._next("setup")
         state.enc = KeyPair(self._random_bytes(SECRET_KEY_BYTES))
@@ -87,7 +87,7 @@ class ClientMachine:
         nonce = self._random_bytes(NONCE_BYTES)
         state.entry = Entry(state.member, state.enc.public, state.mask.public, nonce, counter, site_head)
         state.invitation = invitation
-        return state.advance(after, request, SetupAnswer(invitation.ctx0(), state.entry).encode())
+        return state.advance(after, "setup", request, SetupAnswer(invitation.ctx0(), state.entry).encode())
 
     def cohort(self, request: bytes) -> Cohort:
         """Checks the request of M2 without answering it; its parameters say how much noise is this client's.
@@ -120,7 +120,7 @@ class ClientMachine:
             Refused: a coordinate is out of range for this cohort.
         """
         state = self._state
-        if (stored := state.answered(request)) is not None:
+        if (stored := state.answered("mask", request)) is not None:
             return stored
         after, cohort = self._next("mask"), self.cohort(request)
         self._check_range(encoded.values, cohort)
@@ -128,7 +128,7 @@ class ClientMachine:
         update = self._masked(encoded.values, cohort)
         state.ctx2, state.masking = cohort.ctx2, cohort.masking
         answer = MaskAnswer.of(cohort.ctx2, self.member.index, update).encode()
-        return state.advance(after, request, answer)
+        return state.advance(after, "mask", request, answer)
 
     def unmask(self, request: bytes) -> bytes:
         """M4: the seed of the own mask; every secret is erased here.
@@ -137,7 +137,7 @@ class ClientMachine:
             ProtocolError: another context, or the survivors are not exactly the clients that masked.
         """
         state = self._state
-        if (stored := state.answered(request)) is not None:
+        if (stored := state.answered("unmask", request)) is not None:
             return stored
         after, message = self._next("unmask"), UnmaskRequest.decode(request)
         if message.context != state.ctx2:
@@ -146,11 +146,16 @@ class ClientMachine:
             raise ProtocolError("survivors", "the preview opens a sum over all clients that masked, or none")
         answer = UnmaskAnswer(state.ctx2, self.member.index, bytes(state.own_seed)).encode()
         state.erase()
-        return state.advance(after, request, answer)
+        return state.advance(after, "unmask", request, answer)
 
-    def answered(self, request: bytes) -> bytes | None:
-        """The stored answer to exactly this request, so that nothing has to be encoded twice."""
-        return self._state.answered(request)
+    def answered(self, step: str, request: bytes) -> bytes | None:
+        """The stored answer of a step to exactly this request, so that nothing has to be encoded twice.
+
+        Args:
+            step: "setup", "mask" or "unmask".
+            request: the request, byte for byte.
+        """
+        return self._state.answered(step, request)
 
     def close(self) -> None:
         """Erases all secrets and stored answers; everything is refused from here on."""

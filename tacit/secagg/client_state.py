@@ -30,7 +30,7 @@ class ClientState:
         own_seed: b_u, empty before it is drawn and once erased.
         ctx2: the context that this client has masked in; empty before.
         masking: U2 of that context.
-        answers: SHA-256 of a request -> the answer it got.
+        answers: step -> SHA-256 of its request, and the answer.
     """
 
     member: Member
@@ -42,7 +42,7 @@ class ClientState:
     own_seed: bytearray = field(default_factory=bytearray)
     ctx2: bytes = b""
     masking: tuple[int, ...] = ()
-    answers: dict[bytes, bytes] = field(default_factory=dict)
+    answers: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<ClientState of {self.member.label!r}: {self.phase}>"
@@ -50,14 +50,15 @@ class ClientState:
     def __reduce__(self) -> NoReturn:
         raise TypeError("the state of a client is saved by encode() alone")
 
-    def answered(self, request: bytes) -> bytes | None:
-        """The answer that exactly this request got, if any."""
-        return self.answers.get(hashlib.sha256(request).digest())
+    def answered(self, step: str, request: bytes) -> bytes | None:
+        """The answer that exactly this request got in this step, if any."""
+        digest, answer = self.answers.get(step, (b"", b""))
+        return answer if digest == hashlib.sha256(request).digest() else None
 
-    def advance(self, phase: str, request: bytes, answer: bytes) -> bytes:
+    def advance(self, phase: str, step: str, request: bytes, answer: bytes) -> bytes:
         """Enters the next phase with the answer that led there."""
         self.phase = phase
-        self.answers[hashlib.sha256(request).digest()] = answer
+        self.answers[step] = hashlib.sha256(request).digest(), answer
         return answer
 
     def erase(self) -> None:
@@ -82,8 +83,8 @@ class ClientState:
         for index in self.masking:
             writer.number(index)
         writer.number(len(self.answers))
-        for digest, answer in self.answers.items():
-            writer.data(digest).data(answer)
+        for step, (digest, answer) in self.answers.items():
+            writer.text(step).data(digest).data(answer)
         return writer.finish()
 
     @classmethod
@@ -103,13 +104,18 @@ class ClientState:
         state = cls(Member(reader.number(), reader.text()), reader.text())
         if state.phase not in PHASES:
             raise ProtocolError("encoding", "unknown phase")
-        if reader.number():
+        invited = reader.number()
+        if invited not in (0, 1):
+            raise ProtocolError("encoding", "a flag is neither 0 nor 1")
+        if invited:
             state.invitation, state.entry = Invitation.read(reader), Entry.read(reader)
         state.enc, state.mask = _read_pair(reader), _read_pair(reader)
         state.own_seed = bytearray(_read_optional(reader, KEY_BYTES))
         state.ctx2 = _read_optional(reader, HASH_BYTES)
         state.masking = tuple(reader.number() for _ in range(reader.number()))
-        state.answers = {reader.data(HASH_BYTES): reader.data() for _ in range(reader.number())}
+        for _ in range(reader.number()):
+            step = reader.text()
+            state.answers[step] = reader.data(HASH_BYTES), reader.data()
         reader.end()
         return state
 

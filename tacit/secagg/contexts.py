@@ -147,7 +147,7 @@ def cohort_of(invitation: Invitation, entries: Sequence[Entry], masking: tuple[i
             U2 not within U1.
     """
     n, rules = len(entries), invitation.rules
-    if not invitation.num_invited - rules.max_dropouts <= n <= invitation.num_invited:
+    if not rules.fewest(invitation.num_invited) <= n <= invitation.num_invited:
         raise ProtocolError("cohort-size", f"{n} clients of {invitation.num_invited} invited")
     try:
         parameters = rules.parameters(n)

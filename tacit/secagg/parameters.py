@@ -80,6 +80,10 @@ class Rules:
         """The rules of an experiment."""
         return cls(settings.max_corrupt, settings.max_dropouts, 2**settings.precision_bits, noise_multiplier)
 
+    def fewest(self, num_invited: int) -> int:
+        """The smallest cohort that may go on: all but D, and never without two honest vectors."""
+        return max(num_invited - self.max_dropouts, self.max_corrupt + 2)
+
     def parameters(self, n: int) -> Parameters:
         """What follows for a cohort of n.
 

@@ -59,6 +59,9 @@ class ServerMachine:
     Args:
         invitation: what the clients were invited to.
         members: whom. As many as `invitation.num_invited`.
+
+    Raises:
+        ConfigError: the rules do not allow a cohort of that size.
     """
 
     def __init__(self, invitation: Invitation, members: Iterable[Member]) -> None:
@@ -67,6 +70,7 @@ class ServerMachine:
         self._members = {member.index: member for member in members}
         if len(self._members) != invitation.num_invited:
             raise ValueError("the invitation is for another number of members")
+        invitation.rules.parameters(invitation.num_invited)
         self._entries: dict[int, Entry] = {}
         self._cohort: Cohort | None = None
         self._total: Words = np.zeros(invitation.length, dtype=np.uint32)
@@ -116,11 +120,10 @@ class ServerMachine:
         """Settles the cohort: the request of M2 for each of its members, by index.
 
         Raises:
-            MembersMissing: more than D of those invited have sent no keys.
+            MembersMissing: more than D of those invited have sent no keys, or fewer than c + 2 have.
         """
         after = self._next("mask_requests")
-        rules, n = self._invitation.rules, len(self._entries)
-        if n < self._invitation.num_invited - rules.max_dropouts:
+        if len(self._entries) < self._invitation.rules.fewest(self._invitation.num_invited):
             raise MembersMissing(self.missing, self.phase)
         entries = tuple(self._entries[index] for index in sorted(self._entries))
         request = MaskRequest(self._ctx0, entries, tuple(entry.index for entry in entries))
