@@ -1,0 +1,1 @@
+"""What is told about a run: its record, the report page, the privacy statement, the summary."""

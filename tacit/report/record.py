@@ -1,0 +1,320 @@
+"""The record of one run: the content of report.json, and all that the pages about a run are made from.
+
+docs/report.md explains every key. Numbers are finite or, spelled out, "inf"; an undefined one (the AUROC of a
+site with one class) is null.
+
+Guarantees:
+    A record that claims a finite epsilon which its own configuration does not back cannot be made.
+    A record of a deployment holds no figure of a single site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
+
+
+def _number(value: Any) -> Any:
+    """Accepts numpy and torch scalars and the spelling "inf"; NaN becomes None."""
+    if value in ("inf", "-inf"):
+        return float(value)
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _spelled(value: float | None) -> float | str | None:
+    """JSON has no infinity: it is written as a word."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _plain(value: Any) -> Any:
+    """A free-form value as JSON's own types, so that what is read back equals what was written."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    number = _number(value)
+    if number is None or isinstance(number, int | float):
+        return _spelled(number)
+    raise ValueError(f"{type(value).__name__} has no form in JSON")
+
+
+Number = Annotated[float | None, BeforeValidator(_number), PlainSerializer(_spelled, when_used="json")]
+Epsilon = Annotated[float, BeforeValidator(_number), Field(ge=0), PlainSerializer(_spelled, when_used="json")]
+Count = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Metrics = dict[str, Number]
+Table = Annotated[dict[str, Any], AfterValidator(_plain)]
+Unit = Literal["record", "client", "none"]
+
+
+class Part(BaseModel):
+    """Base of every part of a record: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Round(Part):
+    """One round.
+
+    Attributes:
+        round: number, from 1.
+        cohort: labels of the clients asked.
+        survivors: labels of the clients whose update is in the sum.
+        metrics: of the model after this round, exact, on held-out rows. Simulation only.
+        epsilon: of everything released up to and including this round; infinite when not private.
+        private_metrics: what the server itself learned; noised and paid for when the run is private.
+    """
+
+    round: Count
+    seconds: Seconds
+    cohort: tuple[str, ...]
+    survivors: tuple[str, ...]
+    metrics: Metrics = {}
+    epsilon: Number = None
+    private_metrics: Metrics = {}
+
+
+class SiteResult(Part):
+    """Metrics of one model at one site: `rows` held in all, `test_rows` of them tested on."""
+
+    label: str
+    rows: Count
+    test_rows: Count
+    metrics: Metrics
+
+
+class Final(Part):
+    """The final model.
+
+    Attributes:
+        metrics: on the test rows of all sites together; in a deployment, what the server learned last.
+        sites: the same model at each site. Simulation only.
+    """
+
+    metrics: Metrics = {}
+    sites: tuple[SiteResult, ...] = ()
+
+
+class Baseline(Part):
+    """A comparison: `metrics` over all sites, and where it has them `sites` one by one."""
+
+    metrics: Metrics
+    sites: tuple[SiteResult, ...] = ()
+
+
+class Baselines(Part):
+    """Simulation only, all trained without privacy.
+
+    Attributes:
+        pooled: one model on all training rows in one place; `metrics` as in `Final`.
+        local: each site alone with its own rows; `metrics` is the plain mean over sites.
+        majority: each site's most frequent class; `metrics` is the plain mean over sites.
+    """
+
+    pooled: Baseline | None = None
+    local: Baseline | None = None
+    majority: Baseline | None = None
+
+
+class PrivacyEntry(Part):
+    """The promise for one unit of privacy.
+
+    Attributes:
+        unit: what is protected: one record, or everything of one client.
+        relation: which two inputs count as neighbours, in words.
+        epsilon: the upper bound fixed at the start, for all `debits`.
+        delta: the probability allowance that goes with it.
+        target_epsilon: what the experiment asked for.
+        accountant: method and library.
+        noise_multiplier: derived; standard deviation of the noise over the clip norm.
+        debits: releases that epsilon pays for (rounds and reserve).
+        trusted: who must be trusted for the promise to hold.
+        not_covered: what the promise is not about.
+        mechanism: what adds the noise, in words.
+        epsilon_spent: epsilon of the releases really made. Information, never the claim.
+        epsilon_if_os_noise: with seeded noise, the epsilon had the noise come from the operating system.
+    """
+
+    unit: Unit
+    relation: str
+    epsilon: Epsilon
+    delta: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+    target_epsilon: Epsilon
+    accountant: str
+    noise_multiplier: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+    debits: Count
+    trusted: str
+    not_covered: tuple[str, ...] = ()
+    mechanism: str = ""
+    epsilon_spent: Number = None
+    epsilon_if_os_noise: Number = None
+
+    @classmethod
+    def nothing(cls) -> PrivacyEntry:
+        """The entry of a run without privacy: epsilon is infinite, and that is said."""
+        return cls(
+            unit="none",
+            relation="none: no two inputs are promised to look alike",
+            epsilon=math.inf,
+            delta=0.0,
+            target_epsilon=math.inf,
+            accountant="none",
+            noise_multiplier=0.0,
+            debits=0,
+            trusted="everybody who receives an update, a sum or a model of this run",
+        )
+
+    @model_validator(mode="after")
+    def _backed(self) -> PrivacyEntry:
+        if math.isfinite(self.epsilon):
+            if self.unit == "none":
+                raise ValueError('unit "none" has no finite epsilon')
+            if not (self.noise_multiplier > 0 and self.delta > 0):
+                raise ValueError("a finite epsilon needs noise and a delta above 0")
+        elif self.epsilon_spent is not None and math.isfinite(self.epsilon_spent):
+            raise ValueError("a finite epsilon_spent under an infinite epsilon")
+        return self
+
+
+class SecureSum(Part):
+    """How updates were added up.
+
+    Attributes:
+        engine: "protocol" = masked; "ideal" = the same integer sum without cryptography (simulation only).
+        protocol: its name; "preview" does not protect against a lying server.
+        bits: width of one word on the wire.
+        threshold: clients that must answer for the sum to open.
+        bytes_up_per_client: sent by one client in one round.
+        clipped_fraction: updates cut at the clip norm. Simulation only.
+    """
+
+    enabled: bool
+    engine: Literal["protocol", "ideal", "none"] = "none"
+    protocol: str = "none"
+    bits: Count | None = None
+    threshold: Count | None = None
+    bytes_up_per_client: Number = None
+    clipped_fraction: Number = None
+
+
+class SiteSlice(Part):
+    """Which rows one simulated site got; `labels` counts them per class, `shares` gives the fractions."""
+
+    label: str
+    rows: Count
+    train: Count
+    test: Count
+    labels: dict[str, Count] = {}
+    shares: dict[str, float] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_shares(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and fields.get("labels") and not fields.get("shares"):
+            total = sum(fields["labels"].values()) or 1
+            shares = {str(name): float(count / total) for name, count in fields["labels"].items()}
+            return {**fields, "shares": shares}
+        return fields
+
+
+class RunRecord(Part):
+    """One run, from its resolved experiment to its outcome.
+
+    Attributes:
+        experiment: `Experiment.model_dump(mode="json", by_alias=True, exclude_none=True)`.
+        engine: "local" and "ray" are simulations; "superlink" is real processes.
+        ledger: the last entries, oldest first.
+        outcome: "finished", "stopped early" or "failed: reason".
+    """
+
+    run_id: str
+    started: AwareDatetime
+    outcome: Annotated[str, Field(pattern=r"^(finished|stopped early|failed: .+)$")]
+    engine: Literal["local", "ray", "superlink"]
+    seed: int
+    experiment: Table
+    rounds: tuple[Round, ...]
+    final: Final
+    baselines: Baselines = Baselines()
+    privacy: Annotated[tuple[PrivacyEntry, ...], Field(min_length=1)]
+    secure_aggregation: SecureSum
+    partition: tuple[SiteSlice, ...] = ()
+    timings: dict[str, Seconds] = {}
+    versions: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
+    ledger: tuple[Table, ...] = ()
+
+    @model_validator(mode="after")
+    def _claims_nothing_unbacked(self) -> RunRecord:
+        units = [entry.unit for entry in self.privacy]
+        if len(set(units)) != len(units):
+            raise ValueError("privacy has two entries for one unit")
+        configured = self.experiment.get("privacy") or {}
+        for entry in self.privacy:
+            if math.isfinite(entry.epsilon) and entry.unit not in configured:
+                raise ValueError(
+                    f"a finite epsilon for unit {entry.unit!r} that the experiment does not configure"
+                )
+            if math.isfinite(entry.epsilon) and self.seeded_noise:
+                raise ValueError("seeded noise is not private: epsilon must be infinite")
+        spent = [item.epsilon for item in self.rounds if item.epsilon is not None]
+        if not self.is_private and any(math.isfinite(epsilon) for epsilon in spent):
+            raise ValueError("a finite epsilon after a round of a run that is not private")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_what_the_server_may_know(self) -> RunRecord:
+        known_to_nobody = {
+            "final.sites": self.final.sites,
+            "partition": self.partition,
+            "baselines": self.baselines != Baselines(),
+            "rounds.metrics": any(item.metrics for item in self.rounds),
+            "secure_aggregation.clipped_fraction": self.secure_aggregation.clipped_fraction is not None,
+        }
+        present = [key for key, value in known_to_nobody.items() if value]
+        if present and not self.is_simulation:
+            raise ValueError(f"only a simulation can know {', '.join(present)}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment."""
+        return str(self.experiment.get("name", "unnamed"))
+
+    @property
+    def is_simulation(self) -> bool:
+        """Whether one process held all sites' rows."""
+        return self.engine != "superlink"
+
+    @property
+    def is_private(self) -> bool:
+        """Whether some unit has a finite epsilon."""
+        return any(math.isfinite(entry.epsilon) for entry in self.privacy)
+
+    @property
+    def seeded_noise(self) -> bool:
+        """Whether the noise can be drawn again by anybody who knows the seed."""
+        return bool(self.experiment.get("insecure_seeded_noise", False))
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Labels of all sites, in the order of the partition or of first appearance."""
+        if self.partition:
+            return [site.label for site in self.partition]
+        return list(dict.fromkeys(label for item in self.rounds for label in item.cohort))

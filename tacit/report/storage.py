@@ -1,0 +1,77 @@
+"""Writes the files of a report, each of them whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tacit.errors import StorageError
+from tacit.report.record import RunRecord
+
+
+def write_json(record: RunRecord, path: Path) -> None:
+    """Writes report.json.
+
+    Guarantees:
+        The file holds no NaN and no Infinity.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    content = record.model_dump(mode="json")
+    write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def read_json(path: Path) -> RunRecord:
+    """Reads a report.json.
+
+    Raises:
+        StorageError: no such file, or not a record of this version.
+    """
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path}: cannot be read: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StorageError(f"{path}: not a run record: {where}: {first['msg']}") from None
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes a text file.
+
+    Guarantees:
+        After a crash at any moment `path` is the old file or the new one.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp gives 0600, which suits: an exact report is as confidential as its rows.
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is atomic but lasts only once the folder itself is on disk."""
+    if os.name == "nt":
+        return  # Windows does not open folders
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

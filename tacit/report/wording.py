@@ -1,0 +1,80 @@
+"""The fixed sentences of a privacy statement: neighbouring relations, trust, and what is not covered."""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, Context
+
+from tacit.report.record import PrivacyEntry, RunRecord, SecureSum, Unit
+
+RELATIONS: dict[Unit, str] = {
+    "record": "adding or removing one record (one row) of one site",
+    "client": "replacing everything one client contributes by nothing (zeros)",
+    "none": "none: no two inputs are promised to look alike",
+}
+
+PROTECTED: dict[Unit, str] = {
+    "record": "each single record (one row of one site's table)",
+    "client": "everything that a client has, as a whole",
+    "none": "nothing",
+}
+
+
+def trusted(unit: Unit, *, noise: str = "", secure: SecureSum | None = None) -> str:
+    """Who must be trusted for the promise to hold.
+
+    Args:
+        unit: unit of privacy.
+        noise: "distributed" or "central", for unit "client".
+        secure: how updates were added up.
+    """
+    if unit == "record":
+        return "nobody outside the site: each update is private before it leaves the site that made it"
+    if unit == "none":
+        return PrivacyEntry.nothing().trusted
+    if noise != "distributed" or secure is None or not secure.enabled:
+        return "the coordinating server: it sees each client's clipped update before the noise is added"
+    if secure.protocol == "preview" or secure.engine == "ideal":
+        return "the coordinating server and the clients, to follow the protocol"
+    return "no single party; at most the stated number of clients may collude with the coordinating server"
+
+
+def not_covered(unit: Unit, *, simulation: bool) -> tuple[str, ...]:
+    """What no promise of this unit is about; at least this much is in every statement."""
+    points = [
+        "Participation: who took part, and in which rounds, is visible to the coordinating server.",
+        "Poisoning: a participant may train on false data or send a false update.",
+        "Traffic analysis: times and sizes of messages are visible on the network.",
+        "The held-out test rows: they are in no training step, and figures computed on them are exact "
+        "unless they are listed as private.",
+        "What the model teaches about people in general: a finding that holds for the population can "
+        "be applied to somebody whose record was never used.",
+    ]
+    if unit == "record":
+        points.insert(
+            0,
+            "A person with several records: with r records the exposure is r times epsilon; delta grows too.",
+        )
+        points.append("Floating-point attacks: record-level noise is drawn in double precision, not exactly.")
+    if simulation:
+        points += [
+            "The pooled and local-only baselines: they are trained without privacy.",
+            "The exact figures of report.json and report.html: single sites (final.sites), the partition, "
+            "learning curves, clipped updates. They are as confidential as the rows.",
+            "Tuning: runs that were made before this one to choose its settings.",
+        ]
+    return tuple(points)
+
+
+def all_not_covered(record: RunRecord) -> tuple[str, ...]:
+    """The standard exclusions of every unit in the record, then those that the record adds."""
+    points = [p for e in record.privacy for p in not_covered(e.unit, simulation=record.is_simulation)]
+    points += [point for entry in record.privacy for point in entry.not_covered]
+    return tuple(dict.fromkeys(points))
+
+
+def upper(bound: float, digits: int = 4) -> str:
+    """A bound as text, rounded up, so that the page never claims more than was computed."""
+    if bound == float("inf"):
+        return "infinite"
+    rounded = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(bound)))
+    return f"{float(rounded):.{digits}g}"
