@@ -51,6 +51,14 @@ def test_equal_updates_give_themselves_whatever_the_weights():
         assert np.abs(mean.arrays[name] - one[0].delta[name]).max() < 5 * 5.0 / C_INT
 
 
+def test_a_small_weight_is_rounded_alike_in_numerator_and_denominator():
+    encoder = Encoder(Layout((("w", (1,)),)), clip=1.0, c_int=C_INT)
+    rng = np.random.default_rng(2)
+    one = LocalUpdate({"w": np.array([0.9])}, 10.4 / C_INT, {})  # of 10.4 units, 0.4 are lost
+    mean = encoder.decode(ideal_sum([encoder.encode(one, rng.random) for _ in range(400)]))
+    assert mean.arrays["w"][0] == pytest.approx(0.9, rel=0.01)
+
+
 def test_A12_metric_sums_are_exact_on_their_grid_and_no_metric_stands_alone():
     updates = [update(i, correct=c, loss=x) for i, (c, x) in enumerate([(300, 0.25), (0, 900.0), (17, 3.5)])]
     encoded = [ENCODER.encode(u, uniforms) for u in updates]

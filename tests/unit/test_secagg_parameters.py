@@ -1,0 +1,88 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tacit.errors import ConfigError
+from tacit.secagg import client as client_module
+from tacit.secagg import server as server_module
+from tacit.secagg.client import ClientMachine
+from tacit.secagg.contexts import Invitation
+from tacit.secagg.members import SERVER, Entry, Member
+from tacit.secagg.parameters import Rules
+from tacit.secagg.server import ServerMachine
+from tests.unit.secagg_round import C_INT, invite, reason_of
+
+
+def test_the_transition_tables_name_methods_and_reach_the_end():
+    for module, machine, first, last in (
+        (client_module, ClientMachine, "new", "unmasked"),
+        (server_module, ServerMachine, "keys", "done"),
+    ):
+        reached = {first}
+        for _ in module.TRANSITIONS:
+            reached |= {after for (phase, _), after in module.TRANSITIONS.items() if phase in reached}
+        assert last in reached
+        assert all(hasattr(machine, step) for _, step in module.TRANSITIONS)
+
+
+# n, c, D -> T, D_eff: the thresholds of the design.
+@pytest.mark.parametrize(
+    ("n", "c", "dropouts", "threshold", "effective"),
+    [
+        (3, 1, 0, 3, 0),
+        (3, 1, 2, 3, 0),
+        (4, 1, 1, 3, 1),
+        (5, 1, 1, 4, 1),
+        (10, 1, 0, 6, 0),
+        (100, 10, 20, 56, 20),
+        (100, 33, 50, 67, 33),
+        (200, 66, 66, 134, 66),
+    ],
+)
+def test_the_thresholds_follow_from_the_size_of_the_cohort(n, c, dropouts, threshold, effective):
+    parameters = Rules(c, dropouts, C_INT).parameters(n)
+    assert (parameters.threshold, parameters.max_dropouts, parameters.neighbours) == (
+        threshold,
+        effective,
+        n - 1,
+    )
+    assert parameters.share_threshold == threshold
+
+
+def test_a_cohort_without_two_honest_vectors_is_refused():
+    for n, c in ((2, 1), (3, 2), (1, 1), (0, 1), (5, 4)):
+        with pytest.raises(ConfigError):
+            Rules(c, 0, C_INT).parameters(n)
+    for bad in (
+        {"max_corrupt": 0},
+        {"max_dropouts": -1},
+        {"c_int": 0},
+        {"c_int": 2**25},
+        {"noise_multiplier": np.nan},
+    ):
+        with pytest.raises(ConfigError):
+            Rules(**{"max_corrupt": 1, "max_dropouts": 0, "c_int": C_INT, **bad})
+
+
+def test_the_test_switch_does_not_pass_the_wire():
+    pair = Rules(0, 0, C_INT, allow_no_corrupt=True)
+    assert pair.parameters(2).threshold == 2
+    assert reason_of(Invitation.decode, invite(rules=pair)[0].encode()) == "rules"
+    assert Invitation.decode(invite()[0].encode()) == invite()[0]
+
+
+def test_a_member_has_an_index_below_the_servers_and_a_label():
+    for index, label in ((-1, "a"), (SERVER, "a"), (0, ""), (0, "x" * 1025), (0, "\ud800")):
+        assert reason_of(Member, index, label) == "member"
+    assert Entry(Member(3, "x"), b"", b"", b"", 0, b"").index == 3
+
+
+def test_every_reason_code_is_in_the_protocol_page():
+    root = Path(__file__).parents[2]
+    source = "".join(path.read_text() for path in (root / "tacit" / "secagg").glob("*.py"))
+    codes = set(re.findall(r'(?:ProtocolError|Refused|__init__)\(\s*"([a-z-]+)"', source))
+    assert len(codes) > 20
+    page = (root / "docs" / "protocol.md").read_text()
+    assert not [code for code in sorted(codes) if f"`{code}`" not in page]
