@@ -1,0 +1,208 @@
+"""What one site has spent on one data set, over all runs, restarts and coordinators.
+
+A debit is on disk before it is answered, and what was debited stays spent, result or not. An old copy of the
+file is refused, because using it would spend the same budget twice: its own `.head` file and what peers
+remember (`witness`) show it.
+
+Guarantees:
+    When `debit` returns, its record is in the file and, if durable, on the disk.
+    What is spent never decreases, whatever crashes: a record cut short counts, charged like the dearest one.
+    A changed byte, a missing record and a second process at the same ledger are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tacit.errors import StorageError
+from tacit.privacy.accountant import Event, compose, epsilon_pld, epsilon_rdp, fits, grid
+from tacit.privacy.chain_file import ChainFile, Head
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One debit.
+
+    Attributes:
+        sequence: its number, from 1.
+        time: when, UTC, ISO 8601.
+        run: id of the run that asked.
+        round: round of that run.
+        attempt: which attempt at the round, from 1.
+        purpose: what was released: "training", "metrics", "statistics".
+        unit: unit of privacy of the run.
+        event: the release.
+        delta: of the plan that asked; information.
+        previous: hash of the entry before.
+        torn: hash of what cut-short writes had left before this entry; empty if nothing.
+        hash: SHA-256 of all of the above.
+    """
+
+    sequence: int
+    time: str
+    run: str
+    round: int
+    attempt: int
+    purpose: str
+    unit: str
+    event: Event
+    delta: float
+    previous: str
+    torn: str
+    hash: str
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Entry:
+        """The entry that a record describes; `ValueError` if it is none."""
+        if set(record) != {field.name for field in fields(cls)}:
+            raise ValueError("not the fields of a debit")
+        return cls(**{**record, "event": Event.from_dict(record["event"])})
+
+
+class Ledger:
+    """The ledger of one data set, open in one process. Made by `Ledger.open`."""
+
+    def __init__(self, file: ChainFile, entries: Iterable[Entry]) -> None:
+        self._file = file
+        self._entries = list(entries)
+        self._kinds = {entry.event for entry in self._entries}
+        self._composed = compose(*(entry.event for entry in self._entries))
+
+    @classmethod
+    def open(cls, path: Path, *, witness: tuple[int, str] | None = None, durable: bool = True) -> Ledger:
+        """Opens a ledger, or creates it, for this process alone.
+
+        Args:
+            path: the file; it must not be accessible to other users, nor its folder.
+            witness: the furthest head that a peer has seen.
+            durable: wait for the disk at each debit. False is for simulations.
+
+        Raises:
+            StorageError: in use, accessible to others, damaged, or behind its head or witness.
+        """
+        file, records = ChainFile.open(path, witness=witness, durable=durable)
+        try:
+            return cls(file, [Entry.of(record) for record in records])
+        except (TypeError, ValueError) as error:
+            file.close()
+            raise StorageError(f"{path}: not a ledger of this version of Tacit: {error}") from None
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the ledger free for other processes. Closing twice is allowed."""
+        self._file.close()
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All debits, oldest first."""
+        return tuple(self._entries)
+
+    @property
+    def num_torn(self) -> int:
+        """Debits that were cut short while they were written. They count as spent."""
+        return self._file.num_torn
+
+    @property
+    def head(self) -> Head:
+        """What a peer may remember as a witness: counter and hash."""
+        return self._file.head
+
+    def debit(
+        self,
+        run: str,
+        round: int,
+        attempt: int,
+        purpose: str,
+        unit: str,
+        event: Event,
+        *,
+        delta: float = 0.0,
+        cached: bool = False,
+    ) -> Entry:
+        """Writes down a release. Only after this may its first byte leave.
+
+        Args:
+            run, round, attempt, purpose, unit, event, delta: as in `Entry`.
+            cached: the release is the very bytes that were debited under the same run, round, attempt,
+                purpose and event before; sending them again tells nothing new, and that entry is returned.
+
+        Raises:
+            StorageError: it could not be written, or an earlier debit could not: what this process knows of
+                the file may be wrong, so the ledger has to be opened again.
+        """
+        key = (run, round, attempt, purpose, event)
+        if cached:
+            for entry in reversed(self._entries):
+                if (entry.run, entry.round, entry.attempt, entry.purpose, entry.event) == key:
+                    return entry
+        record = self._file.append(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "run": run,
+                "round": round,
+                "attempt": attempt,
+                "purpose": purpose,
+                "unit": unit,
+                "event": event.to_dict(),
+                "delta": delta,
+            }
+        )
+        self._entries.append(Entry.of(record))
+        self._kinds.add(event)
+        self._composed = compose(*self._composed, event)
+        return self._entries[-1]
+
+    def spent(self, delta: float) -> float:
+        """Epsilon of everything in the ledger, at `delta`, by Renyi DP."""
+        return epsilon_rdp(self._charged((), delta), delta)
+
+    def spent_by_run(self, run: str, delta: float) -> float:
+        """Epsilon of one run's debits, at `delta`, by privacy loss distributions: the run's own figure."""
+        events = [entry.event for entry in self._entries if entry.run == run]
+        return epsilon_pld(events, delta, grid(epsilon_rdp(events, delta)))
+
+    def would_exceed(
+        self, event: Event | Iterable[Event], ceiling: float, delta: float, *, run: str = ""
+    ) -> bool:
+        """Whether one more release would take the data set over its ceiling.
+
+        Args:
+            event: the release, or several that belong together.
+            ceiling: the data set's epsilon.
+            delta: the data set's delta.
+            run: the run that asks. While the ledger has no other, its events were fixed before the first of
+                them and the tighter figure of privacy loss distributions admits them too.
+
+        Guarantees:
+            Releases admitted by this are (ceiling, delta)-DP together, even when each was chosen after seeing
+            the ones before. If what the first run released decided whether it used up the tighter figure or a
+            second run began, each of the two cases has its own delta: (ceiling, 2 delta).
+        """
+        events = (event,) if isinstance(event, Event) else tuple(event)
+        charged = self._charged(events, delta)
+        if fits(charged, ceiling, delta):
+            return False
+        if not run or any(entry.run != run for entry in self._entries):
+            return True
+        return all(epsilon_pld(charged, delta, width * grid(ceiling)) > ceiling for width in (10, 1))
+
+    def _charged(self, more: tuple[Event, ...], delta: float) -> tuple[Event, ...]:
+        """The composition of the ledger and `more`, each debit cut short charged like the dearest of them."""
+        events = self._composed + more
+        kinds = self._kinds.union(more)
+        if self.num_torn and kinds:
+            dearest = max(kinds, key=lambda event: epsilon_rdp(event, delta))
+            events += (dearest.repeated(self.num_torn),)
+        return compose(*events)

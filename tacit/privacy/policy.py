@@ -1,0 +1,134 @@
+"""What a site allows, in its own words: `policy.toml` beside its data, never sent by anybody.
+
+Guarantees:
+    A policy only tightens: each field can refuse an experiment, and none changes one.
+    An experiment that a policy refuses is refused by every stricter policy too.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from tacit.config import Count, Experiment, Positive
+from tacit.data.schema import Frozen, Schema
+from tacit.errors import ConfigError, Refused
+
+
+class SitePolicy(Frozen):
+    """The policy of one data set of one site.
+
+    Attributes:
+        data_set: id of the data set, and the name of its ledger. It survives changes of the file; a new id is
+            for data that share no record with the old.
+        epsilon_ceiling: the most that may ever be spent on the data set. `inf` allows training without any
+            privacy guarantee, too.
+        delta: the delta of that ceiling, below one over the number of records; no run may ask for more.
+        min_honest: fewest vectors of honest clients in a sum that this site's update goes into.
+        require_secure_aggregation: refuse an experiment without it.
+        allow_single_updates: let the server see this site's update by itself, when secure aggregation is off.
+        allowed_tasks: the kinds of task whose code this site has read and installed.
+        max_rounds_per_hour: rounds of training that this site answers within an hour.
+        max_model_parameters: largest model.
+        max_update_norm: largest Euclidean norm of an update, `secure_aggregation.update_clip`.
+    """
+
+    data_set: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    epsilon_ceiling: Annotated[float, Field(gt=0, allow_inf_nan=True)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    min_honest: Annotated[int, Field(ge=2)] = 2
+    require_secure_aggregation: bool = True
+    allow_single_updates: bool = False
+    allowed_tasks: Annotated[tuple[str, ...], Field(strict=False)] = ("tabular",)
+    max_rounds_per_hour: Count = 3600
+    max_model_parameters: Count = 10_000_000
+    max_update_norm: Positive = 100.0
+
+    @classmethod
+    def load(cls, path: Path) -> SitePolicy:
+        """Reads a policy file.
+
+        Raises:
+            ConfigError: one line that names the file and the key.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", source=path) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"not valid TOML: {error}", source=path) from None
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+            raise ConfigError(message, source=path, key=key) from None
+
+    def check(self, experiment: Experiment) -> None:
+        """Whether this site takes part in an experiment. What it has spent already is the ledger's to say.
+
+        Raises:
+            Refused: with a reason code: "task", "secure-aggregation", "single-update", "cohort",
+                "update-norm", "model-size", "not-private", "budget" or "delta".
+        """
+        if experiment.task.kind not in self.allowed_tasks:
+            raise Refused("task", f"{experiment.task.kind!r} is not among the allowed tasks")
+        self._check_aggregation(experiment)
+        self._check_privacy(experiment)
+        columns = experiment.data.columns
+        if experiment.task.kind == "tabular" and columns is not None:
+            self.check_model(_num_parameters(experiment, columns))
+
+    def check_model(self, num_parameters: int) -> None:
+        """Whether a model of this size is trained here. For each model received, too.
+
+        Raises:
+            Refused: "model-size".
+        """
+        if num_parameters > self.max_model_parameters:
+            raise Refused(
+                "model-size", f"{num_parameters} parameters; at most {self.max_model_parameters} are allowed"
+            )
+
+    def _check_aggregation(self, experiment: Experiment) -> None:
+        secure = experiment.secure_aggregation
+        if not secure.enabled or secure.engine != "protocol":
+            if self.require_secure_aggregation:
+                raise Refused("secure-aggregation", "this site requires it")
+            if not self.allow_single_updates:
+                raise Refused(
+                    "single-update", "without secure aggregation the server sees this site's update"
+                )
+            return
+        honest = experiment.cohort_size - secure.max_dropouts - secure.max_corrupt
+        if honest < self.min_honest:
+            raise Refused(
+                "cohort", f"{honest} honest clients are sure; at least {self.min_honest} are required"
+            )
+        if secure.update_clip > self.max_update_norm:
+            raise Refused(
+                "update-norm", f"update_clip = {secure.update_clip:g} is above {self.max_update_norm:g}"
+            )
+
+    def _check_privacy(self, experiment: Experiment) -> None:
+        budgets = [
+            budget for budget in (experiment.privacy.record, experiment.privacy.client) if budget is not None
+        ]
+        if not budgets and self.epsilon_ceiling != float("inf"):
+            raise Refused("not-private", "the experiment gives no privacy guarantee")
+        for budget in budgets:
+            if budget.epsilon > self.epsilon_ceiling:
+                raise Refused("budget", f"epsilon = {budget.epsilon:g} is above {self.epsilon_ceiling:g}")
+            if budget.delta > self.delta:
+                raise Refused("delta", f"delta = {budget.delta:g} is above {self.delta:g}")
+
+
+def _num_parameters(experiment: Experiment, columns: Schema) -> int:
+    """Weights and biases of the built-in models for these columns."""
+    model = experiment.task.model
+    hidden = model.hidden if model.name == "mlp" else ()
+    widths = (len(columns.feature_names), *hidden, len(columns.classes))
+    return sum((before + 1) * after for before, after in pairwise(widths))
