@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from tacit.config import Count, Experiment, Positive
 from tacit.data.schema import Frozen, Schema
@@ -20,26 +20,27 @@ from tacit.errors import ConfigError, Refused
 
 
 class SitePolicy(Frozen):
-    """The policy of one data set of one site.
+    """The policy of one data set of one site. Without a file, the defaults stand.
 
     Attributes:
         data_set: id of the data set, and the name of its ledger. It survives changes of the file; a new id is
             for data that share no record with the old.
-        epsilon_ceiling: the most that may ever be spent on the data set. `inf` allows training without any
-            privacy guarantee, too.
+        epsilon_ceiling: the most that may ever be spent on the data set; with one, a run without privacy is
+            refused. None = no ceiling.
         delta: the delta of that ceiling, below one over the number of records; no run may ask for more.
         min_honest: fewest vectors of honest clients in a sum that this site's update goes into.
         require_secure_aggregation: refuse an experiment without it.
         allow_single_updates: let the server see this site's update by itself, when secure aggregation is off.
-        allowed_tasks: the kinds of task whose code this site has read and installed.
+        allowed_tasks: the kinds of task whose code this site has read and installed. A kind names Python code
+            that is called with options from the experiment, so anything else stays refused.
         max_rounds_per_hour: rounds of training that this site answers within an hour.
         max_model_parameters: largest model.
         max_update_norm: largest Euclidean norm of an update, `secure_aggregation.update_clip`.
     """
 
-    data_set: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    epsilon_ceiling: Annotated[float, Field(gt=0, allow_inf_nan=True)]
-    delta: Annotated[float, Field(gt=0, lt=1)]
+    data_set: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")] = ""
+    epsilon_ceiling: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     min_honest: Annotated[int, Field(ge=2)] = 2
     require_secure_aggregation: bool = True
     allow_single_updates: bool = False
@@ -47,6 +48,12 @@ class SitePolicy(Frozen):
     max_rounds_per_hour: Count = 3600
     max_model_parameters: Count = 10_000_000
     max_update_norm: Positive = 100.0
+
+    @model_validator(mode="after")
+    def _ceiling_has_delta(self) -> SitePolicy:
+        if self.epsilon_ceiling is not None and self.delta is None:
+            raise ValueError("epsilon_ceiling needs delta, below one over the number of records")
+        return self
 
     @classmethod
     def load(cls, path: Path) -> SitePolicy:
@@ -64,7 +71,8 @@ class SitePolicy(Frozen):
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in problem["loc"])
-            message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+            unknown = problem["type"] == "extra_forbidden"
+            message = "unknown key" if unknown else problem["msg"].removeprefix("Value error, ")
             raise ConfigError(message, source=path, key=key) from None
 
     def check(self, experiment: Experiment) -> None:
@@ -117,12 +125,12 @@ class SitePolicy(Frozen):
         budgets = [
             budget for budget in (experiment.privacy.record, experiment.privacy.client) if budget is not None
         ]
-        if not budgets and self.epsilon_ceiling != float("inf"):
+        if not budgets and self.epsilon_ceiling is not None:
             raise Refused("not-private", "the experiment gives no privacy guarantee")
         for budget in budgets:
-            if budget.epsilon > self.epsilon_ceiling:
+            if self.epsilon_ceiling is not None and budget.epsilon > self.epsilon_ceiling:
                 raise Refused("budget", f"epsilon = {budget.epsilon:g} is above {self.epsilon_ceiling:g}")
-            if budget.delta > self.delta:
+            if self.delta is not None and budget.delta > self.delta:
                 raise Refused("delta", f"delta = {budget.delta:g} is above {self.delta:g}")
 
 
