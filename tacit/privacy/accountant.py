@@ -82,7 +82,7 @@ class Event:
             event = cls(**fields)
         except TypeError as error:
             raise ValueError(f"not an event: {error}") from None
-        if not isinstance(event.steps, int) or event.to_dict() != dict(fields):
+        if type(event.steps) is not int or event.to_dict() != dict(fields):
             raise ValueError("not an event in canonical form")
         return event
 

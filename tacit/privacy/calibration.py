@@ -25,7 +25,7 @@ def calibrate(releases: Callable[[float], tuple[Event, ...]], epsilon: float, de
         return _log(epsilon_pld(releases(math.exp(log_noise)), delta, interval))
 
     wanted = _log((1 - _TOLERANCE / 2) * epsilon)
-    x = _root(lambda x: log_cost(x, 10 * fine) - _log(epsilon))
+    x = _root(lambda x: log_cost(x, 10 * fine) - _log(epsilon), start=4.0 * max(1.0, 1 / epsilon))
     y = log_cost(x, fine)
     slope = -1.0
     for _ in range(5):
@@ -41,7 +41,7 @@ def calibrate(releases: Callable[[float], tuple[Event, ...]], epsilon: float, de
     return math.exp(x)
 
 
-def _root(excess: Callable[[float], float]) -> float:
+def _root(excess: Callable[[float], float], start: float) -> float:
     """Where a falling function of the logarithm of the noise multiplier is zero.
 
     Raises:
@@ -50,7 +50,7 @@ def _root(excess: Callable[[float], float]) -> float:
     from scipy.optimize import brentq
 
     # From above: little noise has losses over a wide range, and they take long to compute.
-    high = math.log(4.0)
+    high = math.log(start)
     while excess(high) > 0:
         high += math.log(2.0)
         if high > math.log(_MAX_NOISE):
