@@ -1,0 +1,1 @@
+"""One participant: the only place where local data and secrets are in use."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(
     experiment: Annotated[Path | None, typer.Argument(help="The experiment's TOML file.")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder for checkpoints, ledger and results.")] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 = a free one.")] = 8000,
     clients: Annotated[int, typer.Option(min=0, help="Sites to wait for; 0 = as the experiment says.")] = 0,
     insecure_loopback: Annotated[
         bool, typer.Option("--insecure-loopback", help="Rehearse on this one machine, without TLS.")
@@ -45,7 +45,7 @@ def serve(experiment: Experiment, state: Path, *, port: int, num_clients: int) -
     Args:
         experiment: what to run.
         state: the server's state directory; made when missing.
-        port: on 127.0.0.1, which is the only address it listens on.
+        port: on 127.0.0.1, which is the only address it listens on; 0 = a free one.
         num_clients: nodes to wait for before the run starts; 0 = as many as the experiment declares.
 
     Raises:

@@ -120,9 +120,8 @@ def num_online_nodes(link: SuperLink) -> int:
 
 def log_tail(link: SuperLink, run_id: int, lines: int = LOG_LINES) -> str:
     """The last lines that the `ServerApp` (in simulation, the clients too) has logged."""
-    command = ["flwr", "log", str(run_id), CONNECTION, "--show"]
-    done = subprocess.run(command, env=link.environment, capture_output=True, text=True, check=False)
-    return "\n".join(click.unstyle(done.stdout).splitlines()[-lines:])
+    text = _command(link, "log", str(run_id), CONNECTION, "--show").stdout
+    return "\n".join(click.unstyle(text).splitlines()[-lines:])
 
 
 def _has_result(link: SuperLink, run_id: int, state: Path) -> bool:
@@ -145,8 +144,7 @@ def _check_alive(link: SuperLink, run_id: int, state: Path) -> None:
 
 def _flwr(link: SuperLink, *arguments: str) -> dict[str, Any]:
     """Runs one `flwr` command and returns its answer."""
-    command = ["flwr", *arguments, "--format", "json"]
-    done = subprocess.run(command, env=link.environment, capture_output=True, text=True, check=False)
+    done = _command(link, *arguments, "--format", "json")
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -155,3 +153,15 @@ def _flwr(link: SuperLink, *arguments: str) -> dict[str, Any]:
         link.check()
         raise RunFailed(f"flwr {arguments[0]}: {str(answer.get('error-message', '')).strip()}")
     return answer
+
+
+def _command(link: SuperLink, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["flwr", *arguments],
+        env=link.environment,
+        cwd=link.home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

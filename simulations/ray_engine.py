@@ -2,7 +2,8 @@
 
 Flower's supported way in 1.41 is a SuperLink in simulation mode and `flwr run`; each simulated site is a
 virtual node whose `partition-id` is the name of its folder. With `RAY_ADDRESS` set the sites run on that
-cluster, which must see the same paths; without it a Ray of our own is started and ended with the run.
+cluster, which must see the same paths; without it a Ray of our own is started and ended with the run. It asks
+the metadata services of three clouds whether it runs there, and has no setting against that.
 """
 
 from __future__ import annotations

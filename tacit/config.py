@@ -39,7 +39,7 @@ class Task(Frozen):
 
     kind: str = "tabular"
     model: Model = Model()
-    options: dict[str, str | int | float | bool] = {}
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _known(self) -> Task:
@@ -61,7 +61,9 @@ class Data(Frozen):
         schema: the columns; empty = the source's own, or inferred from the file (not in a private run).
     """
 
-    source: Literal["breast_cancer", "heart_disease", "credit_default", "csv", "parquet", "task"] = "breast_cancer"
+    source: Literal["breast_cancer", "heart_disease", "credit_default", "csv", "parquet", "task"] = (
+        "breast_cancer"
+    )
     path: str = ""
     dir: str = ""
     split_seed: int = 42
@@ -215,7 +217,9 @@ class SecureAggregation(Frozen):
                 f"max_dropouts = {d}: only {n - d} of {n} clients are sure to remain, the threshold is {threshold}"
             )
         if n - d - c < 2:
-            raise ValueError(f"max_corrupt + max_dropouts = {c + d} leaves fewer than 2 honest of {n} clients")
+            raise ValueError(
+                f"max_corrupt + max_dropouts = {c + d} leaves fewer than 2 honest of {n} clients"
+            )
 
 
 class Evaluation(Frozen):
@@ -340,7 +344,9 @@ class Experiment(Frozen):
         """A copy with some tables replaced, validated again."""
         merged = self.model_dump(mode="python", by_alias=True, exclude_none=True)
         for name, table in tables.items():
-            merged[name] = table.model_dump(by_alias=True, exclude_none=True) if isinstance(table, Frozen) else table
+            merged[name] = (
+                table.model_dump(by_alias=True, exclude_none=True) if isinstance(table, Frozen) else table
+            )
         return parse(merged, source="")
 
 

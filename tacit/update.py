@@ -75,9 +75,7 @@ class Layout:
         """The named arrays of a model block of shape (model_size,)."""
         ends = np.cumsum([prod(shape) for _, shape in self.arrays])[:-1]
         blocks = np.split(vector, ends) if self.arrays else []
-        return {
-            name: block.reshape(shape) for (name, shape), block in zip(self.arrays, blocks, strict=True)
-        }
+        return {name: block.reshape(shape) for (name, shape), block in zip(self.arrays, blocks, strict=True)}
 
 
 @dataclass(frozen=True, repr=False)

@@ -104,6 +104,22 @@ def test_ending_a_group_ends_even_those_who_ignore_the_request() -> None:
     assert not any(_runs(pid) for pid in pids)
 
 
+def test_a_node_that_is_gone_leaves_none_of_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.cli, "STOP_SECONDS", 0.2)
+    leader = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN.replace("os.fork()", "os.fork() and os._exit(0)")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert leader.stdout is not None
+    with leader.stdout:
+        rest = int(leader.stdout.readline())
+    leader.wait()
+    client.cli._end_rest(leader.pid)
+    assert not _runs(rest)
+
+
 def test_ending_a_group_gives_time_to_end_well() -> None:
     leader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     start = time.monotonic()

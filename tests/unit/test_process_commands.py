@@ -31,13 +31,13 @@ def _refusal(command: object, *arguments: str) -> ConfigError:
     [
         (server.cli.command, [], LATER),
         (client.cli.command, [], LATER),
-        (client.cli.command, ["--site", "/"], LATER),
+        (client.cli.command, ["--site", "/proc"], LATER),
         (server.cli.command, ["--insecure-loopback"], "both are needed"),
         (client.cli.command, ["--insecure-loopback"], "is needed: this site's folder"),
         (client.cli.command, ["--insecure-loopback", "--site", "/no/such/folder"], "is not a folder"),
         (
             client.cli.command,
-            ["--insecure-loopback", "--site", "/", "--superlink", "192.0.2.1:8000"],
+            ["--insecure-loopback", "--site", "/proc", "--superlink", "192.0.2.1:8000"],
             "192.0.2.1 is another machine",
         ),
     ],

@@ -1,0 +1,159 @@
+"""One site in one run: what it trains, what it may release, and what it has paid.
+
+    guard -> train -> constrain and encode -> (debit) -> mask
+
+Handlers in `client/app.py` call these steps in this order; a simulation that trains a whole cohort at once calls the
+same methods.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from client import guard
+from client.evaluation import metric_sums
+from client.sessions import FolderSessions, MemorySessions, Sessions
+from client.site import Site
+from client.training import LocalTrainer
+from tacit import config
+from tacit.config import Experiment
+from tacit.encoding import encoder_of
+from tacit.errors import Refused
+from tacit.privacy.noise import Keys, SeededKeys, Stream, SystemKeys
+from tacit.privacy.plan import PrivacyPlan
+from tacit.secagg.encoder import Encoder
+from tacit.secagg.members import Member
+from tacit.tasks import Records, Task, load_task
+from tacit.tasks.weights import Arrays, load_arrays
+from tacit.update import EncodedUpdate, LocalUpdate
+
+
+class Run:
+    """What all sites of a run share within one process: experiment, plan, task and the model wrapped for training."""
+
+    def __init__(self, text: str) -> None:
+        self.experiment: Experiment = config.loads(text, source="experiment")
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        self.plan = PrivacyPlan.of(self.experiment)
+        self.task: Task = load_task(self.experiment)
+        self.trainer = LocalTrainer(self.task, self.plan, self.experiment)
+        self.members = tuple(Member(i, s.label) for i, s in enumerate(self.experiment.federation.sites))
+        self.keys = keys_for(self.experiment, self.plan)
+
+    def encoder(self, arrays: Arrays) -> Encoder:
+        """The public encoding of this run's updates."""
+        return encoder_of(self.experiment, self.plan, self.task, arrays)
+
+
+def keys_for(experiment: Experiment, plan: PrivacyPlan) -> Keys:
+    """The operating system's keys; seeded ones where nothing is private, or where the user asked for that.
+
+    Guarantees:
+        `--seed` never touches the noise or the Poisson draws of a private run.
+    """
+    if plan.unit == "none" or experiment.insecure_seeded_noise:
+        return SeededKeys(experiment.seed)
+    return SystemKeys()
+
+
+class Participant:
+    """One site's part in one run.
+
+    Args:
+        run: shared by all participants of a process.
+        site: this site's folder.
+        sessions: where a round's secrets wait for the next message.
+    """
+
+    def __init__(self, run: Run, site: Site, sessions: Sessions) -> None:
+        self.run, self.site, self.sessions = run, site, sessions
+        labels = [member.label for member in run.members]
+        if site.label not in labels:
+            raise Refused("not-a-member", f"the experiment declares no site {site.label!r}")
+        self.member = run.members[labels.index(site.label)]
+        self._records: dict[str, Records] = {}
+        self.num_updates = self.num_clipped = 0  # stay at the site
+
+    @property
+    def declared_rows(self) -> int:
+        """The size that this site declared."""
+        return self.run.experiment.federation.sites[self.member.index].rows
+
+    @property
+    def weight(self) -> float:
+        """This site's public aggregation weight, in (0, 1]: 1, or its declared size over the largest one."""
+        if self.run.experiment.strategy.weights == "equal":
+            return 1.0
+        return self.declared_rows / max(site.rows for site in self.run.experiment.federation.sites)
+
+    def records(self, split: str) -> Records:
+        """This site's records; read once."""
+        if split not in self._records:
+            self._records[split] = self.run.task.read(self.site.data, split)
+        return self._records[split]
+
+    def guard(self, run_id: str, round_number: int, arrays: Arrays) -> None:
+        """Raises `Refused` unless policy and ledger allow one more release in this run."""
+        guard.check(self.run, self.site, run_id, round_number, arrays)
+
+    def update(self, round_number: int, arrays: Arrays) -> LocalUpdate:
+        """Trains from the global model; metric sums of that model come along where the plan pays for them."""
+        run = self.run
+        delta = run.trainer.train(
+            arrays,
+            self.records("train"),
+            declared_rows=self.declared_rows,
+            round_number=round_number,
+            keys=run.keys,
+            site=self.site.label,
+        )
+        return LocalUpdate(delta, self.weight, self._metrics(round_number, arrays))
+
+    def encode(self, round_number: int, arrays: Arrays, update: LocalUpdate) -> EncodedUpdate:
+        """Clips to the public update norm and rounds to integers; rounding follows the seed."""
+        seeded = SeededKeys(self.run.experiment.seed)
+        rounding = Stream(seeded.key("rounding", self.site.label, round_number))
+        encoded = self.run.encoder(arrays).encode(update, rounding.uniform)
+        self.num_updates += 1
+        self.num_clipped += encoded.clipped
+        return encoded
+
+    def debit(self, run_id: str, round_number: int, attempt: int) -> None:
+        """Enters one round's releases in the ledger; returns when they are on disk.
+
+        Guarantees:
+            The ledger is written and fsynced before the first byte of an update leaves.
+        """
+        plan = self.run.plan
+        if plan.unit == "none":
+            return
+        with self.site.ledger() as ledger:
+            releases = {"training": plan.round_event(), "metrics": plan.metrics_event()}
+            for purpose, event in releases.items():
+                if event is not None:
+                    ledger.debit(run_id, round_number, attempt, purpose, plan.unit, event, delta=plan.delta)
+
+    def _metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
+        run, noise = self.run, self.run.plan.metrics_noise_multiplier
+        if noise is None:
+            return {}
+        load_arrays(run.trainer.model, arrays)
+        stream = Stream(run.keys.key("metrics", self.site.label, round_number))
+        sums = metric_sums(run.trainer.model, run.task, self.records("test"), noise, stream)
+        ranges = run.encoder(arrays).metrics
+        return {name: ranges[name].cut(value) for name, value in sums.items()}
+
+
+@lru_cache(maxsize=4)
+def run_of(text: str) -> Run:
+    """The run that this experiment text describes."""
+    return Run(text)
+
+
+@lru_cache(maxsize=4096)
+def participant_of(text: str, folder: Path, keep_in_memory: bool) -> Participant:
+    """The participant of one site folder in one run; records and wrapped model are kept for the next message."""
+    sessions = MemorySessions() if keep_in_memory else FolderSessions(folder)
+    return Participant(run_of(text), Site.open(folder), sessions)

@@ -1,0 +1,88 @@
+"""A single update in the clear, and the one place that makes bytes of it.
+
+It leaves only where the site's own policy says `allow_single_updates = true`: in a simulation without secure
+aggregation or with the ideal sum, or where the server is trusted. The privacy statement then says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from client.participant import Participant
+from tacit.errors import ProtocolError, Refused
+from tacit.tasks.weights import Arrays
+from tacit.update import EncodedUpdate, LocalUpdate
+
+
+@dataclass(frozen=True)
+class ClippedUpdate:
+    """One client's update, visible to whoever receives it.
+
+    Guarantees:
+        It cannot be made at a site whose policy does not allow single updates.
+    """
+
+    arrays: dict[str, NDArray[np.float32]]
+    weight: float
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, participant: Participant, arrays: Arrays, update: LocalUpdate) -> ClippedUpdate:
+        """The new local model: received plus delta."""
+        require_permission(participant)
+        model = {name: arrays[name] + update.delta[name].astype(np.float32) for name in arrays}
+        return cls(model, update.weight, dict(update.metrics))
+
+    def to_records(self) -> RecordDict:
+        """As Flower's strategies expect it: arrays, and metrics with the weight."""
+        metrics = {"num-examples": self.weight, **self.metrics}
+        return RecordDict(
+            {
+                "arrays": ArrayRecord({name: Array(a) for name, a in self.arrays.items()}),
+                "metrics": MetricRecord(dict(metrics)),
+            }
+        )
+
+
+def require_permission(participant: Participant) -> None:
+    """Raises `Refused` unless the site's own policy allows single updates."""
+    if not participant.site.policy.allow_single_updates:
+        raise Refused("single-update", "policy.toml does not say allow_single_updates = true")
+
+
+def update(participant: Participant, fields: ConfigRecord, arrays: Arrays) -> RecordDict:
+    """Guard, train, debit, send: the whole round of one client without a secure sum."""
+    require_permission(participant)
+    run_id, round_number = ids(fields)
+    participant.guard(run_id, round_number, arrays)
+    local = participant.update(round_number, arrays)
+    participant.debit(run_id, round_number, attempt=1)
+    return ClippedUpdate.of(participant, arrays, local).to_records()
+
+
+def encoded(participant: Participant, fields: ConfigRecord, arrays: Arrays) -> RecordDict:
+    """The same with the secure sum's encoding: what the ideal functionality adds up."""
+    require_permission(participant)
+    vector = contribution(participant, *ids(fields), arrays)
+    record = ArrayRecord({"values": Array(vector.values)})
+    return RecordDict({"encoded": record, "tacit": ConfigRecord({"clipped": vector.clipped})})
+
+
+def contribution(participant: Participant, run_id: str, round_number: int, arrays: Arrays) -> EncodedUpdate:
+    """Guard, train, encode, debit: one client's vector. The caller is the ideal sum."""
+    participant.guard(run_id, round_number, arrays)
+    vector = participant.encode(round_number, arrays, participant.update(round_number, arrays))
+    participant.debit(run_id, round_number, attempt=1)
+    return vector
+
+
+def ids(fields: ConfigRecord) -> tuple[str, int]:
+    """Tacit's run id and the round number of a message."""
+    run_id, round_number = fields.get("run"), fields.get("round")
+    if not isinstance(run_id, str) or not isinstance(round_number, int):
+        raise ProtocolError("fields", "the message names no run or round")
+    return run_id, round_number

@@ -1,0 +1,95 @@
+"""How an update leaves a site under the secure sum: guard, train, encode, keys (M0); debit, mask (M2); unmask (M4)."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+
+from client.participant import Participant
+from client.sessions import Session
+from tacit.errors import ProtocolError
+from tacit.secagg.client import ClientMachine
+from tacit.secagg.contexts import Invitation, model_digest, roster_digest, text_digest
+from tacit.secagg.parameters import Rules
+from tacit.tasks.weights import Arrays
+
+
+def setup(participant: Participant, request: bytes, arrays: Arrays) -> bytes:
+    """M0: checks the invitation against what this site computes itself, trains, and answers with fresh keys.
+
+    Training happens here, so that a client that vanishes while it trains costs the round nothing.
+    """
+    invitation = checked(participant, Invitation.decode(request), arrays)
+    session = participant.sessions.load()
+    if session is None or not _same_model(session, invitation):
+        participant.guard(invitation.run, invitation.round, arrays)
+        update = participant.update(invitation.round, arrays)
+        encoded = participant.encode(invitation.round, arrays, update)
+        machine = ClientMachine(participant.member, secrets.token_bytes)
+        session = Session(invitation.run, invitation.round, invitation.model, encoded, machine)
+    elif session.machine.answered("setup", invitation.encode()) is None:
+        # A later attempt on the same model: the finished update is sent again unchanged, under new masks.
+        session.machine = ClientMachine(participant.member, secrets.token_bytes)
+    answer = session.machine.setup(invitation)
+    participant.sessions.save(session)
+    return answer
+
+
+def mask(participant: Participant, request: bytes) -> bytes:
+    """M2: debits this round's releases, then lets the masked vector out. From its first byte on it is spent."""
+    session = current(participant)
+    stored = session.machine.answered("mask", request)
+    if stored is not None:
+        return stored
+    session.machine.cohort(request)  # refuses before anything is spent
+    if not session.debited:
+        participant.debit(session.run, session.round, attempt=1)
+        session.debited = True
+    answer = session.machine.mask(request, session.encoded)
+    participant.sessions.save(session)
+    return answer
+
+
+def unmask(participant: Participant, request: bytes) -> bytes:
+    """M4: the seed of this client's own mask."""
+    session = current(participant)
+    answer = session.machine.unmask(request)
+    participant.sessions.save(session)
+    return answer
+
+
+def checked(participant: Participant, invitation: Invitation, arrays: Arrays) -> Invitation:
+    """The invitation as this site computes it; its masks cancel only with peers that computed the same.
+
+    Raises:
+        ProtocolError: the server's own figures differ.
+    """
+    run = participant.run
+    encoder = run.encoder(arrays)
+    own = replace(
+        invitation,
+        roster=roster_digest(run.members),
+        model=model_digest(arrays),
+        config=text_digest(run.experiment.to_toml()),
+        length=encoder.layout.size,
+        rules=Rules.of(run.experiment.secure_aggregation),
+    )
+    if own.encode() != invitation.encode():
+        raise ProtocolError("context", "the invitation is for another model, experiment or roster")
+    return own
+
+
+def current(participant: Participant) -> Session:
+    """The session in progress; `ProtocolError` when there is none."""
+    session = participant.sessions.load()
+    if session is None:
+        raise ProtocolError("phase", "this client has not been invited")
+    return session
+
+
+def _same_model(session: Session, invitation: Invitation) -> bool:
+    return (session.run, session.round, session.model) == (
+        invitation.run,
+        invitation.round,
+        invitation.model,
+    )

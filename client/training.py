@@ -1,0 +1,164 @@
+"""Local training at one site: Poisson-sampled steps, clipped per record and noised where the plan says so.
+
+One path serves private and non-private runs. The plan decides whether a step's gradient sum is clipped and noised
+(`PrivateGradients`, through Opacus) or taken as it is (`PlainGradients`).
+
+Guarantees:
+    The sampling rate, the number of steps and the normaliser come from the plan and the declared size; none of
+    them changes when a record is added.
+    Noise and, in a private run, Poisson draws come from keys of the operating system; no seed of torch, NumPy or
+    `random` changes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tacit.config import Experiment, Training
+from tacit.errors import ConfigError
+from tacit.privacy.noise import Keys, Stream
+from tacit.privacy.plan import PrivacyPlan
+from tacit.tasks import Records, Task
+from tacit.tasks.weights import Arrays, build_model, load_arrays, read_arrays
+
+
+class Gradients(Protocol):
+    """Fills `.grad` of every parameter with one step's gradient, divided by the public normaliser."""
+
+    def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
+        """One step's gradient for a batch that may be empty."""
+        ...
+
+
+@dataclass
+class PlainGradients:
+    """The gradient sum of the batch over the normaliser, unclipped and without noise."""
+
+    model: nn.Module
+    task: Task
+
+    def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
+        """See `Gradients`."""
+        self.model.zero_grad(set_to_none=False)
+        if batch.num_rows:
+            loss = self.task.loss(self.model(batch.features), batch.targets).sum()
+            (loss / normaliser).backward()  # type: ignore[no-untyped-call]
+
+
+class LocalTrainer:
+    """A model wrapped once per run; each call of `train` loads weights and runs one round's steps.
+
+    Args:
+        task: what is trained.
+        plan: clipping, noise, sampling and number of steps.
+        experiment: optimiser and schedule.
+    """
+
+    def __init__(self, task: Task, plan: PrivacyPlan, experiment: Experiment) -> None:
+        self.task, self.plan, self.settings = task, plan, experiment.training
+        self.proximal_mu = experiment.strategy.proximal_mu
+        self.device = pick_device(experiment.device)
+        self.model = build_model(task, private=plan.max_grad_norm is not None).to(self.device)
+        self.gradients = self._gradients()
+
+    def _gradients(self) -> Gradients:
+        if self.plan.max_grad_norm is None:
+            return PlainGradients(self.model, self.task)
+        from client.private_gradients import PrivateGradients
+
+        return PrivateGradients(self.model, self.task, self.plan.max_grad_norm, self.plan.noise_multiplier)
+
+    def train(
+        self,
+        arrays: Arrays,
+        records: Records,
+        *,
+        declared_rows: int,
+        round_number: int,
+        keys: Keys,
+        site: str,
+    ) -> dict[str, NDArray[np.float32]]:
+        """One round of local steps from `arrays`; returns trained minus received, per array.
+
+        Args:
+            arrays: the global model.
+            records: this site's training records (any number, none included).
+            declared_rows: the size that the site declared; with q it makes the normaliser.
+            round_number: from 1; the learning-rate schedule reads it.
+            keys: where Poisson draws and noise come from.
+            site: label of the site, part of the key's index.
+        """
+        load_arrays(self.model, arrays)
+        self.model.train()
+        records = Records(records.features.to(self.device), records.targets.to(self.device))
+        start = [p.detach().clone() for p in self._parameters()]
+        optimizer = self._optimizer(round_number)
+        normaliser = self.plan.sampling_rate * declared_rows
+        for step in range(self.plan.steps_per_round):
+            sampling = Stream(keys.key("poisson", site, round_number, step))
+            batch = poisson_batch(records, self.plan.sampling_rate, sampling)
+            self.gradients.fill(batch, normaliser, Stream(keys.key("noise", site, round_number, step)))
+            self._pull_towards(start)
+            optimizer.step()
+        trained = read_arrays(self.model)
+        return {name: trained[name] - arrays[name] for name in arrays}
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return (p for p in self.model.parameters() if p.requires_grad)
+
+    def _pull_towards(self, start: list[Tensor]) -> None:
+        """FedProx (Li et al. 2020, eq. 2): adds mu (w - w_global), which depends on no record."""
+        if self.proximal_mu:
+            for parameter, origin in zip(self._parameters(), start, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
+
+    def _optimizer(self, round_number: int) -> torch.optim.Optimizer:
+        s, rate = self.settings, learning_rate(self.settings, round_number)
+        common: dict[str, Any] = {"lr": rate, "weight_decay": s.weight_decay}
+        if s.optimizer in ("sgd", "rmsprop"):
+            common["momentum"] = s.momentum
+        kinds: dict[str, type[torch.optim.Optimizer]] = {
+            "sgd": torch.optim.SGD,
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+            "rmsprop": torch.optim.RMSprop,
+            "adagrad": torch.optim.Adagrad,
+        }
+        return kinds[s.optimizer](self._parameters(), **common)
+
+
+def poisson_batch(records: Records, rate: float, stream: Stream) -> Records:
+    """Each record is in with probability `rate`, independently; the batch may be empty."""
+    chosen = torch.from_numpy(np.flatnonzero(stream.bernoulli(records.num_rows, rate)))
+    chosen = chosen.to(records.targets.device)
+    return Records(records.features[chosen], records.targets[chosen])
+
+
+def learning_rate(settings: Training, round_number: int) -> float:
+    """The rate of round `round_number` (from 1): constant, cosine to zero after the last round, or in steps."""
+    done = round_number - 1
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done / settings.rounds))
+    if settings.schedule == "step":
+        return settings.learning_rate * settings.gamma ** (done // settings.step_rounds)
+    return settings.learning_rate
+
+
+def pick_device(wish: str) -> torch.device:
+    """ "auto" is CUDA where a GPU is at hand, else the CPU.
+
+    Raises:
+        ConfigError: "cuda" was asked for and there is none.
+    """
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('no CUDA device is available; use device = "auto" or "cpu"', key="device")
+    return torch.device("cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu")

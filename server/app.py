@@ -1,0 +1,88 @@
+"""The `ServerApp`: the same in simulation and in deployment.
+
+The experiment comes as TOML text in the run configuration; where the run is kept, in `TACIT_STATE`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.state import RunState
+from strategies.exchange import find_members
+from strategies.factory import make_strategy
+from strategies.grids import PlainGrid
+from strategies.rounds import Rounds
+from strategies.secure_grid import MAX_ATTEMPTS, Agreement, IdealSumGrid, SecureAggregationGrid
+from strategies.state import check_resumable
+from tacit import config
+from tacit.config import Experiment
+from tacit.encoding import encoder_of
+from tacit.errors import ConfigError, TacitError
+from tacit.privacy.plan import PrivacyPlan
+from tacit.secagg.members import Member
+from tacit.secagg.parameters import Rules
+from tacit.tasks import load_task
+from tacit.tasks.weights import initial_arrays
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs one experiment to its end, or goes on with it."""
+    experiment = config.loads(str(context.run_config["experiment"]), source="experiment")
+    state = RunState(Path(os.environ["TACIT_STATE"]), experiment.to_toml(), experiment.checkpoints.keep)
+    try:
+        serve(grid, experiment, state)
+    except TacitError as error:
+        state.fail(str(error))
+        raise
+    finally:
+        state.close()
+
+
+def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
+    """Plan, members, grid, strategy, rounds, result."""
+    if not experiment.federation.sites:
+        raise ConfigError("declares no sites", key="federation.sites")
+    plan = PrivacyPlan.of(experiment)
+    nodes = find_members(
+        grid,
+        (site.label for site in experiment.federation.sites),
+        experiment.secure_aggregation.deadline_seconds,
+    )
+    strategy = make_strategy(experiment)
+    check_resumable(strategy)
+    rounds = Rounds(
+        experiment, plan, strategy, wrap(grid, experiment, plan, nodes, state), nodes, state, state.run_id
+    )
+    private = plan.unit != "none"
+    progress = rounds.run(initial_arrays(load_task(experiment), private=private, seed=experiment.seed))
+    stopped = rounds.stops(progress)
+    chosen = progress.best_round if stopped else progress.round
+    state.finish(progress, "stopped early" if stopped else "finished", chosen)
+
+
+def wrap(
+    grid: Grid, experiment: Experiment, plan: PrivacyPlan, nodes: dict[str, int], state: RunState
+) -> Grid:
+    """The grid that the strategy speaks to: with the secure sum inside, or without."""
+    settings = experiment.secure_aggregation
+    if not settings.enabled:
+        return PlainGrid(grid, {node: label for label, node in nodes.items()}, settings.deadline_seconds)
+    task = load_task(experiment)
+    members = {node: Member(i, label) for i, (label, node) in enumerate(nodes.items())}
+    agreement = Agreement(
+        run=state.run_id,
+        config=experiment.to_toml(),
+        members=members,
+        rules=Rules.of(settings),
+        encoder=lambda arrays: encoder_of(experiment, plan, task, arrays),
+        deadline_seconds=settings.deadline_seconds,
+        first_attempt=1 + MAX_ATTEMPTS * (state.starts - 1),
+    )
+    return (IdealSumGrid if settings.engine == "ideal" else SecureAggregationGrid)(grid, agreement)

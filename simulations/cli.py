@@ -1,0 +1,77 @@
+"""`tacit simulate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tacit.errors import ConfigError
+
+
+def simulate(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What to run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a key, e.g. training.rounds=5, privacy=none."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for everything the run writes [runs/NAME].")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for clusters.")] = "local",
+    seed: Annotated[
+        int | None, typer.Option(help="Data, split, weights, cohorts, rounding; never noise.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last complete round.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print report.json instead of the summary.")
+    ] = False,
+    insecure_seeded_noise: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-seeded-noise",
+            help="Draw the noise from the seed too, for tests and comparisons. The run is NOT PRIVATE.",
+        ),
+    ] = False,
+) -> None:
+    """Try a federation on this machine: train, compare with pooled and local-only, write a report.
+
+    Examples:
+
+        tacit simulate simulations/scenarios/breast_cancer.toml
+
+        tacit simulate my.toml --set privacy.record.epsilon=1 --set partition.num_clients=20
+
+        tacit simulate my.toml --set privacy=none --out runs/not-private
+    """
+    if engine not in ("local", "ray"):
+        raise ConfigError(f'must be "local" or "ray", not {engine!r}', key="--engine")
+    from rich.console import Console
+
+    from simulations.progress import LiveProgress
+    from simulations.run import simulate as run
+    from tacit import config
+    from tacit.report.summary import summary_table
+
+    settings = list(overrides or [])
+    settings += [f"seed={seed}"] if seed is not None else []
+    settings += ["insecure_seeded_noise=true"] if insecure_seeded_noise else []
+    loaded = config.load(experiment, settings)
+    sys.path.insert(0, str(experiment.resolve().parent))  # a task of one's own lies beside its experiment
+    folder = out or Path("runs") / loaded.name.replace(" ", "-")
+    console = Console(stderr=as_json)
+    rounds_file = folder / "server" / "rounds.jsonl"
+    with LiveProgress(console, rounds_file, loaded.training.rounds, quiet=quiet or as_json) as progress:
+        record = run(loaded, folder, engine=engine, resume=resume, on_part=progress.part)
+    if as_json:
+        print((folder / "report.json").read_text(encoding="utf-8"))
+    elif not quiet:
+        console.print(summary_table(record))
+        for warning in record.warnings:
+            console.print(f"note: {warning}", style="yellow", highlight=False)
+        console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

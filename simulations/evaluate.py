@@ -1,0 +1,128 @@
+"""What only the harness may know: exact metrics of any model on any site's records, and what training without
+federation would have given. None of it is private; the report marks it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.training import LocalTrainer
+from tacit.config import Experiment, Privacy
+from tacit.encoding import NUM_RECORDS
+from tacit.privacy.noise import SeededKeys
+from tacit.privacy.plan import PrivacyPlan
+from tacit.tasks import Records, Summarises, Task, load_task
+from tacit.tasks.weights import Arrays, build_model, initial_arrays, load_arrays
+
+Metrics = dict[str, float | None]  # None = undefined on these records
+
+
+@dataclass(frozen=True)
+class SiteRecords:
+    """One site's records, as the harness sees them."""
+
+    label: str
+    train: Records
+    test: Records
+
+
+class Harness:
+    """Evaluates models and trains baselines on the sites of a simulation.
+
+    Args:
+        experiment: resolved, with its sites.
+        sites: folder with one folder per site.
+        task: what is trained; with its scaling constants, if it has any.
+    """
+
+    def __init__(self, experiment: Experiment, sites: Path, task: Task | None = None) -> None:
+        self.experiment, self.task = experiment, task or load_task(experiment)
+        self.private = experiment.privacy.record is not None
+        self.sites = [
+            SiteRecords(
+                site.label, *(self.task.read(sites / str(i) / "data.csv", s) for s in ("train", "test"))
+            )
+            for i, site in enumerate(experiment.federation.sites)
+        ]
+        self.has_test = any(site.test.num_rows for site in self.sites)
+        self._model = build_model(self.task, private=self.private)
+
+    def metrics(self, arrays: Arrays, records: Sequence[Records]) -> Metrics:
+        """Metrics of a model over the union of some sets of records."""
+        load_arrays(self._model, arrays)
+        return self._metrics(records)
+
+    def per_site(self, arrays: Arrays) -> dict[str, Metrics]:
+        """Metrics of one model at each site."""
+        load_arrays(self._model, arrays)
+        return {site.label: self._metrics([site.test]) for site in self.sites}
+
+    def overall(self, arrays: Arrays) -> Metrics:
+        """Metrics of one model over all sites' held-out records."""
+        return self.metrics(arrays, [site.test for site in self.sites])
+
+    def pooled(self) -> Arrays:
+        """All sites' records at one place, without privacy: what federation cannot beat by much."""
+        return self._train("pooled", union([site.train for site in self.sites]))
+
+    def local(self) -> dict[str, Arrays]:
+        """Each site by itself, without privacy: what federation must beat to be worth it."""
+        return {site.label: self._train(site.label, site.train) for site in self.sites}
+
+    def majority(self) -> dict[str, Metrics]:
+        """Accuracy of each site's own most frequent training class; classification only."""
+        result: dict[str, Metrics] = {}
+        for site in self.sites:
+            if site.train.targets.dtype.is_floating_point or not site.test.num_rows:
+                continue
+            guess = torch.mode(site.train.targets).values
+            result[site.label] = {"accuracy": float((site.test.targets == guess).double().mean())}
+        return result
+
+    def _train(self, label: str, records: Records) -> Arrays:
+        """As many steps as the federation makes, from the same initial weights."""
+        experiment = self.experiment.model_copy(update={"privacy": Privacy()})
+        plan = PrivacyPlan.of(experiment)
+        trainer = LocalTrainer(self.task, plan, experiment)
+        arrays: Arrays = initial_arrays(self.task, private=False, seed=experiment.seed)
+        keys = SeededKeys(experiment.seed)
+        for number in range(1, experiment.training.rounds + 1):
+            delta = trainer.train(
+                arrays,
+                records,
+                declared_rows=max(records.num_rows, 1),
+                round_number=number,
+                keys=keys,
+                site=f"baseline/{label}",
+            )
+            arrays = {name: arrays[name] + delta[name] for name in arrays}
+        return arrays
+
+    def _metrics(self, records: Sequence[Records]) -> Metrics:
+        together = union(records)
+        if not together.num_rows:
+            return {}
+        self._model.eval()
+        with torch.no_grad():
+            outputs = self._model(together.features)
+        if isinstance(self.task, Summarises):
+            return {name: float(v) for name, v in self.task.summary(outputs, together.targets).items()}
+        per_record = self.task.metrics(outputs, together.targets)
+        return {name: float(v.double().mean()) for name, v in per_record.items() if name != NUM_RECORDS}
+
+
+def union(records: Sequence[Records]) -> Records:
+    """All records of several sets."""
+    return Records(torch.cat([r.features for r in records]), torch.cat([r.targets for r in records]))
+
+
+def site_mean(metrics: Mapping[str, Metrics]) -> Metrics:
+    """The plain mean over sites of each metric that all sites have a value for."""
+    values = list(metrics.values())
+    names = set.intersection(*(set(m) for m in values)) if values else set()
+    return {name: float(np.mean([float(m[name] or 0.0) for m in values])) for name in sorted(names)}

@@ -1,0 +1,238 @@
+"""From a finished simulation to its report: exact metrics, baselines, what was paid, and the files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from server.state import RunState, read_rounds
+from simulations.evaluate import Harness, Metrics, site_mean
+from simulations.sites import partition_table
+from tacit.privacy.plan import PrivacyPlan
+from tacit.report import record as r
+from tacit.report.html import write_html
+from tacit.report.statement import write_statement
+from tacit.report.storage import write_json, write_text
+from tacit.report.wording import RELATIONS, not_covered, trusted
+
+if TYPE_CHECKING:
+    from simulations.run import Simulation
+    from tacit.config import Experiment
+    from tacit.privacy.ledger import Entry
+
+PACKAGES = ("tacit", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
+EXCERPT = 20  # ledger entries in the report
+
+
+def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.RunRecord:
+    """Evaluates, trains the baselines, builds the record and writes every file of the report."""
+    clock, out, experiment = simulation.clock, simulation.out, simulation.experiment
+    state = RunState(simulation.state, experiment.to_toml(), experiment.checkpoints.keep, read_only=True)
+    harness = Harness(experiment, simulation.prepared.folder)
+    with clock.part("evaluation"):
+        on_part("evaluation")
+        rounds = [_round(row, harness, state) for row in read_rounds(simulation.state / "rounds.jsonl")]
+        final = _final(harness, state, simulation)
+    with clock.part("baselines"):
+        on_part("baselines")
+        baselines = _baselines(harness) if experiment.simulation.baselines else r.Baselines()
+    on_part("report")
+    plan = PrivacyPlan.of(experiment)
+    ledgers = _ledgers(simulation)
+    record = r.RunRecord(
+        run_id=state.run_id,
+        started=simulation.started,
+        outcome=str(state.result["outcome"]),
+        engine=simulation.engine,  # type: ignore[arg-type]
+        seed=experiment.seed,
+        experiment=experiment.model_dump(mode="json", by_alias=True, exclude_none=True),
+        rounds=tuple(rounds),
+        final=final,
+        baselines=baselines,
+        privacy=(privacy_entry(experiment, plan, ledgers),),
+        secure_aggregation=_secure_sum(simulation),
+        partition=tuple(_slice(row) for row in partition_table(simulation.prepared)),
+        timings=dict(clock.seconds),
+        versions=versions(),
+        warnings=_warnings(simulation),
+        ledger=tuple(_excerpt(ledgers)),
+    )
+    write_text("".join(json.dumps(row) + "\n" for row in record.ledger), out / "ledger.jsonl")
+    shutil.copyfile(simulation.state / "model.safetensors", out / "model.safetensors")
+    write_text(experiment.to_toml(), out / "experiment.toml")
+    write_statement(record, out / "privacy-statement.md")
+    with clock.part("report"):
+        write_html(record, out / "report.html")
+    write_json(record, out / "report.json")
+    return record
+
+
+def privacy_entry(
+    experiment: Experiment, plan: PrivacyPlan, ledgers: dict[str, tuple[Entry, ...]]
+) -> r.PrivacyEntry:
+    """What the run promises for its unit, and what the site that paid most has paid."""
+    if plan.unit == "none":
+        return r.PrivacyEntry.nothing()
+    most = max((sum(e.purpose == "training" for e in entries) for entries in ledgers.values()), default=0)
+    seeded = experiment.insecure_seeded_noise
+    return r.PrivacyEntry(
+        unit=plan.unit,
+        relation=RELATIONS[plan.unit],
+        epsilon=math.inf if seeded else plan.epsilon,
+        delta=plan.delta,
+        target_epsilon=plan.target_epsilon,
+        accountant=f"{plan.accountant} (dp-accounting {importlib.metadata.version('dp-accounting')})",
+        noise_multiplier=plan.noise_multiplier,
+        debits=plan.debits,
+        trusted=trusted(plan.unit),
+        not_covered=tuple(not_covered(plan.unit, simulation=True)),
+        mechanism="DP-SGD: Poisson-sampled, clipped per record, Gaussian noise at the site in every step",
+        epsilon_spent=math.inf if seeded else plan.epsilon_after(most),
+        epsilon_if_os_noise=plan.epsilon if seeded else None,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}}
+
+
+def _round(row: dict[str, Any], harness: Harness, state: RunState) -> r.Round:
+    number = int(row["round"])
+    metrics = harness.overall(state.model_of(number)) if state.has_model(number) else {}
+    epsilon = row["epsilon"]
+    if epsilon is not None and harness.experiment.insecure_seeded_noise:
+        epsilon = math.inf
+    return r.Round(
+        round=number,
+        seconds=row["seconds"],
+        cohort=tuple(row["cohort"]),
+        survivors=tuple(row["survivors"]),
+        metrics=metrics,
+        epsilon=epsilon,
+        private_metrics=row["metrics"],
+    )
+
+
+def _final(harness: Harness, state: RunState, simulation: Simulation) -> r.Final:
+    arrays = state.model_of(int(state.result["model_round"]))
+    return r.Final(metrics=harness.overall(arrays), sites=_site_results(harness, harness.per_site(arrays)))
+
+
+def _site_results(harness: Harness, metrics: dict[str, Metrics]) -> tuple[r.SiteResult, ...]:
+    return tuple(
+        r.SiteResult(
+            label=site.label,
+            rows=site.train.num_rows + site.test.num_rows,
+            test_rows=site.test.num_rows,
+            metrics=metrics[site.label],
+        )
+        for site in harness.sites
+        if site.label in metrics
+    )
+
+
+def _baselines(harness: Harness) -> r.Baselines:
+    if not harness.has_test:
+        return r.Baselines()
+    pooled, own = harness.pooled(), harness.local()
+    pooled_sites = harness.per_site(pooled)
+    local_sites = {
+        site.label: harness.metrics(own[site.label], [site.test])
+        for site in harness.sites
+        if site.test.num_rows
+    }
+    majority = harness.majority()
+    return r.Baselines(
+        pooled=r.Baseline(metrics=harness.overall(pooled), sites=_site_results(harness, pooled_sites)),
+        local=r.Baseline(metrics=site_mean(local_sites), sites=_site_results(harness, local_sites)),
+        majority=r.Baseline(metrics=site_mean(majority), sites=_site_results(harness, majority))
+        if majority
+        else None,
+    )
+
+
+def _ledgers(simulation: Simulation) -> dict[str, tuple[Entry, ...]]:
+    """Entries of each site's ledger, by label."""
+    from client.site import Site
+
+    entries: dict[str, tuple[Entry, ...]] = {}
+    for i, site in enumerate(simulation.prepared.sites):
+        folder = simulation.prepared.folder / str(i)
+        if (folder / "ledger").exists():
+            with Site.open(folder).ledger() as ledger:
+                entries[site.label] = ledger.entries
+    return entries
+
+
+def _excerpt(ledgers: dict[str, tuple[Entry, ...]]) -> list[dict[str, Any]]:
+    """The last entry of each site, as many sites as fit."""
+    rows = []
+    for label, entries in list(ledgers.items())[:EXCERPT]:
+        last = entries[-1]
+        rows.append(
+            {
+                "site": label,
+                "entries": len(entries),
+                "sequence": last.sequence,
+                "time": last.time,
+                "round": last.round,
+                "purpose": last.purpose,
+                "event": last.event.to_dict(),
+                "hash": last.hash,
+            }
+        )
+    return rows
+
+
+def _secure_sum(simulation: Simulation) -> r.SecureSum:
+    settings = simulation.experiment.secure_aggregation
+    rows = read_rounds(simulation.state / "rounds.jsonl")
+    bytes_up = max((row["bytes_up"] for row in rows), default=0)
+    if not settings.enabled:
+        return r.SecureSum(enabled=False, bytes_up_per_client=bytes_up)
+    return r.SecureSum(
+        enabled=True,
+        engine=settings.engine,
+        protocol=settings.protocol,
+        bits=max((row["bits"] for row in rows if row["bits"]), default=None),
+        threshold=max((row["threshold"] for row in rows if row["threshold"]), default=None),
+        bytes_up_per_client=bytes_up,
+        clipped_fraction=_clipped_fraction(simulation),
+    )
+
+
+def _clipped_fraction(simulation: Simulation) -> float | None:
+    """Share of updates that were cut, as the simulated sites counted them in this process."""
+    from client.participant import participant_of
+
+    if simulation.engine != "local":
+        return None
+    text = simulation.experiment.to_toml()
+    sites = [
+        participant_of(text, simulation.prepared.folder / str(i), True)
+        for i in range(len(simulation.prepared.sites))
+    ]
+    updates = sum(site.num_updates for site in sites)
+    return sum(site.num_clipped for site in sites) / updates if updates else None
+
+
+def _slice(row: dict[str, Any]) -> r.SiteSlice:
+    counts: dict[str, int] = {}
+    for split in row["label_counts"].values():
+        for name, count in split.items():
+            counts[name] = counts.get(name, 0) + count
+    return r.SiteSlice(
+        label=row["label"], rows=row["rows"], train=row["train_rows"], test=row["test_rows"], labels=counts
+    )
+
+
+def _warnings(simulation: Simulation) -> tuple[str, ...]:
+    seeded = simulation.experiment.insecure_seeded_noise
+    own = ("NOT PRIVATE: the noise follows from the seed (--insecure-seeded-noise)",) if seeded else ()
+    return (*own, *simulation.prepared.warnings)

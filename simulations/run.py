@@ -1,0 +1,217 @@
+"""One simulation from experiment file to report: prepare sites, run the rounds, evaluate, write everything down.
+
+DIR/sites/<i>/      what each simulated site has and keeps: data, policy, ledger
+DIR/server/         what the server keeps: rounds, checkpoints, result
+DIR/report.json  report.html  privacy-statement.md  model.safetensors  ledger.jsonl  experiment.toml
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from simulations.sites import PreparedSites, prepare_sites
+from tacit.config import Experiment
+from tacit.errors import ConfigError, RunFailed
+from tacit.report.record import RunRecord
+
+OnRound = Callable[[dict[str, Any]], None]
+REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
+
+
+@dataclass
+class Clock:
+    """Seconds per part of a run, for the report."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the time inside the block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What has been prepared and run; the report is made of it.
+
+    Attributes:
+        prepared: sites on disk and the resolved experiment.
+        out: the run's folder.
+        engine: "local" or "ray".
+        started: when.
+        clock: seconds per part.
+    """
+
+    prepared: PreparedSites
+    out: Path
+    engine: str
+    started: datetime
+    clock: Clock
+
+    @property
+    def experiment(self) -> Experiment:
+        """With its sites declared."""
+        return self.prepared.experiment
+
+    @property
+    def state(self) -> Path:
+        """The server's folder."""
+        return self.out / "server"
+
+
+def simulate(
+    experiment: Experiment,
+    out: Path,
+    *,
+    engine: str = "local",
+    resume: bool = False,
+    on_part: Callable[[str], None] = lambda part: None,
+) -> RunRecord:
+    """Runs a whole simulation and writes its report.
+
+    Args:
+        experiment: what to run.
+        out: the run's folder. An earlier run in it is replaced, or continued with `resume`.
+        engine: "local" or "ray".
+        resume: go on after the last complete round.
+        on_part: told the name of each part as it begins: sites, rounds, baselines, report.
+
+    Raises:
+        TacitError: the run did not do what was asked. What was complete stays in `out`.
+    """
+    clock, started = Clock(), datetime.now(UTC)
+    with clock.part("sites"):
+        on_part("sites")
+        claim(out, resume=resume)
+        prepared = prepare(experiment, out)
+    simulation = Simulation(prepared, out, engine, started, clock)
+    with clock.part("rounds"):
+        on_part("rounds")
+        run_engine(simulation)
+    from simulations.findings import write_findings
+
+    return write_findings(simulation, on_part)
+
+
+def claim(out: Path, *, resume: bool) -> None:
+    """Makes `out` ours: new or empty, or an earlier run that is continued or replaced.
+
+    Raises:
+        ConfigError: it holds something else, or there is nothing to resume.
+    """
+    ours = (out / "sites" / "experiment.toml").exists()
+    if resume and not ours:
+        raise ConfigError("there is no run to resume", source=out, key="--resume")
+    if out.exists() and not ours and any(p.name != "sites" for p in out.iterdir()):
+        raise ConfigError(
+            "is not empty and holds no earlier run; choose another folder", source=out, key="--out"
+        )
+    if ours and not resume:
+        shutil.rmtree(out / "server", ignore_errors=True)
+        shutil.rmtree(out / "sites")
+    for name in REPORTS:
+        (out / name).unlink(missing_ok=True)
+
+
+def prepare(experiment: Experiment, out: Path) -> PreparedSites:
+    """Loads the data, divides them among sites, and gives each simulated site its policy."""
+    from simulations.sources import load_source
+
+    private = experiment.privacy.record is not None or experiment.privacy.client is not None
+    if private and experiment.data.columns is None and experiment.data.source in ("csv", "parquet"):
+        raise ConfigError(
+            "a private run needs a declared schema: one inferred from the rows is a statistic of them",
+            key="data.schema",
+        )
+    table, schema = load_source(experiment.data)
+    prepared = prepare_sites(experiment, table, schema, out)
+    for i in range(len(prepared.sites)):
+        _write_policy(prepared.folder / str(i), prepared.experiment)
+    return prepared
+
+
+def _write_policy(folder: Path, experiment: Experiment) -> None:
+    """What a real site would have to allow for this experiment, and no more."""
+    secure = experiment.secure_aggregation
+    protected = secure.enabled and secure.engine == "protocol"
+    policy = {
+        "require_secure_aggregation": protected,
+        "allow_single_updates": not protected,
+        "allowed_tasks": [experiment.task.kind],
+        "max_rounds_per_hour": 10**9,  # a simulation's hour is short
+    }
+    path = folder / "policy.toml"
+    path.write_text(tomli_w.dumps(policy), encoding="utf-8")
+    path.chmod(0o600)
+
+
+def run_engine(simulation: Simulation) -> None:
+    """The rounds, on the engine that was asked for."""
+    experiment = simulation.experiment
+    if simulation.engine == "ray":
+        from simulations import ray_engine
+
+        ray_engine.run(
+            experiment.to_toml(),
+            state=simulation.state,
+            sites=simulation.prepared.folder,
+            num_clients=len(experiment.federation.sites),
+        )
+    elif simulation.engine == "local":
+        run_local(simulation)
+    else:
+        raise ConfigError(f"there is no engine {simulation.engine!r}", key="--engine")
+    if not (simulation.state / "result.json").exists():
+        raise RunFailed("the server ended without a result")
+
+
+def run_local(simulation: Simulation) -> None:
+    """The same apps in this process."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # its log of each exchange; we show progress ourselves
+    from flwr.app import Context, RecordDict
+
+    from client import participant
+    from client.app import app as client_app
+    from server.app import app as server_app
+    from simulations.cohort import train_cohort
+    from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
+
+    experiment = simulation.experiment
+    participant.participant_of.cache_clear()  # an earlier run may have had other data in the same folders
+    participant.run_of.cache_clear()
+    run_config = {"experiment": experiment.to_toml()}
+    executor = None if experiment.simulation.executor == "serial" else train_cohort
+    grid = LocalGrid(client_app, run_config, len(experiment.federation.sites), executor)
+    context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
+    with environment(TACIT_STATE=str(simulation.state), TACIT_SITES=str(simulation.prepared.folder)):
+        server_app(grid, context)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Sets environment variables for the length of a block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,131 @@
+"""Grids that wrap another grid: a view of one cohort, and the plain exchange without a secure sum."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from strategies.exchange import exchange
+
+
+@dataclass(frozen=True)
+class RoundFacts:
+    """What the server may know of one round's exchange.
+
+    Attributes:
+        survivors: labels of the sites whose updates are in the aggregate.
+        refusals: how many sites refused, by reason code.
+        bytes_up: bytes of the largest update sent by one client.
+        bits: width of a word of the masked vector; None without a secure sum.
+        threshold: T of the cohort; None without a secure sum.
+        num_clipped: updates longer than the clip norm; known to the ideal sum of a simulation only.
+    """
+
+    survivors: tuple[str, ...] = ()
+    refusals: Mapping[str, int] = field(default_factory=dict)
+    bytes_up: int = 0
+    bits: int | None = None
+    threshold: int | None = None
+    num_clipped: int | None = None
+
+
+class WrappedGrid(Grid):
+    """Passes everything on to another grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def set_run(self, run: Run) -> None:
+        """See Flower's `Grid`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See Flower's `Grid`."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See Flower's `Grid`."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See Flower's `Grid`."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See Flower's `Grid`."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See Flower's `Grid`."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See Flower's `Grid`."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+class CohortGrid(WrappedGrid):
+    """Shows a strategy the nodes of one cohort only, so that it samples exactly these."""
+
+    def __init__(self, grid: Grid, nodes: Iterable[int]) -> None:
+        super().__init__(grid)
+        self._nodes = tuple(nodes)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The cohort's nodes."""
+        return self._nodes
+
+
+class PlainGrid(WrappedGrid):
+    """Single updates, visible to the server: without a secure sum.
+
+    Args:
+        grid: carries the messages.
+        labels: label of each node.
+        deadline_seconds: how long a round waits.
+    """
+
+    def __init__(self, grid: Grid, labels: Mapping[int, str], deadline_seconds: float) -> None:
+        super().__init__(grid)
+        self._labels, self._deadline = labels, deadline_seconds
+        self.facts = RoundFacts()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """The answers that came in time; refusals among them are counted."""
+        answers = exchange(self._grid, messages, timeout or self._deadline)
+        answers.sort(key=lambda answer: self._labels[answer.metadata.src_node_id])
+        good = [answer for answer in answers if not answer.has_error()]
+        self.facts = RoundFacts(
+            survivors=tuple(self._labels[answer.metadata.src_node_id] for answer in good),
+            refusals=count_refusals(answers),
+            bytes_up=max((size_of(answer.content) for answer in good), default=0),
+        )
+        return good
+
+
+def count_refusals(answers: Iterable[Message]) -> dict[str, int]:
+    """How often each reason was given."""
+    reasons = (answer.error.reason or "" for answer in answers if answer.has_error())
+    return dict(Counter(reason.removeprefix("refused:").split("\n")[0][:80] for reason in reasons))
+
+
+def size_of(content: RecordDict) -> int:
+    """Bytes of the arrays of a message."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())

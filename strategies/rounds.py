@@ -1,0 +1,215 @@
+"""The rounds of a run, driving any Flower strategy through its public methods.
+
+Flower's own `Strategy.start` can neither resume nor stop early, and samples its cohorts from a global generator.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from strategies.grids import CohortGrid, RoundFacts
+from strategies.state import restore_state, save_state
+from tacit.config import Experiment
+from tacit.encoding import NUM_RECORDS
+from tacit.errors import RunFailed
+from tacit.privacy.plan import PrivacyPlan
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+class RoundGrid(Protocol):
+    """A grid that tells what happened in its last exchange."""
+
+    facts: RoundFacts
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+        """See Flower's `Grid`."""
+        ...
+
+
+@dataclass
+class Progress:
+    """Where a run stands: saved and restored as a whole, so that a resumed run goes on as if it had not stopped.
+
+    Attributes:
+        round: the last complete round; 0 = none.
+        arrays: the global model after that round.
+        strategy: the strategy's own arrays.
+        best_round: round whose model has the best value of the monitored metric so far; -1 = none.
+        best_value: that value.
+        stale: rounds since then.
+    """
+
+    round: int
+    arrays: Arrays
+    strategy: dict[str, NDArray[Any]] = field(default_factory=dict)
+    best_round: int = -1
+    best_value: float = 0.0
+    stale: int = 0
+
+
+class Store(Protocol):
+    """Where the server keeps a run. What `save` has returned from survives `kill -9`."""
+
+    def load(self) -> Progress | None:
+        """The last complete round, or None."""
+        ...
+
+    def save(self, progress: Progress, record: Mapping[str, Any] | None) -> None:
+        """Stores a round's model, state and record together."""
+        ...
+
+
+class Rounds:
+    """draw -> configure -> collect -> aggregate -> release, until the last round or an early stop.
+
+    Args:
+        experiment: rounds, cohort size, early stopping.
+        plan: what a round costs.
+        strategy: any Flower strategy.
+        grid: carries the messages; with a secure sum inside or without.
+        nodes: node id of each member, by label, in roster order.
+        store: checkpoints.
+        run: Tacit's own id of the run.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        plan: PrivacyPlan,
+        strategy: Strategy,
+        grid: Grid,
+        nodes: Mapping[str, int],
+        store: Store,
+        run: str,
+    ) -> None:
+        self.experiment, self.plan, self.strategy = experiment, plan, strategy
+        self.grid, self.nodes, self.store, self.run_id = grid, nodes, store, run
+
+    def run(self, initial: Arrays) -> Progress:
+        """Runs all rounds that are still to do; returns the state after the last one."""
+        progress = self.store.load()
+        if progress is None:
+            progress = Progress(0, initial)
+            self.store.save(progress, None)
+        restore_state(self.strategy, progress.strategy)
+        while progress.round < self.experiment.training.rounds and not self.stops(progress):
+            started = time.perf_counter()
+            number = progress.round + 1
+            cohort = self.draw(number)
+            messages = self.configure(number, cohort, progress.arrays)
+            replies = self.collect(messages)
+            arrays, sums = self.aggregate(number, replies)
+            progress = self.release(progress, arrays, sums, cohort, time.perf_counter() - started)
+        return progress
+
+    def draw(self, number: int) -> list[str]:
+        """The cohort of a round: labels in roster order, drawn by seed and round alone."""
+        labels = list(self.nodes)
+        size = self.experiment.cohort_size
+        if size >= len(labels):
+            return labels
+        rng = np.random.Generator(np.random.PCG64([self.experiment.seed, number]))
+        return [labels[i] for i in sorted(rng.choice(len(labels), size=size, replace=False))]
+
+    def configure(self, number: int, cohort: list[str], arrays: Arrays) -> list[Message]:
+        """The strategy's training messages, for exactly this cohort."""
+        record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        view = CohortGrid(self.grid, (self.nodes[label] for label in cohort))
+        messages = list(self.strategy.configure_train(number, record, ConfigRecord(), view))
+        for message in messages:
+            message.content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
+        return messages
+
+    def collect(self, messages: list[Message]) -> list[Message]:
+        """Sends them; under secure aggregation one combined reply comes back."""
+        timeout = self.experiment.secure_aggregation.deadline_seconds
+        return list(self.grid.send_and_receive(messages, timeout=timeout))
+
+    def aggregate(self, number: int, replies: list[Message]) -> tuple[Arrays, dict[str, float]]:
+        """The strategy's next model and the metric sums.
+
+        Raises:
+            RunFailed: there is nothing to aggregate.
+        """
+        record, metrics = self.strategy.aggregate_train(number, replies)
+        if record is None:
+            raise RunFailed(f"round {number}: no update arrived; sites refused: {self._refusals()}")
+        arrays = {name: array.numpy().astype(np.float32) for name, array in record.items()}
+        return arrays, _numbers(metrics)
+
+    def release(
+        self, before: Progress, arrays: Arrays, sums: Mapping[str, float], cohort: list[str], seconds: float
+    ) -> Progress:
+        """Makes the round durable, all of it together, before anybody hears of it."""
+        number, facts = before.round + 1, self._facts()
+        metrics = means(sums)
+        after = self._watched(before, metrics)
+        progress = Progress(
+            number, arrays, save_state(self.strategy), after.best_round, after.best_value, after.stale
+        )
+        record = {
+            "round": number,
+            "seconds": seconds,
+            "cohort": cohort,
+            "survivors": list(facts.survivors),
+            "refusals": dict(facts.refusals),
+            "metrics": metrics,  # of the model that this round started from
+            "epsilon": self._epsilon(number),
+            "bytes_up": facts.bytes_up,
+            "bits": facts.bits,
+            "threshold": facts.threshold,
+            "num_clipped": facts.num_clipped,
+        }
+        self.store.save(progress, record)
+        return progress
+
+    def stops(self, progress: Progress) -> bool:
+        """Early stopping. It reads private metrics only, and changes nothing about what was paid."""
+        patience = self.experiment.evaluation.patience
+        return patience > 0 and progress.stale >= patience
+
+    def _watched(self, before: Progress, metrics: Mapping[str, float]) -> Progress:
+        """Best round and staleness after the metrics of the model of round `before.round` became known."""
+        name = self.experiment.evaluation.monitor
+        value = metrics.get(name)
+        if value is None:
+            return before
+        better = before.best_round < 0 or (
+            value < before.best_value if name == "loss" else value > before.best_value
+        )
+        if better:
+            return Progress(before.round, {}, {}, before.round, value, 0)
+        return Progress(before.round, {}, {}, before.best_round, before.best_value, before.stale + 1)
+
+    def _epsilon(self, number: int) -> float | None:
+        return None if self.plan.unit == "none" else self.plan.epsilon_after(number)
+
+    def _facts(self) -> RoundFacts:
+        facts: RoundFacts = getattr(self.grid, "facts", RoundFacts())
+        return facts
+
+    def _refusals(self) -> str:
+        refusals = self._facts().refusals
+        return ", ".join(f"{reason} ({count})" for reason, count in sorted(refusals.items())) or "none"
+
+
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Metric sums over the number of records; noise can take a mean out of [0, 1], so it is cut."""
+    records = sums.get(NUM_RECORDS, 0.0)
+    if records <= 0:
+        return {}
+    return {name: min(max(v / records, 0.0), 1.0) for name, v in sums.items() if name != NUM_RECORDS}
+
+
+def _numbers(metrics: MetricRecord | None) -> dict[str, float]:
+    return {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float))}

@@ -1,0 +1,69 @@
+"""What the tests of real processes share: small sites, who is still running, who wanted to go outside."""
+
+import os
+import socket
+import threading
+from pathlib import Path
+
+from simulations.sites import PreparedSites, prepare_sites
+from simulations.sources import load_source
+from tacit import config
+
+EXPERIMENT = """
+name = "loopback"
+[partition]
+num_clients = 3
+[task.model]
+name = "logistic"
+[training]
+rounds = 2
+local_steps = 1
+sampling_rate = 0.5
+"""
+
+
+def three_sites(out: Path, *overrides: str) -> PreparedSites:
+    """Breast cancer over three sites, on disk; without privacy unless `overrides` say so."""
+    experiment = config.loads(EXPERIMENT, overrides=overrides)
+    table, schema = load_source(experiment.data)
+    return prepare_sites(experiment, table, schema, out)
+
+
+def still_running(folder: Path) -> list[str]:
+    """Command lines of all processes that were started with something about `folder` in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes()
+        except OSError:  # it has just ended, or is somebody else's
+            continue
+        if process.name != str(os.getpid()) and os.fsencode(str(folder)) in environment:
+            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+class Outside:
+    """A proxy that forwards nothing and counts who asked: every way out of Flower and Ray honours it."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        return dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), url)
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:  # closed
+                return
+            with connection:
+                self.requests.append(connection.recv(200))

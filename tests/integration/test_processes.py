@@ -1,0 +1,186 @@
+"""A federation in real processes on loopback: `tacit server`, three stock Flower nodes, one SuperLink."""
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from loopback import Outside, still_running, three_sites
+
+from server import submission
+from server.superlink import SuperLink
+from tacit.errors import RunFailed
+
+pytestmark = pytest.mark.processes
+
+TACIT = str(Path(sysconfig.get_path("scripts")) / "tacit")
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was seen of three nodes and a server that ran one experiment; the nodes were then told to stop."""
+
+    server_code: int
+    server_output: str
+    client_codes: list[int]
+    client_output: str
+    rounds: list[dict[str, object]]
+    has_result: bool
+    asked_outside: list[bytes]
+    leftovers: list[str]
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
+    folder = tmp_path_factory.mktemp("rehearsal")
+    prepared = three_sites(folder)
+    (folder / "experiment.toml").write_text(prepared.experiment.to_toml())
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    state, address = folder / "state", f"127.0.0.1:{port}"
+    with contextlib.closing(Outside()) as outside, contextlib.ExitStack() as stack:
+        # First the nodes: a site need not know when the coordinator starts.
+        sites = [
+            ("client", "--site", str(prepared.folder / str(i)), "--superlink", address) for i in range(3)
+        ]
+        clients = [stack.enter_context(_tacit(folder, outside, *site)) for site in sites]
+        arguments = (str(folder / "experiment.toml"), "--state", str(state), "--port", str(port))
+        server = stack.enter_context(_tacit(folder, outside, "server", *arguments))
+        server_code = server.wait(timeout=200)
+        for client in clients:
+            client.send_signal(signal.SIGTERM)
+        client_codes = [client.wait(timeout=30) for client in clients]
+        return Rehearsal(
+            server_code,
+            (folder / "server.log").read_text(),
+            client_codes,
+            (folder / "client.log").read_text(),
+            [json.loads(line) for line in (state / "rounds.jsonl").read_text().splitlines()],
+            (state / "result.json").exists(),
+            outside.requests,
+            still_running(folder),
+        )
+
+
+@contextlib.contextmanager
+def _tacit(folder: Path, outside: Outside, name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A `tacit` command; all that it starts carries `folder` in its environment."""
+    with (folder / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [TACIT, name, "--insecure-loopback", *arguments],
+            env={**os.environ, **outside.variables, "STARTED_BY_TEST": str(folder)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_the_experiment_runs_to_its_end(rehearsal: Rehearsal) -> None:
+    assert rehearsal.server_code == 0, rehearsal.server_output + rehearsal.client_output
+    assert rehearsal.has_result
+    assert [row["round"] for row in rehearsal.rounds] == [1, 2]
+    assert "done: 2 rounds" in rehearsal.server_output
+
+
+def test_nodes_that_are_told_to_stop_end_with_code_0(rehearsal: Rehearsal) -> None:
+    assert rehearsal.client_codes == [0, 0, 0]
+
+
+def test_leaving_leaves_no_process_behind(rehearsal: Rehearsal) -> None:
+    assert rehearsal.leftovers == []
+
+
+def test_K5_no_process_asks_for_anything_outside(rehearsal: Rehearsal) -> None:
+    assert rehearsal.asked_outside == []
+
+
+def test_K1_no_secret_of_the_superlink_is_readable_by_others(tmp_path: Path) -> None:
+    with SuperLink(tmp_path / "home") as link:
+        assert link.home.stat().st_mode & 0o077 == 0
+        assert (link.home / "superexec.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_server_told_to_stop_says_so_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    """Also while it waits for sites, and also when somebody is impatient."""
+    (tmp_path / "experiment.toml").write_text('name = "alone"\n')
+    with contextlib.closing(Outside()) as outside:
+        arguments = (str(tmp_path / "experiment.toml"), "--state", str(tmp_path / "state"), "--port", "0")
+        with _tacit(tmp_path, outside, "server", *arguments) as server:
+            _wait_for((tmp_path / "state" / "flower" / "flower-superexec.log").exists)
+            server.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=30) != 0
+    assert still_running(tmp_path) == []
+
+
+def test_a_node_that_fails_says_so(tmp_path: Path) -> None:
+    """Whatever listens at that address, it is no SuperLink."""
+    with (
+        contextlib.closing(Outside()) as outside,
+        http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as stranger,
+    ):
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{stranger.server_port}"
+        (tmp_path / "site").mkdir()
+        with _tacit(
+            tmp_path, outside, "client", "--site", str(tmp_path / "site"), "--superlink", address
+        ) as node:
+            assert node.wait(timeout=30) == 1
+        stranger.shutdown()
+    assert still_running(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
+    folder = tmp_path_factory.mktemp("link")
+    with SuperLink(folder / "flower", variables={"TACIT_STATE": str(folder)}) as link:
+        yield link
+
+
+def test_a_run_that_fails_says_why(link: SuperLink, tmp_path_factory: pytest.TempPathFactory) -> None:
+    experiment = 'name = "x"\n[task]\nkind = "no.such.module:Task"\n'
+    with pytest.raises(RunFailed, match=r"no\.such\.module"):
+        submission.run(link, experiment, link.home.parent, timeout=60)
+
+
+def test_a_run_that_takes_too_long_is_stopped(link: SuperLink) -> None:
+    three = three_sites(link.home.parent / "prepared").experiment.to_toml()
+    with pytest.raises(RunFailed, match="no result after 3 s"):
+        submission.run(link, three, link.home.parent, timeout=3)
+    runs = submission._flwr(link, "list", "tacit")["runs"]
+    assert "finished:stopped" in [run["status"] for run in runs]
+
+
+def test_a_refused_submission_says_why(link: SuperLink) -> None:
+    with pytest.raises(RunFailed, match=r"flwr run: .*"):
+        submission.submit(link, "x", federation="no-such-key=1")
+
+
+def test_a_superlink_that_dies_is_noticed(tmp_path: Path) -> None:
+    with SuperLink(tmp_path / "home") as link:
+        link._processes["flower-superlink"].kill()
+        with pytest.raises(RunFailed, match="flower-superlink ended with code -9"):
+            _wait_for(lambda: link.check() is not None)
+
+
+def _wait_for(condition: object, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
