@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from tacit.privacy.noise import SeededKeys, Stream
@@ -39,10 +40,15 @@ def test_normals_of_one_stream_are_independent(lag: int) -> None:
         assert abs(r) < 5 / math.sqrt(len(first))
 
 
+def batches(name: str, steps: int, rows: int, q: float) -> NDArray[np.bool_]:
+    """Who is in the batch of each step, drawn as training draws it. Shape (steps, rows)."""
+    return np.array([Stream(KEYS.key(name, str(q), step)).bernoulli(rows, q) for step in range(steps)])
+
+
 @pytest.mark.parametrize("q", [0.01, 0.1, 0.5, 0.93])
 def test_I18_each_record_is_included_with_probability_q(q: float) -> None:
     steps, rows = 4000, 250
-    drawn = Stream(KEYS.key("inclusion", str(q))).bernoulli(steps * rows, q).reshape(steps, rows)
+    drawn = batches("inclusion", steps, rows, q)
     error = math.sqrt(q * (1 - q) / steps)
     assert abs(drawn.mean() - q) < 5 * error / math.sqrt(rows)
     assert np.abs(drawn.mean(axis=0) - q).max() < 5 * error
@@ -52,7 +58,7 @@ def test_I18_each_record_is_included_with_probability_q(q: float) -> None:
 def test_I18_two_records_are_included_independently(q: float) -> None:
     """Shuffling labelled Poisson fails here: with a fixed batch size records exclude one another."""
     steps, rows = 20_000, 12
-    drawn = Stream(KEYS.key("pairs", str(q))).bernoulli(steps * rows, q).reshape(steps, rows)
+    drawn = batches("pairs", steps, rows, q)
     statistic = 0.0
     for i in range(rows):
         for j in range(i):
@@ -65,7 +71,7 @@ def test_I18_two_records_are_included_independently(q: float) -> None:
 
 def test_I18_batch_sizes_have_the_variance_of_independent_draws() -> None:
     steps, rows, q = 20_000, 100, 0.1
-    sizes = Stream(KEYS.key("sizes")).bernoulli(steps * rows, q).reshape(steps, rows).sum(axis=1)
+    sizes = batches("sizes", steps, rows, q).sum(axis=1)
     expected = stats.binom.pmf(np.arange(rows + 1), rows, q)
     low, high = 3, 19
     counts = [np.count_nonzero(sizes <= low), *(np.count_nonzero(sizes == k) for k in range(low + 1, high))]
@@ -75,6 +81,4 @@ def test_I18_batch_sizes_have_the_variance_of_independent_draws() -> None:
 
 
 def test_I18_steps_are_drawn_anew() -> None:
-    keys = SeededKeys(5)
-    batches = {Stream(keys.key("poisson", "a", 1, step)).bernoulli(200, 0.1).tobytes() for step in range(500)}
-    assert len(batches) == 500
+    assert len({batch.tobytes() for batch in batches("anew", 500, 200, 0.1)}) == 500
