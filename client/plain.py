@@ -7,15 +7,18 @@ aggregation or with the ideal sum, or where the server is trusted. The privacy s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from client.participant import Participant
 from tacit.errors import ProtocolError, Refused
 from tacit.tasks.weights import Arrays
 from tacit.update import EncodedUpdate, LocalUpdate
+
+if TYPE_CHECKING:
+    from client.participant import Participant
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from strategies.exchange import exchange
 
@@ -35,17 +35,17 @@ class RoundFacts:
 
 
 class WrappedGrid(Grid):
-    """Passes everything on to another grid."""
+    """Passes everything on to another grid. (A run is of a private class of Flower's, hence `Any`.)"""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: Any) -> None:
         """See Flower's `Grid`."""
         self._grid.set_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Any:
         """See Flower's `Grid`."""
         return self._grid.run
 

@@ -8,10 +8,9 @@ import signal
 import sys
 from typing import Any
 
-os.environ.setdefault(
-    "FLWR_TELEMETRY_ENABLED", "0"
-)  # nothing is reported to anybody, and that is not optional
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+# Before anything of Flower is imported: nothing is reported to anybody, and that is not optional.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import click
 import typer
