@@ -16,6 +16,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -102,10 +103,14 @@ class ChainFile:
 
     def _lock(self) -> None:
         _check_private(self._path, os.fstat(self._descriptor))
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StorageError(f"{self._path}: in use by another process") from None
+        for patience in (*[0.01] * 40, 0.0):  # an owner may hold it for the moment of one record
+            try:
+                return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(patience)
+            except OSError as error:
+                raise _failure(self._path, "cannot be locked", error) from None
+        raise StorageError(f"{self._path}: in use by another process")
 
     def _load(self, witness: tuple[int, str] | None) -> tuple[dict[str, Any], ...]:
         try:

@@ -193,6 +193,14 @@ class PrivacyPlan:
         noise = self.statistics_noise_multiplier
         return None if noise is None else Event("gaussian", noise)
 
+    def releases(self, round_number: int) -> dict[str, Event]:
+        """What one round releases, by purpose: the statistics in round 0, else training and any metrics."""
+        if round_number == 0:
+            events = {"statistics": self.statistics_event()}
+        else:
+            events = {"training": self.round_event(), "metrics": self.metrics_event()}
+        return {purpose: event for purpose, event in events.items() if event is not None}
+
     def events(self, debits: int) -> tuple[Event, ...]:
         """All releases up to and with `debits` debits of training and metrics."""
         return _events(
