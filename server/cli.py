@@ -53,12 +53,12 @@ def serve(experiment: Experiment, state: Path, *, port: int, num_clients: int) -
         ConfigError: the port is taken.
     """
     from server import submission
-    from server.superlink import SuperLink, terminable
+    from server.superlink import SuperLink
 
     state = state.resolve()
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     variables = {"TACIT_STATE": str(state)}
-    with terminable(), SuperLink(state / "flower", port=port, variables=variables) as link:
+    with SuperLink(state / "flower", port=port, variables=variables) as link:
         with _progress() as progress:
             _wait_for_nodes(link, num_clients or _declared_clients(experiment), progress)
             rounds = progress.add_task("training", total=experiment.training.rounds)

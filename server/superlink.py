@@ -22,8 +22,8 @@ import subprocess
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -33,6 +33,7 @@ LOOPBACK = "127.0.0.1"
 CONNECTION = "tacit"  # name of this SuperLink in its own config.toml
 START_SECONDS = 60.0
 STOP_SECONDS = 3.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def environment(home: Path, variables: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -91,30 +92,23 @@ class SuperLink:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write_files()
         secret = ("--superexec-auth-secret-file", str(self.home / "superexec.key"))
-        try:
-            link = ["flower-superlink", "--insecure", "--host", LOOPBACK, "--port", str(self.port)]
-            link += ["--isolation", "process", "--disable-runtime-dependency-installation", *secret]
+        link = ["flower-superlink", "--insecure", "--host", LOOPBACK, "--port", str(self.port)]
+        link += ["--isolation", "process", "--disable-runtime-dependency-installation", *secret]
+        executor = ["flower-superexec", "--insecure", "--runtime-api-address", f"{LOOPBACK}:{self.port}"]
+        executor += ["--parent-pid", str(os.getpid()), *secret]
+        with ExitStack() as stack:
+            stack.enter_context(interrupted_once())
+            stack.callback(self._stop)
             self._start(*link, *(["--simulation"] if self._simulation else []))
             self._wait_until_listening()
-            executor = ["flower-superexec", "--insecure", "--runtime-api-address", f"{LOOPBACK}:{self.port}"]
-            self._start(*executor, "--parent-pid", str(os.getpid()), *secret)
-        except BaseException:
-            self.stop()
-            raise
+            self._start(*executor)
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Ends both programs and all that they started: asked to first, then made to."""
-        with _undisturbed():
-            # In this order, so that a ServerApp can still report how it ended.
-            for process in reversed(self._processes.values()):
-                end_group(process)
-            self._processes.clear()
+        self._leave.close()
 
     def check(self) -> None:
         """Raises `RunFailed`, with the end of its log, when one of the two programs has ended."""
@@ -138,8 +132,22 @@ class SuperLink:
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(32))
 
+    def _stop(self) -> None:
+        try:
+            self._end_programs()
+        except KeyboardInterrupt:  # the only one that there will be
+            self._end_programs()
+            raise
+
+    def _end_programs(self) -> None:
+        """Ends both programs and all that they started; the SuperLink last, so that a run can still report."""
+        while self._processes:
+            name = next(reversed(self._processes))
+            end_group(self._processes[name])
+            del self._processes[name]
+
     def _start(self, *command: str) -> None:
-        with (self.home / f"{command[0]}.log").open("wb") as log:
+        with (self.home / f"{command[0]}.log").open("wb") as log, _postponed():
             self._processes[command[0]] = subprocess.Popen(
                 command,
                 env=self.environment,
@@ -172,29 +180,37 @@ def end_group(process: subprocess.Popen[bytes], patience: float = STOP_SECONDS) 
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Within it SIGTERM ends the program as Ctrl-C does, through every `finally`. Main thread only."""
+def interrupted_once() -> Iterator[None]:
+    """Within it the first Ctrl-C or SIGTERM raises `KeyboardInterrupt`, and others are ignored. Main thread only.
+
+    Whoever is impatient must not be able to stop the clearing up, which takes seconds.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    with _handling(interrupt, signal.SIGTERM):
+    with _handling(interrupt):
         yield
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Without Ctrl-C and SIGTERM: an impatient second one must not leave half of the processes running."""
-    with _handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+def _postponed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM at its end: one that comes while a process starts must not lose track of it."""
+    requests: list[int] = []
+    with _handling(lambda number, frame: requests.append(number)):
         yield
+    if requests:
+        signal.raise_signal(requests[0])
 
 
 @contextmanager
-def _handling(handler: signal._HANDLER, *numbers: int) -> Iterator[None]:
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
     try:
         yield
     finally:

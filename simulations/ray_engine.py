@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server import submission
-from server.superlink import SuperLink, terminable
+from server.superlink import SuperLink
 from tacit.errors import MissingExtra
 
 
@@ -46,10 +46,7 @@ def run(
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra("the Ray engine", "simulation")
     # Not below `state`: Ray's sockets lie in this folder, and a socket's path has 107 bytes at most.
-    with (
-        tempfile.TemporaryDirectory(prefix="tacit-ray-", ignore_cleanup_errors=True) as scratch,
-        terminable(),
-    ):
+    with tempfile.TemporaryDirectory(prefix="tacit-ray-", ignore_cleanup_errors=True) as scratch:
         variables = ray_variables(state, sites, scratch)
         with SuperLink(state / "flower", simulation=True, variables=variables) as link:
             submission.run(

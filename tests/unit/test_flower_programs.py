@@ -128,19 +128,53 @@ def test_ending_a_group_gives_time_to_end_well() -> None:
     assert time.monotonic() - start < 10
 
 
-def test_sigterm_ends_a_program_through_its_finally() -> None:
-    code = (
-        "import time\nfrom server.superlink import terminable\nwith terminable():\n"
-        " try:\n  print('ready', flush=True); time.sleep(600)\n finally:\n  print('cleaned', flush=True)\n"
-    )
+CLEARING_UP = """
+import signal
+from server.superlink import interrupted_once
+with interrupted_once():
+    try:
+        print("ready", flush=True)
+        signal.pause()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+        print("cleared up", flush=True)
+"""
+
+
+def test_sigterm_ends_a_program_through_its_finally_which_nobody_can_interrupt() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", CLEARING_UP], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.terminate()
-    assert process.communicate()[0] == "cleaned\n"
+    assert process.communicate()[0] == "cleared up\n"
     assert process.returncode == -signal.SIGINT
+
+
+INTERRUPTED_START = """
+import signal, subprocess, sys
+from pathlib import Path
+from server import superlink
+
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        print(self.pid, flush=True)
+        signal.raise_signal(signal.SIGTERM)
+
+superlink.subprocess.Popen = Popen
+with superlink.SuperLink(Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_a_signal_while_a_process_starts_loses_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_START, str(tmp_path / "home")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT, done.stderr
+    assert not _runs(int(done.stdout))
 
 
 def _runs(pid: int) -> bool:
