@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -21,15 +21,17 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client import plain, submission
-from client.participant import Participant, participant_of
 from client.site import Site
 from tacit.errors import ProtocolError, Refused, TacitError
+
+if TYPE_CHECKING:
+    from client.participant import Participant
 
 REFUSED = 1000  # Flower error code of a refusal; its reason is "refused:" and a code
 
 app = ClientApp()
 
-Handler = Callable[[Message, Participant], RecordDict]
+Handler = Callable[[Message, "Participant"], RecordDict]
 
 
 def answering(handler: Handler) -> Callable[[Message, Context], Message]:
@@ -38,7 +40,7 @@ def answering(handler: Handler) -> Callable[[Message, Context], Message]:
     @wraps(handler)
     def answer(message: Message, context: Context) -> Message:
         try:
-            return Message(handler(message, participant(context)), reply_to=message)
+            return Message(handler(message, ready(message, context)), reply_to=message)
         except (Refused, ProtocolError) as error:
             return Message(Error(REFUSED, f"refused:{error.reason}"), reply_to=message)
         except TacitError:
@@ -57,8 +59,18 @@ def site_folder(context: Context) -> Path:
 
 def participant(context: Context) -> Participant:
     """The participant that this node is, in the run that the message belongs to."""
+    from client.participant import participant_of  # brings torch, which an idle client does without
+
     in_memory = context.node_config.get("sessions") == "memory"
     return participant_of(str(context.run_config["experiment"]), site_folder(context), in_memory)
+
+
+def ready(message: Message, context: Context) -> Participant:
+    """The participant, reading its records with the scaling that came with the message, if any."""
+    client = participant(context)
+    if "scaling" in message.content:
+        client.scale(str(message.content.config_records["scaling"]["constants"]))
+    return client
 
 
 def received_arrays(message: Message) -> dict[str, NDArray[np.float32]]:

@@ -16,10 +16,11 @@ from client import guard
 from client.evaluation import metric_sums
 from client.sessions import FolderSessions, MemorySessions, Sessions
 from client.site import Site
+from client.statistics import scaled, statistics
 from client.training import LocalTrainer
 from tacit import config
 from tacit.config import Experiment
-from tacit.encoding import encoder_of
+from tacit.encoding import STATISTICS_ROUND, encoder_of
 from tacit.errors import Refused
 from tacit.privacy.noise import Keys, SeededKeys, Stream, SystemKeys
 from tacit.privacy.plan import PrivacyPlan
@@ -73,6 +74,7 @@ class Participant:
         if site.label not in labels:
             raise Refused("not-a-member", f"the experiment declares no site {site.label!r}")
         self.member = run.members[labels.index(site.label)]
+        self.task, self.scaling = run.task, ""
         self._records: dict[str, Records] = {}
         self.num_updates = self.num_clipped = 0  # stay at the site
 
@@ -91,16 +93,28 @@ class Participant:
     def records(self, split: str) -> Records:
         """This site's records; read once."""
         if split not in self._records:
-            self._records[split] = self.run.task.read(self.site.data, split)
+            self._records[split] = self.task.read(self.site.data, split)
         return self._records[split]
+
+    def scale(self, scaling: str) -> None:
+        """Reads the records with the constants of a federated scaling from here on."""
+        if scaling != self.scaling:
+            self.task = scaled(self.run.task, scaling)
+            self.scaling = scaling
+            self._records.clear()
 
     def guard(self, run_id: str, round_number: int, arrays: Arrays) -> None:
         """Raises `Refused` unless policy and ledger allow one more release in this run."""
         guard.check(self.run, self.site, run_id, round_number, arrays)
 
     def update(self, round_number: int, arrays: Arrays) -> LocalUpdate:
-        """Trains from the global model; metric sums of that model come along where the plan pays for them."""
+        """Trains from the global model; metric sums of that model come along where the plan pays for them.
+
+        In round 0 it is the statistics of a federated scaling.
+        """
         run = self.run
+        if round_number == STATISTICS_ROUND:
+            return statistics(run.task, self.site, run.plan, run.keys)
         delta = run.trainer.train(
             arrays,
             self.records("train"),
@@ -130,10 +144,8 @@ class Participant:
         if plan.unit == "none":
             return
         with self.site.ledger() as ledger:
-            releases = {"training": plan.round_event(), "metrics": plan.metrics_event()}
-            for purpose, event in releases.items():
-                if event is not None:
-                    ledger.debit(run_id, round_number, attempt, purpose, plan.unit, event, delta=plan.delta)
+            for purpose, event in plan.releases(round_number).items():
+                ledger.debit(run_id, round_number, attempt, purpose, plan.unit, event, delta=plan.delta)
 
     def _metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
         run, noise = self.run, self.run.plan.metrics_noise_multiplier

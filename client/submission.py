@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from client.participant import Participant
 from client.sessions import Session
+from tacit.encoding import config_digest
 from tacit.errors import ProtocolError
 from tacit.secagg.client import ClientMachine
-from tacit.secagg.contexts import Invitation, model_digest, roster_digest, text_digest
+from tacit.secagg.contexts import Invitation, model_digest, roster_digest
 from tacit.secagg.parameters import Rules
 from tacit.tasks.weights import Arrays
+
+if TYPE_CHECKING:
+    from client.participant import Participant
 
 
 def setup(participant: Participant, request: bytes, arrays: Arrays) -> bytes:
@@ -70,7 +74,7 @@ def checked(participant: Participant, invitation: Invitation, arrays: Arrays) ->
         invitation,
         roster=roster_digest(run.members),
         model=model_digest(arrays),
-        config=text_digest(run.experiment.to_toml()),
+        config=config_digest(run.experiment.to_toml(), participant.scaling),
         length=encoder.layout.size,
         rules=Rules.of(run.experiment.secure_aggregation),
     )

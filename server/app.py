@@ -16,11 +16,12 @@ from strategies.exchange import find_members
 from strategies.factory import make_strategy
 from strategies.grids import PlainGrid
 from strategies.rounds import Rounds
+from strategies.scaling import learn_scaling
 from strategies.secure_grid import MAX_ATTEMPTS, Agreement, IdealSumGrid, SecureAggregationGrid
 from strategies.state import check_resumable
 from tacit import config
 from tacit.config import Experiment
-from tacit.encoding import encoder_of
+from tacit.encoding import encoder_of, needs_statistics
 from tacit.errors import ConfigError, TacitError
 from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.members import Member
@@ -57,9 +58,10 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     )
     strategy = make_strategy(experiment)
     check_resumable(strategy)
-    rounds = Rounds(
-        experiment, plan, strategy, wrap(grid, experiment, plan, nodes, state), nodes, state, state.run_id
-    )
+    grid = wrap(grid, experiment, plan, nodes, state)
+    if needs_statistics(experiment) and not state.scaling:
+        state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
+    rounds = Rounds(experiment, plan, strategy, grid, nodes, state, state.run_id, state.scaling)
     private = plan.unit != "none"
     progress = rounds.run(initial_arrays(load_task(experiment), private=private, seed=experiment.seed))
     stopped = rounds.stops(progress)

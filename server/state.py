@@ -4,6 +4,7 @@
     rounds.jsonl     one line per complete round, what a progress display follows
     checkpoints/     model, strategy state and counters of the last rounds, each with a SHA-256 manifest
     result.json      written last;  failure.json  instead, with the reason
+    scaling.json     center and scale, when the sites compute them together
     model.safetensors
 
 Guarantees:
@@ -114,6 +115,16 @@ class RunState:
         if progress is None:
             raise StorageError(f"{folder}: no usable checkpoint")
         return progress.arrays
+
+    @property
+    def scaling(self) -> str:
+        """Constants of a federated scaling, as text; empty while there are none."""
+        path = self.folder / "scaling.json"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    @scaling.setter
+    def scaling(self, text: str) -> None:
+        write_file(self.folder / "scaling.json", text.encode())
 
     def has_model(self, round_number: int) -> bool:
         """Whether the model after a round is still there."""

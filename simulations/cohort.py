@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import Context, Message
 
 from client import plain
-from client.app import fields, participant, received_arrays
+from client.app import fields, ready, received_arrays
 from strategies.secure_grid import CohortResult
 from tacit.errors import ProtocolError, Refused, TacitError
 from tacit.update import Aggregate, Integers
@@ -26,7 +26,7 @@ def train_cohort(cohort: Sequence[tuple[Message, Context]]) -> CohortResult:
     nodes, refusals, num_clipped = [], Counter[str](), 0
     for message, context in cohort:
         try:
-            client = participant(context)
+            client = ready(message, context)
             plain.require_permission(client)
             vector = plain.contribution(client, run_id, round_number, arrays)
         except (Refused, ProtocolError) as error:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from client.statistics import scaled
 from server.state import RunState, read_rounds
 from simulations.evaluate import Harness, Metrics, site_mean
 from simulations.sites import partition_table
@@ -19,6 +20,7 @@ from tacit.report.html import write_html
 from tacit.report.statement import write_statement
 from tacit.report.storage import write_json, write_text
 from tacit.report.wording import RELATIONS, not_covered, trusted
+from tacit.tasks import load_task
 
 if TYPE_CHECKING:
     from simulations.run import Simulation
@@ -33,7 +35,7 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
     """Evaluates, trains the baselines, builds the record and writes every file of the report."""
     clock, out, experiment = simulation.clock, simulation.out, simulation.experiment
     state = RunState(simulation.state, experiment.to_toml(), experiment.checkpoints.keep, read_only=True)
-    harness = Harness(experiment, simulation.prepared.folder)
+    harness = Harness(experiment, simulation.prepared.folder, scaled(load_task(experiment), state.scaling))
     with clock.part("evaluation"):
         on_part("evaluation")
         rounds = [_round(row, harness, state) for row in read_rounds(simulation.state / "rounds.jsonl")]

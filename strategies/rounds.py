@@ -80,6 +80,7 @@ class Rounds:
         nodes: node id of each member, by label, in roster order.
         store: checkpoints.
         run: Tacit's own id of the run.
+        scaling: constants of a federated scaling, as text; empty without.
     """
 
     def __init__(
@@ -91,9 +92,10 @@ class Rounds:
         nodes: Mapping[str, int],
         store: Store,
         run: str,
+        scaling: str = "",
     ) -> None:
         self.experiment, self.plan, self.strategy = experiment, plan, strategy
-        self.grid, self.nodes, self.store, self.run_id = grid, nodes, store, run
+        self.grid, self.nodes, self.store, self.run_id, self.scaling = grid, nodes, store, run, scaling
 
     def run(self, initial: Arrays) -> Progress:
         """Runs all rounds that are still to do; returns the state after the last one."""
@@ -128,6 +130,8 @@ class Rounds:
         messages = list(self.strategy.configure_train(number, record, ConfigRecord(), view))
         for message in messages:
             message.content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
+            if self.scaling:
+                message.content["scaling"] = ConfigRecord({"constants": self.scaling})
         return messages
 
     def collect(self, messages: list[Message]) -> list[Message]:

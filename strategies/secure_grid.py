@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, WrappedGrid, count_refusals
+from tacit.encoding import config_digest
 from tacit.errors import ProtocolError, RunFailed
-from tacit.secagg.contexts import Invitation, model_digest, roster_digest, text_digest
+from tacit.secagg.contexts import Invitation, model_digest, roster_digest
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
@@ -188,8 +189,9 @@ class SecureAggregationGrid(_SumGrid):
 
     def _request(self, step: str, node: int, body: bytes, model: Message | None = None) -> Message:
         content = RecordDict({"tacit": ConfigRecord({"body": body})})
-        if model is not None:
-            content["arrays"] = model.content["arrays"]
+        for name in ("arrays", "scaling"):
+            if model is not None and name in model.content:
+                content[name] = model.content[name]
         return Message(content=content, message_type=f"train.{step}", dst_node_id=node)
 
     def _invitation(
@@ -207,7 +209,7 @@ class SecureAggregationGrid(_SumGrid):
             round=round_of(messages[0]),
             attempt=attempt,
             model=model_digest(arrays),
-            config=text_digest(agreement.config),
+            config=config_digest(agreement.config, scaling_of(messages[0])),
             length=encoder.layout.size,
             num_invited=num_invited,
             rules=agreement.rules,
@@ -265,6 +267,12 @@ def model_of(message: Message) -> dict[str, NDArray[Any]]:
 def round_of(message: Message) -> int:
     """Tacit's round number in a training message."""
     return int(str(message.content.config_records["tacit"]["round"]))
+
+
+def scaling_of(message: Message) -> str:
+    """The scaling constants that go with a training message, as text; empty without."""
+    record = message.content.get("scaling")
+    return str(record["constants"]) if isinstance(record, ConfigRecord) else ""
 
 
 def _body(answer: Message) -> bytes:

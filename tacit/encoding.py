@@ -1,21 +1,34 @@
-"""The public encoding of a run's updates: derived by server and clients alike from the experiment and the model."""
+"""The public encoding of a run's vectors: derived by server and clients alike from the experiment and the model.
+
+A round's vector is an update of the model. Before round 1 there is one more, round 0, when the experiment asks for
+`scaling = "federated"`: the sums that center and scale are made of.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from math import sqrt
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tacit.config import Experiment
+from tacit.data.statistics import constants_from, sensitivity, statistics_size
+from tacit.errors import ProtocolError
 from tacit.privacy.plan import PrivacyPlan
+from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder, MetricRange
 from tacit.update import Layout
 
 if TYPE_CHECKING:
+    from tacit.data.preprocessing import Constants
     from tacit.tasks import Task
 
-NUM_RECORDS = "records"
+NUM_RECORDS: Final = "records"
+STATISTICS: Final = "statistics"  # the one array of round 0, where a model has its own
+STATISTICS_ROUND: Final = 0
 
 
 def metric_names(task: Task) -> tuple[str, ...]:
@@ -26,14 +39,63 @@ def metric_names(task: Task) -> tuple[str, ...]:
 def encoder_of(
     experiment: Experiment, plan: PrivacyPlan, task: Task, arrays: Mapping[str, NDArray[Any]]
 ) -> Encoder:
-    """The encoder of one run.
+    """The encoder of the vectors that answer these arrays.
 
-    A metric sum is bounded by four times the largest declared size plus ten times its noise.
+    A sum of metrics or statistics is bounded by four times the largest declared size plus ten times its noise.
     """
     settings = experiment.secure_aggregation
-    names = metric_names(task) if plan.metrics_noise_multiplier is not None else ()
     rows = max((site.rows for site in experiment.federation.sites), default=1)
-    noise = plan.metrics_noise_multiplier or 0.0
-    bound = 4 * rows + 10 * noise * (len(names) ** 0.5)
-    ranges = {name: MetricRange(bound, 2.0**-10) for name in names}
-    return Encoder(Layout.of(arrays, names), settings.update_clip, 2**settings.precision_bits, ranges)
+    c_int = 2**settings.precision_bits
+    if set(arrays) == {STATISTICS}:
+        noise = (plan.statistics_noise_multiplier or 0.0) * sqrt(arrays[STATISTICS].size)
+        bound = _record_bound(experiment) * (4 * rows + 10 * noise)
+        return Encoder(Layout.of(arrays), bound, c_int)
+    names = metric_names(task) if plan.metrics_noise_multiplier is not None else ()
+    noise = (plan.metrics_noise_multiplier or 0.0) * sqrt(len(names))
+    ranges = {name: MetricRange(4 * rows + 10 * noise, 2.0**-10) for name in names}
+    return Encoder(Layout.of(arrays, names), settings.update_clip, c_int, ranges)
+
+
+def empty_statistics(experiment: Experiment) -> dict[str, NDArray[np.float32]]:
+    """What the server sends in round 0, in the place of a model."""
+    assert experiment.data.columns is not None
+    return {STATISTICS: np.zeros(statistics_size(experiment.data.columns), dtype=np.float32)}
+
+
+def needs_statistics(experiment: Experiment) -> bool:
+    """Whether the experiment has a round 0."""
+    columns = experiment.data.columns
+    return columns is not None and columns.scaling == "federated"
+
+
+def scaling_text(experiment: Experiment, plan: PrivacyPlan, sums: NDArray[np.float64]) -> str:
+    """Center and scale of each numeric column, as the canonical text that travels and that ctx0 is bound to."""
+    assert experiment.data.columns is not None
+    sites = len(experiment.federation.sites)
+    noise = (plan.statistics_noise_multiplier or 0.0) * _record_bound(experiment) * sqrt(sites)
+    return json.dumps(constants_from(sums, experiment.data.columns, noise), sort_keys=True)
+
+
+def scaling_constants(text: str) -> Constants:
+    """The reverse of `scaling_text`.
+
+    Raises:
+        ProtocolError: the text is not that of two finite numbers for each column.
+    """
+    try:
+        constants = {str(k): (float(c), float(s)) for k, (c, s) in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ProtocolError("scaling", "not the constants of a scaling") from None
+    if not all(np.isfinite(pair).all() and pair[1] > 0 for pair in constants.values()):
+        raise ProtocolError("scaling", "a center or scale is not a usable number")
+    return constants
+
+
+def config_digest(experiment_toml: str, scaling: str) -> bytes:
+    """What ctx0 says of the configuration: the experiment and, once known, the scaling."""
+    return text_digest(f"{experiment_toml}\n# scaling: {scaling}\n" if scaling else experiment_toml)
+
+
+def _record_bound(experiment: Experiment) -> float:
+    assert experiment.data.columns is not None
+    return sensitivity(experiment.data.columns)

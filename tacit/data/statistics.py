@@ -24,6 +24,7 @@ from tacit.errors import ProtocolError
 
 Vector = NDArray[np.float64]
 MIN_COUNT = 10.0  # fewer present values than this say less than the declared range does
+MAX_BLUR = 0.02  # largest noise in a mean, as a share of half the range; the smallest spread is 0.05
 MIN_SPREAD = 0.05  # smallest standard deviation believed, as a share of half the range
 
 
@@ -57,8 +58,14 @@ def sum_statistics(table: Table, schema: Schema) -> Vector:
     return np.asarray(record_statistics(table, schema).sum(axis=0), dtype=np.float64)
 
 
-def constants_from(sums: Vector, schema: Schema) -> dict[str, tuple[float, float]]:
+def constants_from(sums: Vector, schema: Schema, noise: float = 0.0) -> dict[str, tuple[float, float]]:
     """Center and scale of each numeric column, in the unit of t(x), from the (noisy) sum over all sites.
+
+    Args:
+        sums: shape (statistics_size(schema),).
+        schema: the columns.
+        noise: standard deviation of the noise in each coordinate of the sum. A column whose mean it blurs by more
+            than `MAX_BLUR` of half the range is scaled by its declared range instead.
 
     Raises:
         ProtocolError: the sum has another length, or is not finite.
@@ -67,15 +74,17 @@ def constants_from(sums: Vector, schema: Schema) -> dict[str, tuple[float, float
         raise ProtocolError("statistics", "the sum has another length or is not finite")
     columns = _numeric_columns(schema).items()
     return {
-        name: _affine(column, *map(float, triple))
+        name: _affine(column, *map(float, triple), noise)
         for (name, column), triple in zip(columns, sums.reshape(-1, 3), strict=True)
     }
 
 
-def _affine(column: NumericColumn, count: float, total: float, squares: float) -> tuple[float, float]:
+def _affine(
+    column: NumericColumn, count: float, total: float, squares: float, noise: float
+) -> tuple[float, float]:
     """Mean and standard deviation, cut at what values in the range can have; the range's own when too few."""
     middle, half = column.range_affine()
-    if count < MIN_COUNT:
+    if count < MIN_COUNT or noise > MAX_BLUR * count:
         return middle, half
     mean = min(1.0, max(-1.0, total / count))
     variance = squares / count - mean * mean  # noise may push this below 0 or above 1
