@@ -75,3 +75,30 @@ def simulate(
         for warning in record.warnings:
             console.print(f"note: {warning}", style="yellow", highlight=False)
         console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def partition(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What would be run.")],
+    out: Annotated[Path, typer.Option(help="Folder to write sites/ into.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
+    ] = None,
+) -> None:
+    """Divide a data set among site folders, as a simulation would, and show who got what.
+
+    The folders are what `tacit client --site` takes; sites/experiment.toml is what `tacit server` takes.
+    """
+    from rich.console import Console
+
+    from simulations.run import claim, prepare
+    from simulations.sites import terminal_table
+    from tacit import config
+
+    loaded = config.load(experiment, overrides or [])
+    claim(out, resume=False)
+    prepared = prepare(loaded, out)
+    console = Console()
+    console.print(terminal_table(prepared))
+    for warning in prepared.warnings:
+        console.print(f"note: {warning}", style="yellow", highlight=False)
+    console.print(f"sites: {prepared.folder}", highlight=False, soft_wrap=True)
