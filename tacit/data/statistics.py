@@ -74,13 +74,13 @@ def constants_from(sums: Vector, schema: Schema, noise: float = 0.0) -> dict[str
         raise ProtocolError("statistics", "the sum has another length or is not finite")
     columns = _numeric_columns(schema).items()
     return {
-        name: _affine(column, *map(float, triple), noise)
+        name: _affine(column, *map(float, triple), noise=noise)
         for (name, column), triple in zip(columns, sums.reshape(-1, 3), strict=True)
     }
 
 
 def _affine(
-    column: NumericColumn, count: float, total: float, squares: float, noise: float
+    column: NumericColumn, count: float, total: float, squares: float, *, noise: float
 ) -> tuple[float, float]:
     """Mean and standard deviation, cut at what values in the range can have; the range's own when too few."""
     middle, half = column.range_affine()
