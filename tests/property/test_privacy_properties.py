@@ -26,14 +26,14 @@ events = st.builds(
 # I12 in three tables, 500 cases together.
 
 
-@settings(max_examples=140, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(event=events)
 def test_I12_rdp_is_never_below_pld(event: Event) -> None:
     rdp = epsilon_rdp(event, 1e-5)
     assert rdp >= epsilon_pld(event, 1e-5, 5 * grid(rdp))
 
 
-@settings(max_examples=180, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(event=events, more=st.integers(1, 50))
 def test_I12_more_steps_cost_more(event: Event, more: int) -> None:
     longer = Event(event.kind, event.noise_multiplier, event.sampling_rate, event.steps + more)
@@ -41,7 +41,7 @@ def test_I12_more_steps_cost_more(event: Event, more: int) -> None:
     assert fits(event, 2.0, 1e-5) or not fits(longer, 2.0, 1e-5)
 
 
-@settings(max_examples=180, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(event=events, factor=st.floats(1.01, 3))
 def test_I12_more_noise_costs_less(event: Event, factor: float) -> None:
     noisier = Event(event.kind, event.noise_multiplier * factor, event.sampling_rate, event.steps)
