@@ -21,6 +21,7 @@ from tacit.report.statement import write_statement
 from tacit.report.storage import write_json, write_text
 from tacit.report.wording import RELATIONS, not_covered, trusted
 from tacit.tasks import load_task
+from tacit.tasks.groupnorm import has_batchnorm
 
 if TYPE_CHECKING:
     from simulations.run import Simulation
@@ -235,6 +236,9 @@ def _slice(row: dict[str, Any]) -> r.SiteSlice:
 
 
 def _warnings(simulation: Simulation) -> tuple[str, ...]:
-    seeded = simulation.experiment.insecure_seeded_noise
-    own = ("NOT PRIVATE: the noise follows from the seed (--insecure-seeded-noise)",) if seeded else ()
-    return (*own, *simulation.prepared.warnings)
+    experiment = simulation.experiment
+    seeded = experiment.insecure_seeded_noise
+    notes = ["NOT PRIVATE: the noise follows from the seed (--insecure-seeded-noise)"] if seeded else []
+    if experiment.privacy.record is not None and has_batchnorm(load_task(experiment).model()):
+        notes.append("BatchNorm mixes records: it was replaced by GroupNorm for this private run")
+    return (*notes, *simulation.prepared.warnings)
