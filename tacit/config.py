@@ -2,6 +2,8 @@
 
 Fields that change privacy stand in `Training`, `RecordPrivacy`, `ClientPrivacy`, `SecureAggregation` and
 `Evaluation`; fields that change only speed or comfort stand in `Simulation` and `Checkpoints`.
+
+Longer than 400 lines because every key that an experiment may have is found here.
 """
 
 from __future__ import annotations
