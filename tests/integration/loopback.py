@@ -3,8 +3,14 @@
 import os
 import socket
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from simulations.run import Clock, Simulation, run_local
 from simulations.sites import PreparedSites, prepare_sites
 from simulations.sources import load_source
 from tacit import config
@@ -27,6 +33,20 @@ def three_sites(out: Path, *overrides: str) -> PreparedSites:
     experiment = config.loads(EXPERIMENT, overrides=overrides)
     table, schema = load_source(experiment.data)
     return prepare_sites(experiment, table, schema, out)
+
+
+def local_model(out: Path, *overrides: str) -> dict[str, NDArray[np.float32]]:
+    """What the local engine makes of the same experiment."""
+    prepared = three_sites(out, *overrides)
+    simulation = Simulation(prepared, out, "local", datetime.now(UTC), Clock())
+    run_local(simulation)
+    return load_file(simulation.state / "model.safetensors")
+
+
+def same_model(model: Path, expected: dict[str, NDArray[np.float32]]) -> bool:
+    """Whether the file holds exactly these arrays."""
+    arrays = load_file(model)
+    return arrays.keys() == expected.keys() and all((arrays[k] == expected[k]).all() for k in expected)
 
 
 def still_running(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from loopback import Outside, still_running, three_sites
+from loopback import Outside, local_model, same_model, still_running, three_sites
 
 from server import submission
 from server.superlink import SuperLink
@@ -23,6 +23,7 @@ from tacit.errors import RunFailed
 
 pytestmark = pytest.mark.processes
 
+ROUNDS = "training.rounds=1"  # three exchanges, each of several seconds of Flower's waiting and of imports
 TACIT = str(Path(sysconfig.get_path("scripts")) / "tacit")
 
 
@@ -35,7 +36,7 @@ class Rehearsal:
     client_codes: list[int]
     client_output: str
     rounds: list[dict[str, object]]
-    has_result: bool
+    state: Path
     asked_outside: list[bytes]
     leftovers: list[str]
 
@@ -43,7 +44,7 @@ class Rehearsal:
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     folder = tmp_path_factory.mktemp("rehearsal")
-    prepared = three_sites(folder)
+    prepared = three_sites(folder, ROUNDS)
     (folder / "experiment.toml").write_text(prepared.experiment.to_toml())
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -66,7 +67,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
             client_codes,
             (folder / "client.log").read_text(),
             [json.loads(line) for line in (state / "rounds.jsonl").read_text().splitlines()],
-            (state / "result.json").exists(),
+            state,
             outside.requests,
             still_running(folder),
         )
@@ -92,9 +93,15 @@ def _tacit(folder: Path, outside: Outside, name: str, *arguments: str) -> Iterat
 
 def test_the_experiment_runs_to_its_end(rehearsal: Rehearsal) -> None:
     assert rehearsal.server_code == 0, rehearsal.server_output + rehearsal.client_output
-    assert rehearsal.has_result
-    assert [row["round"] for row in rehearsal.rounds] == [1, 2]
-    assert "done: 2 rounds" in rehearsal.server_output
+    assert (rehearsal.state / "result.json").exists()
+    assert [row["survivors"] for row in rehearsal.rounds] == [["site-1", "site-2", "site-3"]]
+    assert "done: 1 rounds" in rehearsal.server_output
+
+
+def test_real_processes_and_the_local_engine_give_the_same_model(
+    rehearsal: Rehearsal, tmp_path: Path
+) -> None:
+    assert same_model(rehearsal.state / "model.safetensors", local_model(tmp_path, ROUNDS))
 
 
 def test_nodes_that_are_told_to_stop_end_with_code_0(rehearsal: Rehearsal) -> None:
@@ -146,25 +153,23 @@ def test_a_node_that_fails_says_so(tmp_path: Path) -> None:
     assert still_running(tmp_path) == []
 
 
-@pytest.fixture(scope="module")
-def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
-    folder = tmp_path_factory.mktemp("link")
-    with SuperLink(folder / "flower", variables={"TACIT_STATE": str(folder)}) as link:
+@pytest.fixture
+def link(tmp_path: Path) -> Iterator[SuperLink]:
+    with SuperLink(tmp_path / "flower", variables={"TACIT_STATE": str(tmp_path)}) as link:
         yield link
 
 
-def test_a_run_that_fails_says_why(link: SuperLink, tmp_path_factory: pytest.TempPathFactory) -> None:
-    experiment = 'name = "x"\n[task]\nkind = "no.such.module:Task"\n'
-    with pytest.raises(RunFailed, match=r"no\.such\.module"):
-        submission.run(link, experiment, link.home.parent, timeout=60)
+def test_a_run_that_fails_says_why(link: SuperLink, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"^federation\.sites: declares no sites\n"):
+        submission.run(link, 'name = "nobody"\n', tmp_path, timeout=60)
 
 
-def test_a_run_that_takes_too_long_is_stopped(link: SuperLink) -> None:
-    three = three_sites(link.home.parent / "prepared").experiment.to_toml()
+def test_a_run_that_takes_too_long_is_stopped(link: SuperLink, tmp_path: Path) -> None:
+    experiment = three_sites(tmp_path / "prepared").experiment  # and no node to take part
     with pytest.raises(RunFailed, match="no result after 3 s"):
-        submission.run(link, three, link.home.parent, timeout=3)
-    runs = submission._flwr(link, "list", "tacit")["runs"]
-    assert "finished:stopped" in [run["status"] for run in runs]
+        submission.run(link, experiment.to_toml(), tmp_path, timeout=3)
+    (row,) = submission._flwr(link, "list", "tacit")["runs"]
+    assert row["status"] == "finished:stopped"
 
 
 def test_a_refused_submission_says_why(link: SuperLink) -> None:

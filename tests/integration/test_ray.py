@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from loopback import Outside, still_running, three_sites
+from loopback import Outside, local_model, same_model, still_running, three_sites
 
 from simulations import ray_engine
 from tacit.errors import RunFailed
@@ -15,7 +15,9 @@ pytestmark = pytest.mark.ray
 METADATA_SERVICES = (b"GET http://169.254.169.254/", b"GET http://metadata.google.internal/")
 
 
-def test_an_experiment_runs_on_ray_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_runs_on_ray_and_gives_the_model_of_the_local_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     prepared, state, polls = three_sites(tmp_path), tmp_path / "state", []
     with contextlib.closing(Outside()) as outside:
@@ -33,6 +35,7 @@ def test_an_experiment_runs_on_ray_to_its_end(tmp_path: Path, monkeypatch: pytes
     assert all(request.startswith(METADATA_SERVICES) for request in outside.requests)
     assert (state / "result.json").exists()
     assert [json.loads(line)["round"] for line in (state / "rounds.jsonl").read_text().splitlines()] == [1, 2]
+    assert same_model(state / "model.safetensors", local_model(tmp_path / "local"))
     assert polls[0] is False
     assert polls[-1] is True
     assert still_running(tmp_path) == []
