@@ -65,7 +65,9 @@ def serve(experiment: Experiment, state: Path, *, port: int, num_clients: int) -
             follow = _RoundFollower(state / "rounds.jsonl", progress, rounds)
             submission.run(link, experiment.to_toml(), state, on_poll=follow)
             progress.update(rounds, total=follow.num_rounds, completed=follow.num_rounds)
-        progress.console.print(f"done: {follow.num_rounds} rounds, {state / 'result.json'}")
+        progress.console.print(
+            f"done: {follow.num_rounds} of {experiment.training.rounds} rounds, {state / 'result.json'}"
+        )
 
 
 class _RoundFollower:
@@ -84,6 +86,9 @@ class _RoundFollower:
     def _read(self, *, silent: bool) -> None:
         if not self._path.exists():
             return
+        if self._path.stat().st_size < self._offset:
+            # A server that resumes takes back lines of rounds that have no checkpoint.
+            self._offset, self.num_rounds, silent = 0, 0, True
         with self._path.open("rb") as file:
             file.seek(self._offset)
             complete, newline, _ = file.read().rpartition(b"\n")

@@ -13,27 +13,25 @@ Guarantees:
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sysconfig
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
-from tacit.errors import ConfigError, RunFailed
+from server.processes import end_group, interrupted_once, postponed_interrupt
+from tacit.errors import ConfigError, RunFailed, StorageError
 
 LOOPBACK = "127.0.0.1"
 CONNECTION = "tacit"  # name of this SuperLink in its own config.toml
 START_SECONDS = 60.0
-STOP_SECONDS = 3.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def environment(home: Path, variables: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -81,6 +79,7 @@ class SuperLink:
 
         Raises:
             ConfigError: the port is taken.
+            StorageError: on entering: another SuperLink uses the folder.
         """
         self.home = home.resolve()
         self.port = _free_port(port)
@@ -90,13 +89,14 @@ class SuperLink:
 
     def __enter__(self) -> SuperLink:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._write_files()
         secret = ("--superexec-auth-secret-file", str(self.home / "superexec.key"))
         link = ["flower-superlink", "--insecure", "--host", LOOPBACK, "--port", str(self.port)]
         link += ["--isolation", "process", "--disable-runtime-dependency-installation", *secret]
         executor = ["flower-superexec", "--insecure", "--runtime-api-address", f"{LOOPBACK}:{self.port}"]
         executor += ["--parent-pid", str(os.getpid()), *secret]
         with ExitStack() as stack:
+            stack.enter_context(_locked(self.home))
+            self._write_files()
             stack.enter_context(interrupted_once())
             stack.callback(self._stop)
             self._start(*link, *(["--simulation"] if self._simulation else []))
@@ -147,7 +147,7 @@ class SuperLink:
             del self._processes[name]
 
     def _start(self, *command: str) -> None:
-        with (self.home / f"{command[0]}.log").open("wb") as log, _postponed():
+        with (self.home / f"{command[0]}.log").open("wb") as log, postponed_interrupt():
             self._processes[command[0]] = subprocess.Popen(
                 command,
                 env=self.environment,
@@ -168,63 +168,15 @@ class SuperLink:
             time.sleep(0.05)
 
 
-def end_group(process: subprocess.Popen[bytes], patience: float = STOP_SECONDS) -> None:
-    """Ends a group leader and its whole process group: SIGTERM, and after `patience` seconds SIGKILL."""
-    _signal_group(process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience
-    # poll() first: until its leader has been waited for, a group never looks empty.
-    while time.monotonic() < deadline and (process.poll() is None or _signal_group(process.pid, 0)):
-        time.sleep(0.05)
-    _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @contextmanager
-def interrupted_once() -> Iterator[None]:
-    """Within it the first Ctrl-C or SIGTERM raises `KeyboardInterrupt`, and others are ignored. Main thread only.
-
-    Whoever is impatient must not be able to stop the clearing up, which takes seconds.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    with _handling(interrupt):
+def _locked(home: Path) -> Iterator[None]:
+    """A second SuperLink in the same folder would take over the first one's configuration."""
+    with (home / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StorageError(f"{home}: another server works in this folder") from None
         yield
-
-
-@contextmanager
-def _postponed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM at its end: one that comes while a process starts must not lose track of it."""
-    requests: list[int] = []
-    with _handling(lambda number, frame: requests.append(number)):
-        yield
-    if requests:
-        signal.raise_signal(requests[0])
-
-
-@contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def _signal_group(group: int, number: int) -> bool:
-    """Sends a signal (0 = none) to a process group; whether anybody was there."""
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
 
 
 def _free_port(port: int) -> int:

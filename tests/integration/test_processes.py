@@ -95,7 +95,7 @@ def test_the_experiment_runs_to_its_end(rehearsal: Rehearsal) -> None:
     assert rehearsal.server_code == 0, rehearsal.server_output + rehearsal.client_output
     assert (rehearsal.state / "result.json").exists()
     assert [row["survivors"] for row in rehearsal.rounds] == [["site-1", "site-2", "site-3"]]
-    assert "done: 1 rounds" in rehearsal.server_output
+    assert "done: 1 of 1 rounds" in rehearsal.server_output
 
 
 def test_real_processes_and_the_local_engine_give_the_same_model(

@@ -14,9 +14,10 @@ import pytest
 from flwr.common.config import parse_config_args
 
 import client.cli
+import server.processes
 import server.superlink
 from simulations import ray_engine
-from tacit.errors import ConfigError
+from tacit.errors import ConfigError, StorageError
 
 ENVIRONMENTS = [client.cli.environment, server.superlink.environment]
 
@@ -83,6 +84,12 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
             server.superlink.SuperLink(tmp_path, port=port)
 
 
+def test_F5_a_second_server_in_the_same_folder_refuses(tmp_path: Path) -> None:
+    with server.superlink._locked(tmp_path), pytest.raises(StorageError, match="another server works"):
+        server.superlink.SuperLink(tmp_path).__enter__()
+    assert not (tmp_path / "config.toml").exists()
+
+
 STUBBORN = r"""
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -99,7 +106,7 @@ def test_ending_a_group_ends_even_those_who_ignore_the_request() -> None:
     assert leader.stdout is not None
     with leader.stdout:
         pids = [int(leader.stdout.readline()) for _ in range(2)]
-    server.superlink.end_group(leader, patience=0.2)  # type: ignore[arg-type]
+    server.processes.end_group(leader, patience=0.2)  # type: ignore[arg-type]
     assert leader.returncode == -signal.SIGKILL
     assert not any(_runs(pid) for pid in pids)
 
@@ -123,14 +130,14 @@ def test_a_node_that_is_gone_leaves_none_of_its_processes(monkeypatch: pytest.Mo
 def test_ending_a_group_gives_time_to_end_well() -> None:
     leader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     start = time.monotonic()
-    server.superlink.end_group(leader, patience=30)
+    server.processes.end_group(leader, patience=30)
     assert leader.returncode == -signal.SIGTERM
     assert time.monotonic() - start < 10
 
 
 CLEARING_UP = """
 import signal
-from server.superlink import interrupted_once
+from server.processes import interrupted_once
 with interrupted_once():
     try:
         print("ready", flush=True)

@@ -83,6 +83,9 @@ def test_each_finished_round_is_shown_once_and_half_a_line_not_at_all(tmp_path: 
                 follow()
         follow()
         assert follow.num_rounds == 2
+        rounds.write_text(json.dumps({"round": 1}) + "\n")  # a server that resumes took the second one back
+        follow()
+        assert follow.num_rounds == 1
     text = console.export_text()
     assert text.count("round 2  1.2 s  accuracy 0.5000") == 1
     assert "round 1" not in text
