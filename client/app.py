@@ -9,11 +9,13 @@ Anything else is refused by Flower, which knows no handler for it.
 
 from __future__ import annotations
 
+import logging
 import os
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -27,27 +29,47 @@ from tacit.errors import ProtocolError, Refused, TacitError
 if TYPE_CHECKING:
     from client.participant import Participant
 
-REFUSED = 1000  # Flower error code of a refusal; its reason is "refused:" and a code
+REFUSED: Final = 1000  # Flower error code of a refusal; its reason is "refused:" and a code
+LOG: Final = logging.getLogger(__name__)
 
 app = ClientApp()
 
-Handler = Callable[[Message, "Participant"], RecordDict]
+Handler = Callable[[Message, Context], RecordDict]
 
 
 def answering(handler: Handler) -> Callable[[Message, Context], Message]:
-    """Finds the participant and turns a refusal into an answer with a reason code; the process goes on."""
+    """Turns an error into an answer with a reason code; the process goes on.
+
+    Guarantees:
+        Of an error, nothing but a reason code leaves the site.
+    """
 
     @wraps(handler)
     def answer(message: Message, context: Context) -> Message:
         try:
-            return Message(handler(message, ready(message, context)), reply_to=message)
-        except (Refused, ProtocolError) as error:
-            return Message(Error(REFUSED, f"refused:{error.reason}"), reply_to=message)
-        except TacitError:
-            # What is wrong with this site's data or configuration is its own business.
-            return Message(Error(REFUSED, "refused:unavailable"), reply_to=message)
+            return Message(handler(message, context), reply_to=message)
+        except Exception as error:  # the edge: Flower would send the text of what is not caught to the server
+            return Message(Error(REFUSED, f"refused:{reason_of(error)}"), reply_to=message)
 
     return answer
+
+
+def reason_of(error: Exception) -> str:
+    """The code that may leave for an error. What else it says is this site's own business, and goes to its log.
+
+    An error that is none of ours may quote a cell of a record, so that of it the log has only type and place.
+    """
+    if isinstance(error, Refused | ProtocolError):
+        LOG.info("refused: %s", error)
+        return error.reason
+    if isinstance(error, TacitError):
+        LOG.warning("%s", error)
+        return "unavailable"
+    places = " <- ".join(
+        f"{f.filename}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__))
+    )
+    LOG.error("%s in %s", type(error).__name__, places)
+    return "failed"
 
 
 def site_folder(context: Context) -> Path:
@@ -75,10 +97,13 @@ def ready(message: Message, context: Context) -> Participant:
 
 def received_arrays(message: Message) -> dict[str, NDArray[np.float32]]:
     """The global model of a training message."""
-    record = message.content["arrays"]
+    record = message.content.get("arrays")
     if not isinstance(record, ArrayRecord):
         raise ProtocolError("model", "the message carries no model")
-    return {name: array.numpy() for name, array in record.items()}
+    try:
+        return {name: array.numpy() for name, array in record.items()}
+    except (ValueError, TypeError, EOFError, MemoryError):
+        raise ProtocolError("model", "an array of the model cannot be read") from None
 
 
 def fields(message: Message) -> ConfigRecord:
@@ -103,45 +128,45 @@ def in_body(content: bytes) -> RecordDict:
 
 
 @app.query("tacit")
-def who(message: Message, context: Context) -> Message:
+@answering
+def who(message: Message, context: Context) -> RecordDict:
     """The label of this site, so that the server can address it; Flower's node ids are routing labels only."""
-    label = Site.open(site_folder(context)).label
-    return Message(RecordDict({"tacit": ConfigRecord({"label": label})}), reply_to=message)
+    return RecordDict({"tacit": ConfigRecord({"label": Site.open(site_folder(context)).label})})
 
 
 @app.train()
 @answering
-def train(message: Message, participant: Participant) -> RecordDict:
+def train(message: Message, context: Context) -> RecordDict:
     """A single update in the clear."""
-    return plain.update(participant, fields(message), received_arrays(message))
+    return plain.update(ready(message, context), fields(message), received_arrays(message))
 
 
 @app.train("ideal")
 @answering
-def train_ideal(message: Message, participant: Participant) -> RecordDict:
+def train_ideal(message: Message, context: Context) -> RecordDict:
     """A single encoded update in the clear: the ideal sum of a simulation."""
-    return plain.encoded(participant, fields(message), received_arrays(message))
+    return plain.encoded(ready(message, context), fields(message), received_arrays(message))
 
 
 @app.train("tacit0")
 @answering
-def setup(message: Message, participant: Participant) -> RecordDict:
+def setup(message: Message, context: Context) -> RecordDict:
     """M0."""
-    return in_body(submission.setup(participant, body(message), received_arrays(message)))
+    return in_body(submission.setup(ready(message, context), body(message), received_arrays(message)))
 
 
 @app.train("tacit2")
 @answering
-def mask(message: Message, participant: Participant) -> RecordDict:
+def mask(message: Message, context: Context) -> RecordDict:
     """M2."""
-    return in_body(submission.mask(participant, body(message)))
+    return in_body(submission.mask(ready(message, context), body(message)))
 
 
 @app.train("tacit4")
 @answering
-def unmask(message: Message, participant: Participant) -> RecordDict:
+def unmask(message: Message, context: Context) -> RecordDict:
     """M4."""
-    return in_body(submission.unmask(participant, body(message)))
+    return in_body(submission.unmask(ready(message, context), body(message)))
 
 
 def handlers() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tacit.encoding import NUM_RECORDS, metric_names
+from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
 
@@ -35,7 +36,11 @@ def metric_sums(
 
 
 def record_metrics(model: nn.Module, task: Task, records: Records) -> dict[str, float]:
-    """The exact sums. They stay at the site; only `metric_sums` may travel."""
+    """The exact sums. They stay at the site; only `metric_sums` may travel.
+
+    Raises:
+        ConfigError: a metric is not one number per record.
+    """
     if not records.num_rows:
         return dict.fromkeys(metric_names(task), 0.0)
     device = next(model.parameters()).device
@@ -43,6 +48,9 @@ def record_metrics(model: nn.Module, task: Task, records: Records) -> dict[str, 
     with torch.no_grad():
         outputs = model(records.features.to(device)).cpu()
     per_record = task.metrics(outputs, records.targets)
+    for name in task.metric_names:
+        if per_record[name].shape != (records.num_rows,):
+            raise ConfigError(f"metric {name!r} must be one number per record", key="task")
     sums = {
         name: float(per_record[name].double().nan_to_num(0.0).clamp(0.0, 1.0).sum())
         for name in task.metric_names

@@ -8,7 +8,6 @@ same methods.
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tacit.encoding import STATISTICS_ROUND, encoder_of
 from tacit.errors import Refused
 from tacit.privacy.noise import Keys, SeededKeys, Stream, SystemKeys
 from tacit.privacy.plan import PrivacyPlan
+from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.members import Member
 from tacit.tasks import Records, Task, load_task
@@ -36,7 +36,7 @@ class Run:
 
     def __init__(self, text: str) -> None:
         self.experiment: Experiment = config.loads(text, source="experiment")
-        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        self.digest = text_digest(self.experiment.to_toml())
         self.plan = PrivacyPlan.of(self.experiment)
         self.task: Task = load_task(self.experiment)
         self.trainer = LocalTrainer(self.task, self.plan, self.experiment)
@@ -103,6 +103,10 @@ class Participant:
             self.scaling = scaling
             self._records.clear()
 
+    def guard_cohort(self, num_masking: int) -> None:
+        """Raises `Refused` when a sum over so many clients is not what policy asks for."""
+        guard.check_cohort(self.run, self.site, num_masking)
+
     def guard(self, run_id: str, round_number: int, arrays: Arrays) -> None:
         """Raises `Refused` unless policy and ledger allow one more release in this run."""
         guard.check(self.run, self.site, run_id, round_number, arrays)
@@ -137,6 +141,9 @@ class Participant:
     def debit(self, run_id: str, round_number: int, attempt: int) -> None:
         """Enters one round's releases in the ledger; returns when they are on disk.
 
+        Raises:
+            Refused: budget or policy do not allow it any more; since `guard` another run may have spent it.
+
         Guarantees:
             The ledger is written and fsynced before the first byte of an update leaves.
         """
@@ -144,6 +151,7 @@ class Participant:
         if plan.unit == "none":
             return
         with self.site.ledger() as ledger:
+            guard.check_budget(self.run, self.site, ledger, run_id, round_number)
             for purpose, event in plan.releases(round_number).items():
                 ledger.debit(run_id, round_number, attempt, purpose, plan.unit, event, delta=plan.delta)
 
@@ -167,5 +175,6 @@ def run_of(text: str) -> Run:
 @lru_cache(maxsize=4096)
 def participant_of(text: str, folder: Path, keep_in_memory: bool) -> Participant:
     """The participant of one site folder in one run; records and wrapped model are kept for the next message."""
-    sessions = MemorySessions() if keep_in_memory else FolderSessions(folder)
-    return Participant(run_of(text), Site.open(folder), sessions)
+    site = Site.open(folder)
+    guard.admit(site, config.loads(text, source="experiment"))  # before the code that it names is imported
+    return Participant(run_of(text), site, MemorySessions() if keep_in_memory else FolderSessions(folder))

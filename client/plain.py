@@ -13,7 +13,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from tacit.encoding import WEIGHT
 from tacit.errors import ProtocolError, Refused
+from tacit.secagg.ring import clip_norm
 from tacit.tasks.weights import Arrays
 from tacit.update import EncodedUpdate, LocalUpdate
 
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
     from client.participant import Participant
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClippedUpdate:
-    """One client's update, visible to whoever receives it.
+    """One client's update, cut at the public update norm, visible to whoever receives it.
 
     Guarantees:
         It cannot be made at a site whose policy does not allow single updates.
@@ -35,14 +37,24 @@ class ClippedUpdate:
 
     @classmethod
     def of(cls, participant: Participant, arrays: Arrays, update: LocalUpdate) -> ClippedUpdate:
-        """The new local model: received plus delta."""
+        """The new local model: received plus delta.
+
+        Raises:
+            Refused: policy or experiment do not allow it, or a value is not finite.
+        """
         require_permission(participant)
-        model = {name: arrays[name] + update.delta[name].astype(np.float32) for name in arrays}
+        encoder = participant.run.encoder(arrays)
+        cut, _ = clip_norm(encoder.layout.flatten(update.delta), encoder.clip)
+        delta = encoder.layout.unflatten(cut)
+        model = {name: np.asarray(arrays[name] + delta[name], dtype=np.float32) for name in arrays}
         return cls(model, update.weight, dict(update.metrics))
+
+    def __repr__(self) -> str:
+        return f"<ClippedUpdate: {len(self.arrays)} arrays>"
 
     def to_records(self) -> RecordDict:
         """As Flower's strategies expect it: arrays, and metrics with the weight."""
-        metrics = {"num-examples": self.weight, **self.metrics}
+        metrics = {WEIGHT: self.weight, **self.metrics}
         return RecordDict(
             {
                 "arrays": ArrayRecord({name: Array(a) for name, a in self.arrays.items()}),
@@ -52,9 +64,12 @@ class ClippedUpdate:
 
 
 def require_permission(participant: Participant) -> None:
-    """Raises `Refused` unless the site's own policy allows single updates."""
+    """Raises `Refused` unless the site's own policy allows single updates and no secure sum was promised."""
     if not participant.site.policy.allow_single_updates:
         raise Refused("single-update", "policy.toml does not say allow_single_updates = true")
+    secure = participant.run.experiment.secure_aggregation
+    if secure.enabled and secure.engine == "protocol":
+        raise Refused("single-update", "the experiment says that updates leave under the secure sum alone")
 
 
 def update(participant: Participant, fields: ConfigRecord, arrays: Arrays) -> RecordDict:

@@ -7,7 +7,8 @@ the normaliser from the batch; both are replaced here. What Opacus does well, gr
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from opacus import GradSampleModule
@@ -15,6 +16,7 @@ from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import nn
 
+from client.training import record_losses
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
@@ -29,10 +31,13 @@ class StreamNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
     noise: Stream
 
     def clip_and_accumulate(self) -> None:
-        """Clips per record; a record whose gradient is not finite contributes nothing."""
-        for parameter in self.params:
-            if parameter.grad_sample is not None:
-                torch.nan_to_num_(parameter.grad_sample, nan=0.0, posinf=0.0, neginf=0.0)
+        """Clips per record; a record contributes nothing where its gradient, or its norm, is not finite."""
+        samples = self.grad_samples
+        if len(samples[0]):
+            finite = torch.stack([torch.isfinite(g.reshape(len(g), -1)).all(dim=1) for g in samples])
+            if not finite.all():
+                for sample in samples:
+                    sample[~finite.all(dim=0)] = 0.0
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:
@@ -63,10 +68,10 @@ class PrivateGradients:
 
     def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
         self.task = task
-        errors = ModuleValidator.validate(model, strict=False)
-        if errors:
+        self.model = model
+        if problems := list(unsupported(model)):
             raise ConfigError(
-                f"the model cannot be trained with record-level privacy: {_reason(errors)}", key="task"
+                f"the model cannot be trained with record-level privacy: {'; '.join(problems)}", key="task"
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that noise is not from torchcsprng: it is not used
@@ -89,12 +94,38 @@ class PrivateGradients:
                 warnings.catch_warnings()
             ):  # the first layer's hook fires although its input needs no gradient
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                self.task.loss(self.module(batch.features), batch.targets).sum().backward()  # type: ignore[no-untyped-call]
-        else:
-            for parameter in self.optimizer.params:
-                parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+                losses = record_losses(self.task, self.module(batch.features), batch.targets)
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+        self._fill_unused(batch.num_rows)
         self.optimizer.pre_step()
 
+    def _fill_unused(self, num_rows: int) -> None:
+        """Zeros for a parameter that the loss of this batch does not depend on: noise is its whole gradient.
 
-def _reason(errors: Sequence[Exception]) -> str:
-    return "; ".join(" ".join(str(error).split()) for error in errors[:3])
+        Raises:
+            ConfigError: the loss does depend on it, past the layers that Opacus watches.
+        """
+        parameter: Any  # Opacus hangs `grad_sample` on it
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and parameter.grad_sample is None:
+                if parameter.grad is not None:
+                    raise ConfigError(f"parameter {name!r} has no gradient per record", key="task")
+                parameter.grad_sample = parameter.new_zeros((num_rows, *parameter.shape))
+
+
+def unsupported(model: nn.Module) -> Iterator[str]:
+    """A line for each layer that mixes records, keeps something of them or has no gradient per record.
+
+    Opacus looks only at layers with parameters to train, knows no RNN, and names no layer; hence this walk.
+    """
+    for name, layer in model.named_modules():
+        trains = any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
+        normalises = isinstance(layer, nn.modules.batchnorm._NormBase)
+        where = f"layer {name or 'model'!r} ({type(layer).__name__})"
+        errors = ModuleValidator.VALIDATORS.get(type(layer), lambda layer: [])(layer)
+        if (trains or normalises) and errors:
+            yield f"{where}: {' '.join(str(errors[0]).split('. ')[0].split())}"
+        elif trains and isinstance(layer, nn.RNNBase):
+            yield f"{where}: its steps have no gradient per record"
+        elif trains and any(True for _ in layer.buffers()):
+            yield f"{where}: it has buffers, which could carry records past the noise"

@@ -6,18 +6,22 @@ the site that only its owner can read. It never travels.
 
 from __future__ import annotations
 
-import io
+import hashlib
 import os
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
-from tacit.errors import StorageError
+from tacit.errors import ProtocolError, StorageError
 from tacit.secagg.client import ClientMachine
+from tacit.secagg.encoding import HASH_BYTES, Reader, Writer
 from tacit.update import EncodedUpdate
+
+_LABEL: Final = "session"
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Session:
         run: Tacit's id of the run.
         round: number of the round.
         model: digest of the global model that was trained from.
+        experiment: digest of the experiment whose noise is in `encoded`; its price, and no other, is debited.
         encoded: the finished update; a later attempt on the same model sends it again unchanged.
         machine: the protocol's state in the present attempt.
         debited: whether the ledger has paid for `encoded`.
@@ -36,9 +41,32 @@ class Session:
     run: str
     round: int
     model: bytes
+    experiment: bytes
     encoded: EncodedUpdate
     machine: ClientMachine
     debited: bool = False
+
+    def encode(self) -> bytes:
+        """The whole session behind its hash, for a file that only this participant can read."""
+        writer = Writer(_LABEL).text(self.run).number(self.round).data(self.model).data(self.experiment)
+        writer.data(self.encoded.values.astype("<i8").tobytes()).number(self.encoded.clipped)
+        body = writer.data(self.machine.export()).number(self.debited).finish()
+        return hashlib.sha256(body).digest() + body
+
+    @classmethod
+    def decode(cls, data: bytes) -> Session:
+        """The reverse of `encode`; `ProtocolError` for any other bytes."""
+        body = data[HASH_BYTES:]
+        if hashlib.sha256(body).digest() != data[:HASH_BYTES]:
+            raise ProtocolError("encoding", "the hash of a session does not fit")
+        reader = Reader(body, _LABEL)
+        run, number, model, experiment = reader.text(), reader.number(), reader.data(), reader.data()
+        values = np.frombuffer(reader.data(), dtype="<i8").astype(np.int64)
+        encoded = EncodedUpdate(values, bool(reader.number()))
+        machine = ClientMachine.restore(reader.data(), secrets.token_bytes)
+        session = cls(run, number, model, experiment, encoded, machine, bool(reader.number()))
+        reader.end()
+        return session
 
 
 class Sessions(Protocol):
@@ -72,46 +100,33 @@ class FolderSessions:
     """One file, mode 0600, in a folder of mode 0700."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "sessions" / "round.npz"
+        self._file = folder / "sessions" / "round"
 
     def load(self) -> Session | None:
-        """See `Sessions`; `StorageError` when the file is damaged."""
+        """See `Sessions`; `StorageError` when the file is damaged or open to others."""
         try:
-            content = self._file.read_bytes()
+            with self._file.open("rb") as file:
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+                    raise StorageError(f"{self._file}: lets other users in; delete it, a round will be lost")
+                return Session.decode(file.read())
         except FileNotFoundError:
             return None
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as fields:
-                return Session(
-                    run=str(fields["run"]),
-                    round=int(fields["round"]),
-                    model=fields["model"].tobytes(),
-                    encoded=EncodedUpdate(fields["values"], bool(fields["clipped"])),
-                    machine=ClientMachine.restore(fields["machine"].tobytes(), secrets.token_bytes),
-                    debited=bool(fields["debited"]),
-                )
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except OSError as error:
+            raise StorageError(f"{self._file}: cannot be read: {error.strerror}") from None
+        except (ProtocolError, StorageError) as error:
             raise StorageError(f"{self._file}: damaged session: {error}") from None
 
     def save(self, session: Session) -> None:
-        """See `Sessions`."""
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            run=np.array(session.run),
-            round=np.array(session.round),
-            model=np.frombuffer(session.model, dtype=np.uint8),
-            values=session.encoded.values,
-            clipped=np.array(session.encoded.clipped),
-            machine=np.frombuffer(session.machine.export(), dtype=np.uint8),
-            debited=np.array(session.debited),
-        )
-        self._file.parent.mkdir(mode=0o700, exist_ok=True)
+        """See `Sessions`; `StorageError` when it cannot be written."""
         temporary = self._file.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._file)
+        try:
+            self._file.parent.mkdir(mode=0o700, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(session.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._file)
+        except OSError as error:
+            raise StorageError(f"{self._file}: cannot be written: {error.strerror}") from None

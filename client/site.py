@@ -43,20 +43,23 @@ class Site:
             fields = tomllib.loads(description.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(error.strerror or str(error), source=description) from None
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"not valid TOML: {error}", source=description) from None
-        for key in ("label", "data_set"):
+        fields = {"data": "data.csv", **fields}
+        for key in ("label", "data_set", "data"):
             if not isinstance(fields.get(key), str) or not fields[key]:
                 raise ConfigError("required key is missing or not text", source=description, key=key)
-        data = folder / fields.get("data", "data.csv")
         policy_file = folder / "policy.toml"
         policy = SitePolicy.load(policy_file) if policy_file.exists() else SitePolicy()
         return cls(
-            folder, fields["label"], fields["data_set"], data, policy, bool(fields.get("durable", True))
+            folder,
+            fields["label"],
+            fields["data_set"],
+            folder / fields["data"],
+            policy,
+            bool(fields.get("durable", True)),
         )
 
     def ledger(self) -> Ledger:
         """The data set's ledger, opened under its lock; the caller closes it."""
-        folder = self.folder / "ledger"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return Ledger.open(folder / "ledger.jsonl", durable=self.durable)
+        return Ledger.open(self.folder / "ledger" / "ledger.jsonl", durable=self.durable)

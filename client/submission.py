@@ -25,12 +25,14 @@ def setup(participant: Participant, request: bytes, arrays: Arrays) -> bytes:
     """
     invitation = checked(participant, Invitation.decode(request), arrays)
     session = participant.sessions.load()
-    if session is None or not _same_model(session, invitation):
+    if session is None or not _same_update(session, participant, invitation):
         participant.guard(invitation.run, invitation.round, arrays)
         update = participant.update(invitation.round, arrays)
         encoded = participant.encode(invitation.round, arrays, update)
         machine = ClientMachine(participant.member, secrets.token_bytes)
-        session = Session(invitation.run, invitation.round, invitation.model, encoded, machine)
+        session = Session(
+            invitation.run, invitation.round, invitation.model, participant.run.digest, encoded, machine
+        )
     elif session.machine.answered("setup", invitation.encode()) is None:
         # A later attempt on the same model: the finished update is sent again unchanged, under new masks.
         session.machine = ClientMachine(participant.member, secrets.token_bytes)
@@ -45,7 +47,8 @@ def mask(participant: Participant, request: bytes) -> bytes:
     stored = session.machine.answered("mask", request)
     if stored is not None:
         return stored
-    session.machine.cohort(request)  # refuses before anything is spent
+    cohort = session.machine.cohort(request)  # refuses before anything is spent
+    participant.guard_cohort(len(cohort.masking))
     if not session.debited:
         participant.debit(session.run, session.round, attempt=1)
         session.debited = True
@@ -84,16 +87,13 @@ def checked(participant: Participant, invitation: Invitation, arrays: Arrays) ->
 
 
 def current(participant: Participant) -> Session:
-    """The session in progress; `ProtocolError` when there is none."""
+    """The session in progress; `ProtocolError` when there is none under the experiment that this run has."""
     session = participant.sessions.load()
-    if session is None:
+    if session is None or session.experiment != participant.run.digest:
         raise ProtocolError("phase", "this client has not been invited")
     return session
 
 
-def _same_model(session: Session, invitation: Invitation) -> bool:
-    return (session.run, session.round, session.model) == (
-        invitation.run,
-        invitation.round,
-        invitation.model,
-    )
+def _same_update(session: Session, participant: Participant, invitation: Invitation) -> bool:
+    held = session.run, session.round, session.model, session.experiment
+    return held == (invitation.run, invitation.round, invitation.model, participant.run.digest)

@@ -13,8 +13,10 @@ Guarantees:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,10 +49,12 @@ class PlainGradients:
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """See `Gradients`."""
-        self.model.zero_grad(set_to_none=False)
+        for parameter in self.model.parameters():
+            # Zeros, not None: the rest of the step is the same whether a batch is empty or not.
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         if batch.num_rows:
-            loss = self.task.loss(self.model(batch.features), batch.targets).sum()
-            (loss / normaliser).backward()  # type: ignore[no-untyped-call]
+            losses = record_losses(self.task, self.model(batch.features), batch.targets)
+            (losses.sum() / normaliser).backward()  # type: ignore[no-untyped-call]
 
 
 class LocalTrainer:
@@ -95,6 +99,9 @@ class LocalTrainer:
             round_number: from 1; the learning-rate schedule reads it.
             keys: where Poisson draws and noise come from.
             site: label of the site, part of the key's index.
+
+        Raises:
+            ConfigError: the model or the task is not what its protocol says; see `record_losses`.
         """
         load_arrays(self.model, arrays)
         self.model.train()
@@ -102,17 +109,43 @@ class LocalTrainer:
         start = [p.detach().clone() for p in self._parameters()]
         optimizer = self._optimizer(round_number)
         normaliser = self.plan.sampling_rate * declared_rows
-        for step in range(self.plan.steps_per_round):
-            sampling = Stream(keys.key("poisson", site, round_number, step))
-            batch = poisson_batch(records, self.plan.sampling_rate, sampling)
-            self.gradients.fill(batch, normaliser, Stream(keys.key("noise", site, round_number, step)))
-            self._pull_towards(start)
-            optimizer.step()
+        fixed = {name: tensor.detach().clone() for name, tensor in self._untrained()}
+        with self._own_generator(keys.key("torch", site, round_number)):
+            for step in range(self.plan.steps_per_round):
+                sampling = Stream(keys.key("poisson", site, round_number, step))
+                batch = poisson_batch(records, self.plan.sampling_rate, sampling)
+                self.gradients.fill(batch, normaliser, Stream(keys.key("noise", site, round_number, step)))
+                self._pull_towards(start)
+                optimizer.step()
+        if self.plan.max_grad_norm is not None:
+            self._check_unchanged(fixed)
         trained = read_arrays(self.model)
-        return {name: trained[name] - arrays[name] for name in arrays}
+        # np.asarray: a difference of arrays without dimensions is no array.
+        return {name: np.asarray(trained[name] - arrays[name]) for name in arrays}
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         return (p for p in self.model.parameters() if p.requires_grad)
+
+    def _untrained(self) -> Iterator[tuple[str, Tensor]]:
+        """All of the model that no gradient moves: buffers, and parameters that are frozen."""
+        named = chain(self.model.named_buffers(), self.model.named_parameters())
+        return ((name, tensor) for name, tensor in named if not tensor.requires_grad)
+
+    def _check_unchanged(self, fixed: Mapping[str, Tensor]) -> None:
+        """Raises `ConfigError` where records have reached the model otherwise than by a noised gradient."""
+        for name, tensor in self._untrained():
+            if not torch.equal(tensor, fixed[name]):
+                raise ConfigError(
+                    f"{name!r} changed in training and is no trained parameter: no noise protects it",
+                    key="task",
+                )
+
+    @contextmanager
+    def _own_generator(self, key: bytes) -> Iterator[None]:
+        """Seeds torch's generators for what a model draws itself (dropout), and puts the caller's state back."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(key[:8], "big"))
+            yield
 
     def _pull_towards(self, start: list[Tensor]) -> None:
         """FedProx (Li et al. 2020, eq. 2): adds mu (w - w_global), which depends on no record."""
@@ -134,6 +167,21 @@ class LocalTrainer:
             "adagrad": torch.optim.Adagrad,
         }
         return kinds[s.optimizer](self._parameters(), **common)
+
+
+def record_losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The task's loss of each record, shape (rows,).
+
+    Raises:
+        ConfigError: it has another shape. A mean over the batch, say, would scale each record's gradient by how
+            many others there are, and so tie it to them.
+    """
+    losses = task.loss(outputs, targets)
+    if losses.shape != (len(targets),):
+        raise ConfigError(
+            f"loss must be one number per record, not of shape {tuple(losses.shape)}", key="task"
+        )
+    return losses
 
 
 def poisson_batch(records: Records, rate: float, stream: Stream) -> Records:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tacit.config import Experiment
 from tacit.data.statistics import constants_from, sensitivity, statistics_size
-from tacit.errors import ProtocolError
+from tacit.errors import ConfigError, ProtocolError
 from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder, MetricRange
@@ -27,13 +27,23 @@ if TYPE_CHECKING:
     from tacit.tasks import Task
 
 NUM_RECORDS: Final = "records"
+WEIGHT: Final = "num-examples"  # as Flower's strategies call it
 STATISTICS: Final = "statistics"  # the one array of round 0, where a model has its own
 STATISTICS_ROUND: Final = 0
 
 
 def metric_names(task: Task) -> tuple[str, ...]:
-    """What travels: the sum of each of the task's metrics, and how many records they are over."""
-    return (*task.metric_names, NUM_RECORDS)
+    """What travels: the sum of each of the task's metrics, and how many records they are over.
+
+    Raises:
+        ConfigError: two have the same name, or one has that of the aggregation weight.
+    """
+    names = (*task.metric_names, NUM_RECORDS)
+    if len({*names, WEIGHT}) != len(names) + 1:
+        raise ConfigError(
+            f"metric_names must differ, and be neither {NUM_RECORDS!r} nor {WEIGHT!r}", key="task"
+        )
+    return names
 
 
 def encoder_of(

@@ -12,7 +12,7 @@ from tacit.errors import ConfigError
 from tacit.tasks.groupnorm import replace_batchnorm
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from tacit.tasks.task import Task
 
@@ -38,9 +38,13 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.float32]]:
     """Every floating-point entry of the model's state, in order, as float32."""
     return {
         name: tensor.detach().cpu().numpy().astype(np.float32, copy=True)
-        for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point()
+        for name, tensor in _floats(model).items()
     }
+
+
+def array_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array that travels."""
+    return {name: tuple(tensor.shape) for name, tensor in _floats(model).items()}
 
 
 def load_arrays(model: nn.Module, arrays: Arrays) -> None:
@@ -51,7 +55,7 @@ def load_arrays(model: nn.Module, arrays: Arrays) -> None:
     """
     import torch
 
-    state = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+    state = _floats(model)
     if set(state) != set(arrays):
         raise ConfigError("the model received has other arrays than the task's model", key="task")
     for name, tensor in state.items():
@@ -60,4 +64,8 @@ def load_arrays(model: nn.Module, arrays: Arrays) -> None:
                 f"array {name!r} has shape {arrays[name].shape}, not {tuple(tensor.shape)}", key="task"
             )
         with torch.no_grad():
-            tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
+            tensor.copy_(torch.tensor(arrays[name]))
+
+
+def _floats(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
