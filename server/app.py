@@ -6,6 +6,7 @@ The experiment comes as TOML text in the run configuration; where the run is kep
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context
@@ -18,15 +19,14 @@ from strategies.grids import PlainGrid
 from strategies.rounds import Rounds
 from strategies.scaling import learn_scaling
 from strategies.secure_grid import MAX_ATTEMPTS, Agreement, IdealSumGrid, SecureAggregationGrid
-from strategies.state import check_resumable
 from tacit import config
 from tacit.config import Experiment
 from tacit.encoding import encoder_of, needs_statistics
-from tacit.errors import ConfigError, TacitError
+from tacit.errors import ConfigError, StorageError, TacitError
 from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
-from tacit.tasks import load_task
+from tacit.tasks import Task, load_task
 from tacit.tasks.weights import initial_arrays
 
 app = ServerApp()
@@ -36,11 +36,14 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Runs one experiment to its end, or goes on with it."""
     experiment = config.loads(str(context.run_config["experiment"]), source="experiment")
+    if "TACIT_STATE" not in os.environ:
+        raise ConfigError("names no folder for the run", key="TACIT_STATE")
     state = RunState(Path(os.environ["TACIT_STATE"]), experiment.to_toml(), experiment.checkpoints.keep)
     try:
         serve(grid, experiment, state)
     except TacitError as error:
-        state.fail(str(error))
+        with suppress(StorageError):  # of a full disk, say: the first error counts
+            state.fail(str(error))
         raise
     finally:
         state.close()
@@ -50,23 +53,31 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     """Plan, members, grid, strategy, rounds, result."""
     if not experiment.federation.sites:
         raise ConfigError("declares no sites", key="federation.sites")
-    plan = PrivacyPlan.of(experiment)
+    plan, task = PrivacyPlan.of(experiment), load_task(experiment)
+    check_monitor(experiment, task)
     nodes = find_members(
         grid,
         (site.label for site in experiment.federation.sites),
         experiment.secure_aggregation.deadline_seconds,
     )
     strategy = make_strategy(experiment)
-    check_resumable(strategy)
     grid = wrap(grid, experiment, plan, nodes, state)
     if needs_statistics(experiment) and not state.scaling:
         state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
     rounds = Rounds(experiment, plan, strategy, grid, nodes, state, state.run_id, state.scaling)
     private = plan.unit != "none"
-    progress = rounds.run(initial_arrays(load_task(experiment), private=private, seed=experiment.seed))
+    progress = rounds.run(initial_arrays(task, private=private, seed=experiment.seed))
     stopped = rounds.stops(progress)
     chosen = progress.best_round if stopped else progress.round
     state.finish(progress, "stopped early" if stopped else "finished", chosen)
+
+
+def check_monitor(experiment: Experiment, task: Task) -> None:
+    """Raises `ConfigError` when early stopping would wait for a metric that never comes."""
+    evaluation = experiment.evaluation
+    if evaluation.patience and evaluation.monitor not in task.metric_names:
+        known = ", ".join(task.metric_names)
+        raise ConfigError(f"must be one of the task's: {known}", key="evaluation.monitor")
 
 
 def wrap(

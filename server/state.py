@@ -8,7 +8,6 @@
     model.safetensors
 
 Guarantees:
-    A checkpoint is the old one or the new one, never half of it.
     Model, strategy state, round counter and record of a round are restored together or not at all.
 """
 
@@ -20,16 +19,16 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from server.checkpoint import Checkpoint, name_of, write_file
 from strategies.rounds import Progress
 from tacit.errors import StorageError
 
@@ -49,72 +48,71 @@ class RunState:
 
     def __init__(self, folder: Path, config: str, keep: int, *, read_only: bool = False) -> None:
         self.folder, self._keep, self._lock = folder, keep, -1
+        with _usable(folder):
+            if not read_only:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._lock = _locked(folder / "lock")
+            try:
+                self._open(hashlib.sha256(config.encode()).hexdigest(), read_only=read_only)
+            except BaseException:
+                self.close()
+                raise
+
+    def _open(self, digest: str, *, read_only: bool) -> None:
+        path = self.folder / "run.json"
+        run = _read_json(path)
+        if run is None:
+            run = {} if read_only else {"run": secrets.token_hex(16), "config": digest, "starts": 0}
+        try:
+            self.run_id, self.starts, began_with = str(run["run"]), int(run["starts"]), run["config"]
+        except (KeyError, TypeError, ValueError):
+            raise StorageError(f"{path}: missing or damaged") from None
+        if began_with != digest:
+            raise StorageError(f"{self.folder}: this run began with another experiment; use another folder")
         if read_only:
-            self.run_id = str((_read_json(folder / "run.json") or {})["run"])
             return
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _locked(folder / "lock")
-        digest = hashlib.sha256(config.encode()).hexdigest()
-        run = _read_json(folder / "run.json") or {"run": secrets.token_hex(16), "config": digest, "starts": 0}
-        if run["config"] != digest:
-            raise StorageError(f"{folder}: this run began with another experiment; use another folder")
-        self.run_id, self.starts = str(run["run"]), int(run["starts"]) + 1
-        write_file(folder / "run.json", json.dumps({**run, "starts": self.starts}).encode())
+        self.starts += 1
+        write_file(path, json.dumps({**run, "starts": self.starts}).encode())
         for name in ("result.json", "failure.json"):
-            (folder / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
 
     def load(self) -> Progress | None:
-        """The newest checkpoint whose manifest holds; `StorageError` when there are some and none does."""
-        folders = self._checkpoints()
-        for folder in reversed(folders):
-            progress = _read_checkpoint(folder)
-            if progress is not None:
-                self._truncate_rounds(progress.round)
-                return progress
-        if folders:
-            raise StorageError(
-                f"{self.folder}: every checkpoint is damaged; restore this folder from a backup"
-            )
-        return None
+        """The newest checkpoint that is whole; damaged ones after it are removed, and their rounds run again.
+
+        Raises:
+            StorageError: the run has made rounds, and no checkpoint is whole.
+        """
+        with _usable(self.folder):
+            damaged: list[Path] = []
+            for folder in reversed(self._checkpoints()):
+                checkpoint = Checkpoint.read(folder, self.run_id)
+                if checkpoint is not None:
+                    for newer in damaged:
+                        shutil.rmtree(newer)
+                    self._repair_rounds(checkpoint.progress.round)
+                    return checkpoint.progress
+                damaged.append(folder)
+            if damaged or (self.folder / "rounds.jsonl").exists():
+                raise StorageError(
+                    f"{self.folder}: no checkpoint of this run is whole; restore the folder from a backup"
+                )
+            return None
 
     def save(self, progress: Progress, record: Mapping[str, Any] | None) -> None:
-        """Writes a checkpoint under a temporary name, fsyncs, renames; then the round's line."""
-        root = self.folder / "checkpoints"
-        root.mkdir(mode=0o700, exist_ok=True)
-        target = root / f"round-{progress.round:06d}"
-        unfinished = root / ".unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one that load() passed over
-        unfinished.mkdir(mode=0o700)
-        counters = {
-            "round": progress.round,
-            "best_round": progress.best_round,
-            "best_value": progress.best_value,
-            "stale": progress.stale,
-            "record": record,
-        }
-        files = {
-            "model.safetensors": save_tensors(dict(progress.arrays)),
-            "strategy.safetensors": save_tensors(dict(progress.strategy)),
-            "counters.json": json.dumps(counters).encode(),
-        }
-        files["manifest.json"] = json.dumps({name: _sha256(data) for name, data in files.items()}).encode()
-        for name, data in files.items():
-            write_file(unfinished / name, data, sync_folder=False)
-        _sync_folder(unfinished)
-        unfinished.rename(target)
-        _sync_folder(root)
-        if record is not None:
-            self._append_round(record)
-        self._prune(progress)
+        """Writes a checkpoint, which is what counts; then the round's line."""
+        with _usable(self.folder):
+            Checkpoint(self.run_id, progress, record).write(self.folder / "checkpoints")
+            if record is not None:
+                self._append_round(record)
+            self._prune(progress)
 
     def model_of(self, round_number: int) -> dict[str, NDArray[np.float32]]:
         """The global model after a round, from its checkpoint."""
-        folder = self.folder / "checkpoints" / f"round-{round_number:06d}"
-        progress = _read_checkpoint(folder) if folder.exists() else None
-        if progress is None:
-            raise StorageError(f"{folder}: no usable checkpoint")
-        return progress.arrays
+        folder = self.folder / "checkpoints" / name_of(round_number)
+        checkpoint = Checkpoint.read(folder, self.run_id)
+        if checkpoint is None:
+            raise StorageError(f"{folder}: missing or damaged")
+        return checkpoint.progress.arrays
 
     @property
     def scaling(self) -> str:
@@ -124,11 +122,12 @@ class RunState:
 
     @scaling.setter
     def scaling(self, text: str) -> None:
-        write_file(self.folder / "scaling.json", text.encode())
+        with _usable(self.folder):
+            write_file(self.folder / "scaling.json", text.encode())
 
     def has_model(self, round_number: int) -> bool:
         """Whether the model after a round is still there."""
-        return (self.folder / "checkpoints" / f"round-{round_number:06d}").exists()
+        return (self.folder / "checkpoints" / name_of(round_number)).exists()
 
     @property
     def result(self) -> dict[str, Any]:
@@ -137,18 +136,21 @@ class RunState:
 
     def finish(self, progress: Progress, outcome: str, model_round: int) -> None:
         """Writes the released model, then the result."""
-        write_file(self.folder / "model.safetensors", save_tensors(dict(self.model_of(model_round))))
+        model = save_tensors(dict(self.model_of(model_round)))
         result = {
             "run": self.run_id,
             "rounds": progress.round,
             "outcome": outcome,
             "model_round": model_round,
         }
-        write_file(self.folder / "result.json", json.dumps(result).encode())
+        with _usable(self.folder):
+            write_file(self.folder / "model.safetensors", model)
+            write_file(self.folder / "result.json", json.dumps(result).encode())
 
     def fail(self, reason: str) -> None:
         """Writes why the run ended without a result."""
-        write_file(self.folder / "failure.json", json.dumps({"error": reason}).encode())
+        with _usable(self.folder):
+            write_file(self.folder / "failure.json", json.dumps({"error": reason}).encode())
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -162,69 +164,70 @@ class RunState:
     def _prune(self, progress: Progress) -> None:
         """Removes all but the newest and the best; the best may become the released model."""
         if self._keep:
-            best = f"round-{progress.best_round:06d}"
+            best = name_of(progress.best_round)
             for folder in self._checkpoints()[: -self._keep]:
                 if folder.name != best:
                     shutil.rmtree(folder)
 
     def _append_round(self, record: Mapping[str, Any]) -> None:
         descriptor = os.open(self.folder / "rounds.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(descriptor, json.dumps(record).encode() + b"\n")
-        finally:
-            os.close(descriptor)
+        with open(descriptor, "ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")  # at once: a reader sees whole lines
+            file.flush()
+            os.fsync(descriptor)
 
-    def _truncate_rounds(self, last: int) -> None:
+    def _repair_rounds(self, last: int) -> None:
         """Makes rounds.jsonl agree with the checkpoints, which are what counts."""
         path = self.folder / "rounds.jsonl"
-        lines = {int(record["round"]): record for record in read_rounds(path) if record["round"] <= last}
-        newest = _read_json(self.folder / "checkpoints" / f"round-{last:06d}" / "counters.json") or {}
-        if newest.get("record") and last not in lines:
-            lines[last] = newest["record"]
-        if path.exists() or lines:
-            write_file(path, b"".join(json.dumps(lines[n]).encode() + b"\n" for n in sorted(lines)))
+        records = {record["round"]: record for record in _lines(path) if record is not None}
+        for folder in self._checkpoints():
+            checkpoint = Checkpoint.read(folder, self.run_id)
+            if checkpoint is not None and checkpoint.record is not None:
+                records[checkpoint.progress.round] = dict(checkpoint.record)
+        try:
+            lines = [json.dumps(records[number]).encode() + b"\n" for number in range(1, last + 1)]
+        except KeyError as error:
+            raise StorageError(f"{path}: damaged: round {error} is missing") from None
+        if lines or path.exists():
+            write_file(path, b"".join(lines))
 
 
 def read_rounds(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a rounds.jsonl; an unfinished last one is left out."""
+    """The complete lines of a rounds.jsonl, none where there is no such file; an unfinished last one is left out.
+
+    Raises:
+        StorageError: a line is damaged.
+    """
+    records = _lines(path)
+    if None in records:
+        raise StorageError(f"{path}:{records.index(None) + 1}: damaged")
+    return [record for record in records if record is not None]
+
+
+def _lines(path: Path) -> list[dict[str, Any] | None]:
+    """Each complete line, None where it is damaged."""
     try:
         complete, _, _ = path.read_bytes().rpartition(b"\n")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in complete.splitlines()]
+    return [_record(line) for line in complete.split(b"\n")] if complete else []
 
 
-def write_file(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
-    """Replaces a file atomically and durably, mode 0600."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if sync_folder:
-        _sync_folder(path.parent)
-
-
-def _read_checkpoint(folder: Path) -> Progress | None:
-    """The checkpoint, or None when a file is missing, altered or cut short."""
+def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        files = {name: (folder / name).read_bytes() for name in manifest}
-        if any(_sha256(data) != manifest[name] for name, data in files.items()):
-            return None
-        counters = json.loads(files["counters.json"])
-        return Progress(
-            round=counters["round"],
-            arrays=load_tensors(files["model.safetensors"]),
-            strategy=load_tensors(files["strategy.safetensors"]),
-            best_round=counters["best_round"],
-            best_value=counters["best_value"],
-            stale=counters["stale"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        record = json.loads(line)
+    except ValueError:
         return None
+    return record if isinstance(record, dict) and isinstance(record.get("round"), int) else None
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """What the disk refuses is an error of ours, with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{error.filename or folder}: {error.strerror or error}") from None
 
 
 def _locked(path: Path) -> int:
@@ -243,17 +246,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise StorageError(f"{path}: damaged") from None
-    return content if isinstance(content, dict) else None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+        content = None
+    if not isinstance(content, dict):
+        raise StorageError(f"{path}: damaged")
+    return content

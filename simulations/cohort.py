@@ -13,6 +13,7 @@ from flwr.app import Context, Message
 
 from client import plain
 from client.app import fields, ready, received_arrays
+from simulations.local_grid import failure
 from strategies.secure_grid import CohortResult
 from tacit.errors import ProtocolError, Refused, TacitError
 from tacit.update import Aggregate, Integers
@@ -34,6 +35,9 @@ def train_cohort(cohort: Sequence[tuple[Message, Context]]) -> CohortResult:
             continue
         except TacitError:
             refusals["unavailable"] += 1
+            continue
+        except Exception as error:  # the edge of a node, as in LocalGrid
+            refusals[failure(error)] += 1
             continue
         total = vector.values.copy() if total is None else total + vector.values
         num_clipped += vector.clipped

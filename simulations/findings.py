@@ -176,7 +176,9 @@ def _ledgers(simulation: Simulation) -> dict[str, tuple[Entry, ...]]:
 def _excerpt(ledgers: dict[str, tuple[Entry, ...]]) -> list[dict[str, Any]]:
     """The last entry of each site, as many sites as fit."""
     rows = []
-    for label, entries in list(ledgers.items())[:EXCERPT]:
+    # A site that refused from the start has a ledger without entries.
+    paid = [(label, entries) for label, entries in ledgers.items() if entries]
+    for label, entries in paid[:EXCERPT]:
         last = entries[-1]
         rows.append(
             {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
@@ -111,10 +112,16 @@ class LocalGrid(Grid):
     def _handle(self, message: Message) -> Message:
         try:
             return self._app(message, self.context(message.metadata.dst_node_id))
-        except Exception:  # the edge of a node: what kills a real ClientApp must not kill the others here
-            return Message(
-                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, traceback.format_exc(limit=3)), reply_to=message
-            )
+        except Exception as error:  # the edge of a node: what ends a real ClientApp must not end the others
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, failure(error)), reply_to=message)
+
+
+def failure(error: Exception) -> str:
+    """What went wrong and where, in one line: most often it is in a task of the user's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    where = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160] + where
 
 
 def identify_process() -> None:

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from server.state import read_rounds
+from tacit.errors import StorageError
 
 PARTS = {
     "sites": "dividing the data among sites",
@@ -55,15 +56,16 @@ class LiveProgress:
 
     def __enter__(self) -> LiveProgress:
         self._progress.start()
-        self._thread.start()
+        if not self._progress.disable:
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join()
-        if kind is None:
+        if self._thread.is_alive():
+            self._thread.join()
             self._update()
         self._progress.stop()
 
@@ -78,7 +80,10 @@ class LiveProgress:
             self._update()
 
     def _update(self) -> None:
-        rows = read_rounds(self._file)
+        try:
+            rows = read_rounds(self._file)
+        except (StorageError, OSError):  # the server says so, or mends it; here it is only a picture
+            return
         if rows:
             epsilon = rows[-1].get("epsilon")
             spent = f"epsilon {epsilon:.3g}" if isinstance(epsilon, float) else "not private"

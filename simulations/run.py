@@ -7,6 +7,7 @@ DIR/report.json  report.html  privacy-statement.md  model.safetensors  ledger.js
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import tomli_w
 
@@ -25,7 +26,7 @@ from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
 from tacit.report.record import RunRecord
 
-OnRound = Callable[[dict[str, Any]], None]
+MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
 REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
 
 
@@ -95,37 +96,69 @@ def simulate(
         TacitError: the run did not do what was asked. What was complete stays in `out`.
     """
     clock, started = Clock(), datetime.now(UTC)
-    with clock.part("sites"):
-        on_part("sites")
-        claim(out, resume=resume)
-        prepared = prepare(experiment, out)
-    simulation = Simulation(prepared, out, engine, started, clock)
-    with clock.part("rounds"):
-        on_part("rounds")
-        run_engine(simulation)
-    from simulations.findings import write_findings
+    with claimed(out, resume=resume), one_thread():
+        with clock.part("sites"):
+            on_part("sites")
+            prepared = prepare(experiment, out)
+        simulation = Simulation(prepared, out, engine, started, clock)
+        with clock.part("rounds"):
+            on_part("rounds")
+            run_engine(simulation)
+        from simulations.findings import write_findings
 
-    return write_findings(simulation, on_part)
+        return write_findings(simulation, on_part)
 
 
-def claim(out: Path, *, resume: bool) -> None:
-    """Makes `out` ours: new or empty, or an earlier run that is continued or replaced.
+@contextmanager
+def claimed(out: Path, *, resume: bool) -> Iterator[None]:
+    """Makes `out` ours for the length of a block: new or empty, or an earlier run, continued or replaced.
 
     Raises:
-        ConfigError: it holds something else, or there is nothing to resume.
+        ConfigError: it holds something else, another simulation works in it, there is nothing to resume, or
+            it cannot be written.
     """
-    ours = (out / "sites" / "experiment.toml").exists()
+    try:
+        mark = _claim(out, resume=resume)
+    except OSError as error:
+        raise ConfigError(error.strerror or str(error), source=error.filename or out, key="--out") from None
+    with mark:
+        yield
+
+
+def _claim(out: Path, *, resume: bool) -> BinaryIO:
+    """The locked mark; its lock ends with the process at the latest."""
+    ours = (out / MARK).exists()
     if resume and not ours:
         raise ConfigError("there is no run to resume", source=out, key="--resume")
-    if out.exists() and not ours and any(p.name != "sites" for p in out.iterdir()):
+    if not ours and out.exists() and any(out.iterdir()):
         raise ConfigError(
             "is not empty and holds no earlier run; choose another folder", source=out, key="--out"
         )
-    if ours and not resume:
-        shutil.rmtree(out / "server", ignore_errors=True)
-        shutil.rmtree(out / "sites")
+    out.mkdir(parents=True, exist_ok=True)
+    mark = (out / MARK).open("wb")
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        mark.close()
+        raise ConfigError("another simulation is running in it", source=out, key="--out") from None
+    for folder in () if resume else ("server", "sites"):
+        shutil.rmtree(out / folder, ignore_errors=True)
     for name in REPORTS:
         (out / name).unlink(missing_ok=True)
+    return mark
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: more of them cost a small model time, and figures would follow the number of cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def prepare(experiment: Experiment, out: Path) -> PreparedSites:
@@ -146,7 +179,10 @@ def prepare(experiment: Experiment, out: Path) -> PreparedSites:
 
 
 def _write_policy(folder: Path, experiment: Experiment) -> None:
-    """What a real site would have to allow for this experiment, and no more."""
+    """What a real site would have to allow for this experiment, and no more; an operator's own is left alone."""
+    path = folder / "policy.toml"
+    if path.exists():
+        return
     secure = experiment.secure_aggregation
     protected = secure.enabled and secure.engine == "protocol"
     policy = {
@@ -155,9 +191,10 @@ def _write_policy(folder: Path, experiment: Experiment) -> None:
         "allowed_tasks": [experiment.task.kind],
         "max_rounds_per_hour": 10**9,  # a simulation's hour is short
     }
-    path = folder / "policy.toml"
-    path.write_text(tomli_w.dumps(policy), encoding="utf-8")
-    path.chmod(0o600)
+    unfinished = folder / ".policy.toml"
+    unfinished.write_text(tomli_w.dumps(policy), encoding="utf-8")
+    unfinished.chmod(0o600)
+    unfinished.rename(path)
 
 
 def run_engine(simulation: Simulation) -> None:

@@ -11,6 +11,8 @@ from flwr.serverapp import Grid
 from tacit.errors import RunFailed
 
 POLL_SECONDS = 0.02
+ASK_SECONDS = 30.0  # a stock Flower node starts a process to answer
+ASK_AGAIN_SECONDS = 0.5
 
 
 def exchange(grid: Grid, messages: Iterable[Message], deadline_seconds: float) -> list[Message]:
@@ -31,33 +33,33 @@ def exchange(grid: Grid, messages: Iterable[Message], deadline_seconds: float) -
 def find_members(grid: Grid, labels: Iterable[str], deadline_seconds: float) -> dict[str, int]:
     """Node id of each member, asked from the nodes themselves; waits until all are there.
 
+    A node that does not answer, or not with a label, is asked again: it may still be starting.
+
     Raises:
         RunFailed: some did not come before the deadline.
     """
-    wanted, found, asked = list(labels), dict[str, int](), set[int]()
+    wanted, labels_of = list(labels), dict[int, str]()
     deadline = time.monotonic() + deadline_seconds
-    while len(found) < len(wanted):
-        new = [node for node in grid.get_node_ids() if node not in asked]
-        asked.update(new)
-        for label, node in _ask(grid, new, deadline_seconds).items():
-            if label in wanted:
-                found[label] = node
-        if len(found) < len(wanted) and time.monotonic() >= deadline:
-            missing = ", ".join(sorted(set(wanted) - set(found)))
-            raise RunFailed(f"sites that never came: {missing}")
-        if not new and len(found) < len(wanted):
-            time.sleep(0.5)
-    return {label: found[label] for label in wanted}
+    while True:
+        seconds = min(ASK_SECONDS, deadline - time.monotonic())
+        labels_of |= _ask(grid, [node for node in grid.get_node_ids() if node not in labels_of], seconds)
+        found = {label: node for node, label in labels_of.items()}
+        if missing := [label for label in wanted if label not in found]:
+            if time.monotonic() >= deadline:
+                raise RunFailed(f"sites that never came: {', '.join(missing)}")
+            time.sleep(ASK_AGAIN_SECONDS)
+        else:
+            return {label: found[label] for label in wanted}
 
 
-def _ask(grid: Grid, nodes: list[int], deadline_seconds: float) -> Mapping[str, int]:
+def _ask(grid: Grid, nodes: list[int], seconds: float) -> Mapping[int, str]:
+    """The label of each node that gives one in time."""
     questions = [
         Message(content=RecordDict(), message_type="query.tacit", dst_node_id=node) for node in nodes
     ]
-    labels: dict[str, int] = {}
-    for answer in exchange(grid, questions, deadline_seconds):
-        if answer.has_content():
-            record = answer.content.get("tacit")
-            if isinstance(record, ConfigRecord) and isinstance(label := record.get("label"), str):
-                labels[label] = answer.metadata.src_node_id
+    labels: dict[int, str] = {}
+    for answer in exchange(grid, questions, seconds):
+        record = answer.content.get("tacit") if answer.has_content() else None
+        if isinstance(record, ConfigRecord) and isinstance(label := record.get("label"), str):
+            labels[answer.metadata.src_node_id] = label
     return labels

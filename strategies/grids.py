@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Message, RecordDict
+import numpy as np
+from flwr.app import Array, Message, RecordDict
 from flwr.serverapp import Grid
 
 from strategies.exchange import exchange
@@ -96,7 +97,7 @@ class PlainGrid(WrappedGrid):
 
     Args:
         grid: carries the messages.
-        labels: label of each node.
+        labels: label of each node, in roster order.
         deadline_seconds: how long a round waits.
     """
 
@@ -108,22 +109,62 @@ class PlainGrid(WrappedGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """The answers that came in time; refusals among them are counted."""
+        """The updates that came in time, in roster order. Refusals and what is no update are counted."""
+        messages = list(messages)
         answers = exchange(self._grid, messages, timeout or self._deadline)
-        answers.sort(key=lambda answer: self._labels[answer.metadata.src_node_id])
-        good = [answer for answer in answers if not answer.has_error()]
+        refusals = count_refusals(answers)
+        sent = [answer for answer in answers if not answer.has_error()]
+        good = alike([answer for answer in sent if is_update(answer.content, messages[0].content)])
+        if len(good) < len(sent):
+            refusals["malformed"] = len(sent) - len(good)
+        order = list(self._labels)
+        good.sort(key=lambda answer: order.index(answer.metadata.src_node_id))
         self.facts = RoundFacts(
             survivors=tuple(self._labels[answer.metadata.src_node_id] for answer in good),
-            refusals=count_refusals(answers),
+            refusals=refusals,
             bytes_up=max((size_of(answer.content) for answer in good), default=0),
         )
         return good
 
 
+def is_update(content: RecordDict, request: RecordDict) -> bool:
+    """Whether an answer has the request's arrays, finite, and a weight above 0 among finite metrics."""
+    arrays, metrics = content.array_records, content.metric_records
+    if set(arrays) != {"arrays"} or set(metrics) != {"metrics"}:
+        return False
+    model, asked = arrays["arrays"], request.array_records["arrays"]
+    if set(model) != set(asked) or not all(_same_form(model[name], asked[name]) for name in asked):
+        return False
+    try:
+        values = [*(array.numpy() for array in model.values()), np.array(list(metrics["metrics"].values()))]
+        weight = float(str(metrics["metrics"]["num-examples"]))
+    except (ValueError, TypeError, KeyError):
+        return False
+    return weight > 0 and all(bool(np.isfinite(value).all()) for value in values)
+
+
+def _same_form(array: Array, asked: Array) -> bool:
+    """Same dtype and shape by the bytes of the header, before numpy reserves what a header asks for."""
+    header = asked.data[: len(asked.data) - asked.numpy().nbytes]
+    return len(array.data) == len(asked.data) and array.data.startswith(header)
+
+
+def alike(answers: list[Message]) -> list[Message]:
+    """Those with the names of metrics that most have; Flower's strategies stop at a mixture."""
+    names = [frozenset(answer.content.metric_records["metrics"]) for answer in answers]
+    usual = Counter(names).most_common(1)[0][0] if names else frozenset()
+    return [answer for answer, own in zip(answers, names, strict=True) if own == usual]
+
+
 def count_refusals(answers: Iterable[Message]) -> dict[str, int]:
-    """How often each reason was given."""
+    """How often each reason was given: the first line of it."""
     reasons = (answer.error.reason or "" for answer in answers if answer.has_error())
-    return dict(Counter(reason.removeprefix("refused:").split("\n")[0][:80] for reason in reasons))
+    return dict(Counter(reason.removeprefix("refused:").split("\n")[0][:200] for reason in reasons))
+
+
+def spelled(refusals: Mapping[str, int]) -> str:
+    """Refusals in words, for an error message."""
+    return ", ".join(f"{reason} ({count})" for reason, count in sorted(refusals.items())) or "none"
 
 
 def size_of(content: RecordDict) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,11 +16,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from strategies.grids import CohortGrid, RoundFacts
-from strategies.state import restore_state, save_state
+from strategies.grids import CohortGrid, RoundFacts, spelled
+from strategies.state import check_resumable, restore_state, save_state
 from tacit.config import Experiment
 from tacit.encoding import NUM_RECORDS
-from tacit.errors import RunFailed
+from tacit.errors import ConfigError, RunFailed, StorageError
 from tacit.privacy.plan import PrivacyPlan
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -98,11 +98,19 @@ class Rounds:
         self.grid, self.nodes, self.store, self.run_id, self.scaling = grid, nodes, store, run, scaling
 
     def run(self, initial: Arrays) -> Progress:
-        """Runs all rounds that are still to do; returns the state after the last one."""
+        """Runs all rounds that are still to do; returns the state after the last one.
+
+        Raises:
+            ConfigError: the strategy keeps state that cannot be saved, or does not ask the whole cohort.
+            RunFailed: a round had nothing to aggregate.
+            StorageError: the stored model is another one than this task's.
+        """
+        check_resumable(self.strategy)
         progress = self.store.load()
         if progress is None:
             progress = Progress(0, initial)
             self.store.save(progress, None)
+        progress = replace(progress, arrays=arranged(progress.arrays, initial))
         restore_state(self.strategy, progress.strategy)
         while progress.round < self.experiment.training.rounds and not self.stops(progress):
             started = time.perf_counter()
@@ -124,10 +132,17 @@ class Rounds:
         return [labels[i] for i in sorted(rng.choice(len(labels), size=size, replace=False))]
 
     def configure(self, number: int, cohort: list[str], arrays: Arrays) -> list[Message]:
-        """The strategy's training messages, for exactly this cohort."""
+        """The strategy's training messages, for exactly this cohort.
+
+        Raises:
+            ConfigError: it asks only some of them, by a draw of its own that no seed fixes.
+        """
         record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
-        view = CohortGrid(self.grid, (self.nodes[label] for label in cohort))
+        nodes = [self.nodes[label] for label in cohort]
+        view = CohortGrid(self.grid, nodes)
         messages = list(self.strategy.configure_train(number, record, ConfigRecord(), view))
+        if sorted(message.metadata.dst_node_id for message in messages) != sorted(nodes):
+            raise ConfigError("must ask the whole cohort: fraction_train = 1", key="strategy.name")
         for message in messages:
             message.content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
             if self.scaling:
@@ -147,7 +162,8 @@ class Rounds:
         """
         record, metrics = self.strategy.aggregate_train(number, replies)
         if record is None:
-            raise RunFailed(f"round {number}: no update arrived; sites refused: {self._refusals()}")
+            refusals = spelled(self._facts().refusals)
+            raise RunFailed(f"round {number}: no update arrived; sites refused: {refusals}")
         arrays = {name: array.numpy().astype(np.float32) for name, array in record.items()}
         return arrays, _numbers(metrics)
 
@@ -202,15 +218,22 @@ class Rounds:
         facts: RoundFacts = getattr(self.grid, "facts", RoundFacts())
         return facts
 
-    def _refusals(self) -> str:
-        refusals = self._facts().refusals
-        return ", ".join(f"{reason} ({count})" for reason, count in sorted(refusals.items())) or "none"
+
+def arranged(arrays: Arrays, like: Arrays) -> Arrays:
+    """A model that was read back, in the order of the task's own: rounding goes coordinate by coordinate.
+
+    Raises:
+        StorageError: other arrays than the task's.
+    """
+    if {name: a.shape for name, a in arrays.items()} != {name: a.shape for name, a in like.items()}:
+        raise StorageError("the stored model has other arrays than the task's; has the task's code changed?")
+    return {name: arrays[name] for name in like}
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
     """Metric sums over the number of records; noise can take a mean out of [0, 1], so it is cut."""
     records = sums.get(NUM_RECORDS, 0.0)
-    if records <= 0:
+    if not records > 0:  # noise can do that too; false for NaN
         return {}
     return {name: min(max(v / records, 0.0), 1.0) for name, v in sums.items() if name != NUM_RECORDS}
 

@@ -5,6 +5,7 @@ The reply carries the weighted mean and the total weight, so every strategy that
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from strategies.exchange import exchange
-from strategies.grids import RoundFacts, WrappedGrid, count_refusals
+from strategies.grids import RoundFacts, WrappedGrid, count_refusals, spelled
 from tacit.encoding import config_digest
 from tacit.errors import ProtocolError, RunFailed
 from tacit.secagg.contexts import Invitation, model_digest, roster_digest
@@ -133,26 +134,31 @@ class SecureAggregationGrid(_SumGrid):
             members = [agreement.members[m.metadata.dst_node_id] for m in invited]
             machine = ServerMachine(invitation, members)
             try:
-                return self._attempt(machine, invitation, invited)
+                return self._attempt(machine, invitation, invited, fewest)
             except MembersMissing as error:
                 gone = {member.index for member in error.missing}
                 left = [m for m in invited if agreement.members[m.metadata.dst_node_id].index not in gone]
-                # Never a cohort below n - D, however the members vanish; a message may also just be late.
+                # A message may also just have been late.
                 invited = left if len(left) >= fewest else list(messages)
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(self.facts.refusals.items()))
         raise RunFailed(
-            f"no sum over at least {fewest} of {len(messages)} sites in {MAX_ATTEMPTS} attempts"
-            + (f"; sites refused: {reasons}" if reasons else "; sites did not answer")
+            f"no sum over at least {fewest} of {len(messages)} sites in {MAX_ATTEMPTS} attempts; "
+            f"sites refused in the last: {spelled(self.facts.refusals)}"
         )
 
-    def _attempt(self, machine: ServerMachine, invitation: Invitation, invited: list[Message]) -> Aggregate:
+    def _attempt(
+        self, machine: ServerMachine, invitation: Invitation, invited: list[Message], fewest: int
+    ) -> Aggregate:
         """M0 keys, M2 masked vectors, M4 seeds."""
         nodes = {
             self._agreement.members[m.metadata.dst_node_id].index: m.metadata.dst_node_id for m in invited
         }
-        first = [self._request("tacit0", m.metadata.dst_node_id, invitation.encode(), m) for m in invited]
-        refusals = self._phase(first, machine.collect_setup)
+        refusals = Counter[str]()
         self.facts = RoundFacts(refusals=refusals)
+        first = [self._request("tacit0", m.metadata.dst_node_id, invitation.encode(), m) for m in invited]
+        refusals.update(self._phase(first, machine.collect_setup))
+        if len(invited) - len(machine.missing) < fewest:
+            # Below n - D of the whole cohort, though it may be enough for an attempt with fewer invited.
+            raise MembersMissing(machine.missing, machine.phase)
         requests = machine.mask_requests()
         second = [self._request("tacit2", nodes[i], request) for i, request in requests.items()]
         sizes: list[int] = []
@@ -161,9 +167,9 @@ class SecureAggregationGrid(_SumGrid):
             machine.collect_masked(answer)
             sizes.append(len(answer))
 
-        self._phase(second, collect)
+        refusals.update(self._phase(second, collect))
         third = [self._request("tacit4", nodes[i], r) for i, r in machine.unmask_requests().items()]
-        self._phase(third, machine.collect_unmask)
+        refusals.update(self._phase(third, machine.collect_unmask))
         parameters = machine.cohort.parameters
         self.facts = RoundFacts(
             survivors=tuple(self._label(nodes[i]) for i in sorted(requests)),
@@ -226,10 +232,8 @@ class IdealSumGrid(_SumGrid):
         result: CohortResult = hook(messages) if hook else self._collect(messages)
         rules, n = self._agreement.rules, len(result.nodes)
         if n < rules.fewest(len(messages)):
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(result.refusals.items()))
-            raise RunFailed(
-                f"only {n} of {len(messages)} sites took part; sites refused: {reasons or 'none'}"
-            )
+            refusals = spelled(result.refusals)
+            raise RunFailed(f"only {n} of {len(messages)} sites took part; sites refused: {refusals}")
         parameters = rules.parameters(n)
         self.facts = RoundFacts(
             survivors=tuple(self._label(node) for node in result.nodes),

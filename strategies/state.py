@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ _SEPARATOR = "\x1f"
 
 
 def check_resumable(strategy: Strategy) -> None:
-    """Raises `ConfigError` when the strategy holds state other than arrays and constants."""
+    """Raises `ConfigError` when the strategy holds state other than arrays, numbers and constants."""
     for name, value in vars(strategy).items():
         if not (_is_constant(value) or _entries(value) is not None):
             raise ConfigError(
@@ -27,7 +28,12 @@ def check_resumable(strategy: Strategy) -> None:
 
 
 def save_state(strategy: Strategy) -> dict[str, NDArray[Any]]:
-    """All arrays that the strategy holds, by attribute and name."""
+    """All arrays and numbers that the strategy holds, by attribute and name.
+
+    Raises:
+        ConfigError: it holds something else by now.
+    """
+    check_resumable(strategy)
     return {
         f"{name}{_SEPARATOR}{key}": array
         for name, value in vars(strategy).items()
@@ -36,13 +42,15 @@ def save_state(strategy: Strategy) -> dict[str, NDArray[Any]]:
 
 
 def restore_state(strategy: Strategy, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Puts saved arrays back where `save_state` found them."""
+    """Puts saved arrays and numbers back where `save_state` found them."""
     found: dict[str, dict[str, NDArray[Any]]] = {}
     for key, array in arrays.items():
         name, _, entry = key.partition(_SEPARATOR)
         found.setdefault(name, {})[entry] = array
     for name, entries in found.items():
-        if set(entries) == {"[array]"}:
+        if set(entries) == {"[number]"}:
+            setattr(strategy, name, entries["[number]"].item())
+        elif set(entries) == {"[array]"}:
             setattr(strategy, name, entries["[array]"])
         elif all(entry.startswith("[record]") for entry in entries):
             named = {entry.removeprefix("[record]"): Array(a) for entry, a in entries.items()}
@@ -52,15 +60,21 @@ def restore_state(strategy: Strategy, arrays: Mapping[str, NDArray[Any]]) -> Non
 
 
 def _is_constant(value: object) -> bool:
-    return value is None or isinstance(value, (int, float, str, bool)) or callable(value)
+    # A text, a function or None may be replaced but not changed; of other objects nobody knows.
+    return value is None or isinstance(value, str) or inspect.isroutine(value) or inspect.isclass(value)
 
 
 def _entries(value: object) -> dict[str, NDArray[Any]] | None:
-    """The arrays in an attribute by name; None when it is something else."""
+    """The arrays and numbers in an attribute by name; None when it is something else."""
+    if isinstance(value, bool | int | float):  # a learning rate that decays is state
+        number = np.array(value)
+        return {"[number]": number} if number.dtype != object else None
     if isinstance(value, np.ndarray):
-        return {"[array]": value}
+        return {"[array]": value} if value.dtype != object else None
     if isinstance(value, ArrayRecord):
         return {f"[record]{name}": array.numpy() for name, array in value.items()}
-    if isinstance(value, dict) and all(isinstance(v, np.ndarray) for v in value.values()):
-        return {str(name): array for name, array in value.items()}
+    if isinstance(value, dict) and all(
+        isinstance(k, str) and isinstance(v, np.ndarray) and v.dtype != object for k, v in value.items()
+    ):
+        return dict(value)
     return None

@@ -1,0 +1,122 @@
+"""Files of a run that are there whole or not at all, and the checkpoints made of them.
+
+A checkpoint is a folder with the model, the strategy's state and the counters after one round, and a manifest with
+the SHA-256 of each.
+
+Guarantees:
+    A checkpoint is the old one or the new one, never half of it.
+    One that was altered, cut short, moved or taken from another run is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from strategies.rounds import Progress
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is restored together.
+
+    Attributes:
+        run: Tacit's own id of the run.
+        progress: where the run stood.
+        record: of the round that led there; None before the first.
+    """
+
+    run: str
+    progress: Progress
+    record: Mapping[str, Any] | None
+
+    def write(self, root: Path) -> None:
+        """Adds the checkpoint to the folder of all of them, under a temporary name until it is on the disk."""
+        root.mkdir(mode=0o700, exist_ok=True)
+        unfinished = root / ".unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        unfinished.mkdir(mode=0o700)
+        progress = self.progress
+        counters = {
+            "run": self.run,
+            "round": progress.round,
+            "best_round": progress.best_round,
+            "best_value": progress.best_value,
+            "stale": progress.stale,
+            "record": self.record,
+        }
+        files = {
+            "model.safetensors": save_tensors(dict(progress.arrays)),
+            "strategy.safetensors": save_tensors(dict(progress.strategy)),
+            "counters.json": json.dumps(counters).encode(),
+        }
+        files["manifest.json"] = json.dumps({name: _sha256(data) for name, data in files.items()}).encode()
+        for name, data in files.items():
+            write_file(unfinished / name, data, sync_folder=False)
+        _sync(unfinished)
+        unfinished.rename(root / name_of(progress.round))
+        _sync(root)
+
+    @classmethod
+    def read(cls, folder: Path, run: str) -> Checkpoint | None:
+        """The checkpoint in a folder; None when a file is missing, altered, cut short or not of this run."""
+        try:
+            manifest = json.loads((folder / "manifest.json").read_bytes())
+            files = {name: (folder / name).read_bytes() for name in manifest}
+            if any(_sha256(data) != manifest[name] for name, data in files.items()):
+                return None
+            counters = json.loads(files["counters.json"])
+            if (counters["run"], name_of(counters["round"])) != (run, folder.name):
+                return None
+            progress = Progress(
+                round=counters["round"],
+                arrays=load_tensors(files["model.safetensors"]),
+                strategy=load_tensors(files["strategy.safetensors"]),
+                best_round=counters["best_round"],
+                best_value=counters["best_value"],
+                stale=counters["stale"],
+            )
+            return cls(run, progress, counters["record"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+            return None
+
+
+def name_of(round_number: int) -> str:
+    """The folder's name of the checkpoint after a round."""
+    return f"round-{round_number:06d}"
+
+
+def write_file(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
+    """Replaces a file atomically and, with its folder synced, durably; mode 0600."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if sync_folder:
+        _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Puts the names in a folder on the disk: a rename is atomic, but lasts only from then on."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
