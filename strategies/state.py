@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from tacit.errors import ConfigError
 
 _SEPARATOR = "\x1f"
+Entries = list[tuple[str, NDArray[Any]]]
 
 
 def check_resumable(strategy: Strategy) -> None:
     """Raises `ConfigError` when the strategy holds state other than arrays, numbers and constants."""
     for name, value in vars(strategy).items():
-        if not (_is_constant(value) or _entries(value) is not None):
+        if not (_is_constant(value) or _taken_apart(value) is not None):
             raise ConfigError(
                 f"{type(strategy).__name__} keeps {type(value).__name__} in {name!r}, which cannot be saved: "
                 "this strategy cannot resume",
@@ -28,35 +29,28 @@ def check_resumable(strategy: Strategy) -> None:
 
 
 def save_state(strategy: Strategy) -> dict[str, NDArray[Any]]:
-    """All arrays and numbers that the strategy holds, by attribute and name.
+    """All arrays and numbers that the strategy holds, by attribute, kind, place and name.
 
     Raises:
         ConfigError: it holds something else by now.
     """
     check_resumable(strategy)
-    return {
-        f"{name}{_SEPARATOR}{key}": array
-        for name, value in vars(strategy).items()
-        for key, array in (_entries(value) or {}).items()
-    }
+    saved: dict[str, NDArray[Any]] = {}
+    for name, value in vars(strategy).items():
+        kind, entries = _taken_apart(value) or ("", [])
+        for place, (key, array) in enumerate(entries):
+            saved[_SEPARATOR.join((name, kind, f"{place:06d}", key))] = array
+    return saved
 
 
 def restore_state(strategy: Strategy, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Puts saved arrays and numbers back where `save_state` found them."""
-    found: dict[str, dict[str, NDArray[Any]]] = {}
-    for key, array in arrays.items():
-        name, _, entry = key.partition(_SEPARATOR)
-        found.setdefault(name, {})[entry] = array
-    for name, entries in found.items():
-        if set(entries) == {"[number]"}:
-            setattr(strategy, name, entries["[number]"].item())
-        elif set(entries) == {"[array]"}:
-            setattr(strategy, name, entries["[array]"])
-        elif all(entry.startswith("[record]") for entry in entries):
-            named = {entry.removeprefix("[record]"): Array(a) for entry, a in entries.items()}
-            setattr(strategy, name, ArrayRecord(named))
-        else:
-            setattr(strategy, name, entries)
+    """Puts saved arrays and numbers back where `save_state` found them, in the order that they had."""
+    found: dict[tuple[str, str], Entries] = {}
+    for saved in sorted(arrays):
+        name, kind, _, key = saved.split(_SEPARATOR, 3)
+        found.setdefault((name, kind), []).append((key, arrays[saved]))
+    for (name, kind), entries in found.items():
+        setattr(strategy, name, _put_together(kind, entries))
 
 
 def _is_constant(value: object) -> bool:
@@ -64,17 +58,31 @@ def _is_constant(value: object) -> bool:
     return value is None or isinstance(value, str) or inspect.isroutine(value) or inspect.isclass(value)
 
 
-def _entries(value: object) -> dict[str, NDArray[Any]] | None:
-    """The arrays and numbers in an attribute by name; None when it is something else."""
+def _taken_apart(value: object) -> tuple[str, Entries] | None:
+    """The kind of an attribute, and its arrays and numbers by name; None when it is something else."""
     if isinstance(value, bool | int | float):  # a learning rate that decays is state
-        number = np.array(value)
-        return {"[number]": number} if number.dtype != object else None
-    if isinstance(value, np.ndarray):
-        return {"[array]": value} if value.dtype != object else None
-    if isinstance(value, ArrayRecord):
-        return {f"[record]{name}": array.numpy() for name, array in value.items()}
-    if isinstance(value, dict) and all(
-        isinstance(k, str) and isinstance(v, np.ndarray) and v.dtype != object for k, v in value.items()
-    ):
-        return dict(value)
-    return None
+        kind, entries = "number", [("", np.array(value))]
+    elif isinstance(value, np.ndarray):
+        kind, entries = "array", [("", value)]
+    elif isinstance(value, ArrayRecord):
+        kind, entries = "record", [(name, array.numpy()) for name, array in value.items()]
+    elif isinstance(value, list):
+        kind, entries = "list", [("", entry) for entry in value]
+    elif isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        kind, entries = "dict", list(value.items())
+    else:
+        return None
+    storable = all(isinstance(array, np.ndarray) and array.dtype != object for _, array in entries)
+    return (kind, entries) if storable else None
+
+
+def _put_together(kind: str, entries: Entries) -> Any:
+    """The reverse of `_taken_apart`."""
+    arrays = [array for _, array in entries]
+    if kind == "record":
+        return ArrayRecord({name: Array(array) for name, array in entries})
+    if kind == "dict":
+        return dict(entries)
+    if kind == "list":
+        return arrays
+    return arrays[0].item() if kind == "number" else arrays[0]
