@@ -2,15 +2,16 @@
 
 For a layer z = W a + b with the gradient g = dL/dz, one record's gradient is g a^T (and g for the bias). So its
 squared norm is (|a|^2 + 1) |g|^2 (Goodfellow, "Efficient Per-Example Gradient Computations", 2015), and with clip
-factors c the clipped sum is (c * g)^T a: one matrix product per layer, after one backward pass to the layers'
+factors c the clipped sum is (c g)^T a: one product of matrices per layer, after one backward pass to the layers'
 outputs (Bu et al., "Differentially Private Optimization on Large Model at Small Cost", 2022).
 
-A small model's private step costs Opacus many times the plain one, nearly all of it in hooks; here a fraction of that.
-What this does not know, `PrivateGradients` does.
+In a small model Opacus' hooks cost several times the arithmetic, and this saves them. Whatever `supports` does not
+know is left to `PrivateGradients`.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -22,28 +23,43 @@ from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
 from tacit.tasks.models import Classifier
 
-# Each output is a function of the input at the same place; none has parameters.
-ELEMENTWISE: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Dropout
-)  # fmt: skip
+# Without parameters; an output depends on the input at its own place alone.
+ELEMENTWISE = frozenset(
+    {nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus}
+    | {nn.Dropout}
+)
 
-_MARGIN = 1e-6  # added to a norm before dividing by it, as Opacus does
+_MARGIN = 1e-6  # added to a norm before it divides, as Opacus does
 
 
 class Passed(NamedTuple):
-    """What went through one Linear layer: (rows, ..., in) and the loss's gradient at (rows, ..., out)."""
+    """What passed one Linear layer.
+
+    Attributes:
+        inputs: shape (rows, ..., in).
+        gradient: of the summed loss at the layer's output, shape (rows, ..., out).
+    """
 
     inputs: Tensor
     gradient: Tensor
 
     def squared_norms(self, bias: bool) -> Tensor:
-        """Squared Euclidean norm of each record's gradient, shape (rows,), float64: no square overflows."""
+        """Squared Euclidean norm of each record's gradient, shape (rows,), in float64."""
+        a: Tensor
+        g: Tensor
+        # Not in float32: |a|^2 could overflow while |g|^2 vanishes, and a long gradient would pass for a short one.
         if self.inputs.ndim == 2:
             a, g = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square() for x in self)
             return (a + bias) * g
-        # A record with several positions: |sum g a^T|^2 = sum over pairs of positions of (a.a' + 1)(g.g').
+        # Several positions in a record: |sum g a^T|^2 is a sum over pairs of positions, of (a.a' + 1)(g.g').
         a, g = (x.flatten(1, -2).double() for x in self)
         return ((a @ a.mT + bias) * (g @ g.mT)).sum((1, 2))
+
+    def clipped_sum(self, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the records' gradients, each times its factor: of the weight, of the bias."""
+        g = self.gradient * factors.view(-1, *[1] * (self.gradient.ndim - 1))
+        g = g.flatten(0, -2)
+        return g.T @ self.inputs.flatten(0, -2), g.sum(0)
 
 
 class BookKeeping:
@@ -55,6 +71,9 @@ class BookKeeping:
         max_grad_norm: clip norm of one record's gradient over all parameters.
         noise_multiplier: noise standard deviation over `max_grad_norm`.
 
+    Raises:
+        ValueError: `supports` does not accept the model.
+
     Guarantees:
         Adding or removing one record moves the gradient sum before noise by at most max_grad_norm.
         A record contributes nothing where its gradient, or its norm, is not finite.
@@ -63,10 +82,11 @@ class BookKeeping:
 
     def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
         if not supports(model):
-            raise ValueError("not a plain stack of Linear layers and element-wise activations")
+            raise ValueError("the model is not a plain stack of Linear layers and element-wise activations")
         self.task, self.max_grad_norm = task, max_grad_norm
         self.std = noise_multiplier * max_grad_norm
-        self.layers = list(model.children())
+        self.layers = stack(model)
+        self.biases = [layer.bias is not None for layer in self.layers if isinstance(layer, nn.Linear)]
         self.parameters = list(model.parameters())
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
@@ -78,13 +98,53 @@ class BookKeeping:
         fill_noised(self.parameters, sums, noise, self.std, normaliser)
 
     def _pass(self, batch: Records) -> list[Passed]:
-        """Forward through the layers, back to the output of each Linear one."""
+        """Forward through all layers, back to the output of each Linear one."""
         features, inputs, outputs = batch.features, [], []
         for layer in self.layers:
-            inputs.append(features)
-            features = layer(features)
-            outputs.append(features)
-        linear = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Linear)]
+            if isinstance(layer, nn.Linear):
+                inputs.append(features.detach())
+                outputs.append(features := layer(features))
+            else:
+                features = layer(features)
         loss = record_losses(self.task, features, batch.targets).sum()
-        gradients = torch.autograd.grad(loss, [outputs[i] for i in linear])
-        return [Passed(inputs[i].detach(), g) for i, g in zip(linear, gradients, strict=True)]
+        return [Passed(a, g) for a, g in zip(inputs, torch.autograd.grad(loss, outputs), strict=True)]
+
+    def _clipped_sums(self, passed: list[Passed]) -> list[Tensor]:
+        """The clipped sum of each parameter."""
+        squared = [layer.squared_norms(bias) for layer, bias in zip(passed, self.biases, strict=True)]
+        norms = torch.stack(squared).sum(0).to(passed[0].gradient.dtype).sqrt()
+        finite = torch.isfinite(norms)
+        if not finite.all():
+            norms, passed = norms[finite], [Passed(a[finite], g[finite]) for a, g in passed]
+        factors = (self.max_grad_norm / (norms + _MARGIN)).clamp(max=1.0)
+        sums = []
+        for layer, bias in zip(passed, self.biases, strict=True):
+            weight_sum, bias_sum = layer.clipped_sum(factors)
+            sums += [weight_sum, bias_sum] if bias else [weight_sum]
+        return sums
+
+
+def supports(model: nn.Module) -> bool:
+    """Whether the model is a plain stack of Linear layers and element-wise activations, all of it trained."""
+    if type(model).forward not in (nn.Sequential.forward, Classifier.forward):
+        return False
+    layers = stack(model)
+    owned = chain.from_iterable(layer.parameters() for layer in layers)  # a shared one comes twice
+    return (
+        any(type(layer) is nn.Linear for layer in layers)
+        and all(_known(layer) for layer in layers)
+        and len(list(owned)) == len(list(model.parameters()))
+        and all(parameter.requires_grad for parameter in model.parameters())
+    )
+
+
+def stack(model: nn.Module) -> list[nn.Module]:
+    """The layers in the order that a record passes them; one that is used twice is there twice."""
+    return list(model) if isinstance(model, nn.Sequential) else []
+
+
+def _known(layer: nn.Module) -> bool:
+    """Whether the layer is of exactly a known kind, and writes over nothing that the backward pass reads."""
+    if type(layer) is nn.Flatten:
+        return (layer.start_dim, layer.end_dim) == (1, -1)
+    return type(layer) is nn.Linear or (type(layer) in ELEMENTWISE and not getattr(layer, "inplace", False))

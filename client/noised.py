@@ -27,6 +27,6 @@ def fill_noised(
     flat = torch.cat([total.reshape(-1) for total in sums]).double()
     flat += torch.from_numpy(noise.gaussian(flat.numel(), std)).to(flat.device)
     flat /= normaliser
-    parts = flat.to(sums[0].dtype).split([parameter.numel() for parameter in parameters])
+    parts = torch.split(flat.to(sums[0].dtype), [parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)

@@ -1,5 +1,7 @@
 """One step's private gradient: Opacus clips per record, our stream adds the noise.
 
+The fallback for models that `client.bookkeeping` does not know, and the reference that it is tested against.
+
 Opacus 1.6 draws noise from torch's generator (its secure mode needs a package that no longer installs) and takes
 the normaliser from the batch; both are replaced here. What Opacus does well, gradients per record, it keeps doing.
 """
@@ -16,6 +18,7 @@ from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import nn
 
+from client.noised import fill_noised
 from client.training import record_losses
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
@@ -25,10 +28,11 @@ from tacit.tasks import Records, Task
 class StreamNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimiser with noise from a `Stream` (float64) and a public normaliser.
 
-    `noise` and `expected_batch_size` are set by the caller before each step.
+    `noise` and `normaliser` are set by the caller before each step.
     """
 
     noise: Stream
+    normaliser: float
 
     def clip_and_accumulate(self) -> None:
         """Clips per record; a record contributes nothing where its gradient, or its norm, is not finite."""
@@ -41,12 +45,10 @@ class StreamNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:
-        """Adds N(0, (noise_multiplier * max_grad_norm)^2) to every coordinate of the clipped sum."""
+        """Adds N(0, (noise_multiplier * max_grad_norm)^2) to every coordinate, and divides."""
         std = self.noise_multiplier * self.max_grad_norm
-        for parameter in self.params:
-            noise = torch.from_numpy(self.noise.gaussian(tuple(parameter.shape), std))
-            noised = parameter.summed_grad.double() + noise.to(parameter.device)
-            parameter.grad = noised.to(parameter.dtype).view_as(parameter)
+        sums = [parameter.summed_grad for parameter in self.params]
+        fill_noised(self.params, sums, self.noise, std, self.normaliser)
 
 
 class PrivateGradients:
@@ -80,15 +82,15 @@ class PrivateGradients:
                 torch.optim.SGD(model.parameters(), lr=0.0),  # never steps: the caller owns the update rule
                 noise_multiplier=noise_multiplier,
                 max_grad_norm=max_grad_norm,
-                expected_batch_size=1,
-                loss_reduction="mean",
+                expected_batch_size=None,
+                loss_reduction="sum",  # Opacus divides by nothing
             )
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """Sets `.grad` to (clipped sum + noise) / normaliser; skips the forward pass of an empty batch."""
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.noise = noise
-        self.optimizer.expected_batch_size = normaliser
+        self.optimizer.normaliser = normaliser
         if batch.num_rows:
             with (
                 warnings.catch_warnings()

@@ -1,0 +1,191 @@
+"""Which models book-keeping knows, and what it does with records that have no finite gradient."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from client.bookkeeping import BookKeeping, supports
+from client.private_gradients import PrivateGradients
+from client.training import LocalTrainer
+from tacit import config
+from tacit.privacy.noise import SeededKeys, Stream
+from tacit.privacy.plan import PrivacyPlan
+from tacit.tasks import Records
+from tacit.tasks.models import Classifier
+
+
+class Classes:
+    """Cross-entropy of each record, with a model that the test chooses."""
+
+    metric_names = ("loss",)
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        self.network = network
+
+    def model(self) -> nn.Module:
+        return copy.deepcopy(self.network)
+
+    def read(self, path: Path, split: str) -> Records:
+        raise NotImplementedError
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": self.loss(outputs, targets)}
+
+
+class Doubled(nn.Sequential):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(features)
+
+
+def tied() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    return model
+
+
+def frozen() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def with_own_parameter() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(4, 2))
+    model.register_parameter("temperature", nn.Parameter(torch.ones(())))
+    return model
+
+
+linear = nn.Linear(4, 4)
+KNOWN = {
+    "logistic regression": nn.Sequential(nn.Linear(4, 2)),
+    "built-in": Classifier(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), inputs=4),
+    "flattened images": nn.Sequential(nn.Flatten(), nn.Linear(4, 2)),
+    "dropout": nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.GELU(), nn.Linear(3, 2, bias=False)),
+}
+UNKNOWN = {
+    "a layer by itself": nn.Linear(4, 2),
+    "nothing to train": nn.Sequential(nn.ReLU()),
+    "another forward": Doubled(nn.Linear(4, 2)),
+    "convolution": nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(4, 2)),
+    "normalisation": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
+    "softmax over the batch": nn.Sequential(nn.Linear(4, 2), nn.Softmax(0)),
+    "flattened with the batch": nn.Sequential(nn.Linear(4, 2), nn.Flatten(0)),
+    "in place": nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2)),
+    "one layer twice": nn.Sequential(linear, nn.Tanh(), linear),
+    "shared weights": tied(),
+    "frozen weights": frozen(),
+    "a parameter beside the layers": with_own_parameter(),
+    "a slope that is trained": nn.Sequential(nn.Linear(4, 2), nn.PReLU()),
+    "weight norm": nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 2))),
+    "nested": nn.Sequential(nn.Sequential(nn.Linear(4, 3)), nn.Linear(3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_plain_stacks_are_supported(name: str) -> None:
+    assert supports(KNOWN[name])
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_anything_else_is_left_to_opacus(name: str) -> None:
+    assert not supports(UNKNOWN[name])
+    with pytest.raises(ValueError, match="plain stack"):
+        BookKeeping(UNKNOWN[name], Classes(), 1.0, 1.0)
+
+
+def trainer(network: nn.Module, *, private: bool = True) -> LocalTrainer:
+    budget = {"record": {"epsilon": 3.0, "delta": 1e-5}} if private else {}
+    experiment = config.parse({"name": "t", "privacy": budget, "training": {"rounds": 2}}, source="")
+    return LocalTrainer(Classes(network), PrivacyPlan.of(experiment), experiment)
+
+
+def test_the_trainer_takes_book_keeping_where_it_can() -> None:
+    assert isinstance(trainer(KNOWN["built-in"]).gradients, BookKeeping)
+    assert isinstance(trainer(UNKNOWN["normalisation"]).gradients, PrivateGradients)
+
+
+def test_a_client_with_a_plain_model_does_not_load_opacus() -> None:
+    script = "import sys, client.bookkeeping, client.training; sys.exit('opacus' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def records(**changes: float) -> Records:
+    """Six records; `x3=value` writes over the first feature of record 3."""
+    features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    for place, value in changes.items():
+        features[int(place[1:]), 0] = value
+    return Records(features, torch.arange(6) % 2)
+
+
+def sums(kind: type, model: nn.Module, batch: Records) -> list[torch.Tensor]:
+    model = copy.deepcopy(model)
+    kind(model, Classes(), 1.0, 0.0).fill(batch, 1.0, Stream(SeededKeys(1).key("noise")))
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.Sigmoid()])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38, -3e38, 1e25, 1e-45])
+def test_a_record_contributes_nothing_where_its_gradient_or_its_norm_is_not_finite(
+    activation: nn.Module, value: float
+) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 3), activation, nn.Linear(3, 2))
+    batch = records(x2=value, x5=value)
+    by_bookkeeping, by_opacus = (sums(kind, model, batch) for kind in (BookKeeping, PrivateGradients))
+    others = torch.tensor([0, 1, 3, 4])
+    without = sums(BookKeeping, model, Records(batch.features[others], batch.targets[others]))
+    for got, wanted, without_them in zip(by_bookkeeping, by_opacus, without, strict=True):
+        assert got.isfinite().all()
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+        if not math.isfinite(value):
+            torch.testing.assert_close(got, without_them, rtol=1e-5, atol=1e-6)
+
+
+def test_a_long_gradient_does_not_pass_for_a_short_one() -> None:
+    """The layer's input squared overflows float32 and its gradient squared vanishes there; their product is 1e7."""
+
+    class Steep(Classes):
+        def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return outputs[:, 0] * 1e-23
+
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    batch = Records(torch.full((1, 1), 1e30), torch.zeros(1, dtype=torch.int64))
+    BookKeeping(model, Steep(), 1.0, 0.0).fill(batch, 1.0, Stream(SeededKeys(1).key("noise")))
+    assert model[0].weight.grad.norm() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [BookKeeping, PrivateGradients])
+def test_an_empty_batch_is_a_step_of_noise_alone(kind: type) -> None:
+    def unreachable(features: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the forward pass of an empty batch")
+
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    gradients = kind(model, Classes(), 2.0, 1.5)
+    model[1].forward = unreachable
+    empty = Records(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    gradients.fill(empty, 4.0, Stream(SeededKeys(5).key("noise")))
+    noise = Stream(SeededKeys(5).key("noise")).gaussian(4 * 3 + 3 + 3 * 2 + 2, 3.0) / 4.0
+    got = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    torch.testing.assert_close(got, torch.from_numpy(noise).float(), rtol=1e-6, atol=0)
+
+
+def test_dropout_draws_what_it_draws_under_opacus() -> None:
+    results = []
+    for kind in (BookKeeping, PrivateGradients):
+        torch.manual_seed(11)
+        results.append(sums(kind, KNOWN["dropout"], records()))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
