@@ -190,6 +190,8 @@ def _write_policy(folder: Path, experiment: Experiment) -> None:
         "allow_single_updates": not protected,
         "allowed_tasks": [experiment.task.kind],
         "max_rounds_per_hour": 10**9,  # a simulation's hour is short
+        "max_model_parameters": 10**12,
+        "max_update_norm": secure.update_clip,
     }
     unfinished = folder / ".policy.toml"
     unfinished.write_text(tomli_w.dumps(policy), encoding="utf-8")

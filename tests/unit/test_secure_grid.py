@@ -1,0 +1,502 @@
+"""The secure sum as a grid: exact against the plain mean, through drop-outs, refusals and garbage, in every engine."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from client.app import app as client_app
+from client.participant import participant_of
+from client.site import Site
+from client.training import LocalTrainer
+from server.state import read_rounds
+from simulations.cohort import train_cohort
+from simulations.local_grid import LocalGrid
+from strategies import secure_grid
+from strategies.rounds import Arrays
+from strategies.secure_grid import SecureAggregationGrid
+from tacit.errors import RunFailed
+from tacit.privacy.accountant import Event
+from tacit.secagg.messages import MaskAnswer, SetupAnswer, UnmaskAnswer
+from tacit.secagg.ring import keep_low, to_words
+from tacit.secagg.server import ServerMachine
+from tests.unit.small_federation import PRIVATE, Federation, Misbehaving, ledger_entries, refusal, same
+
+ONE_ROUND = "training.rounds=1"
+METRICS = ("evaluation.metrics=true",)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Federation]:
+    """Federations by their settings, each made once: n = 6, D = 2, c = 1, so 4 must take part and T is 4."""
+    made: dict[tuple[str, ...], Federation] = {}
+
+    def federation(*settings: str) -> Federation:
+        if settings not in made:
+            made[settings] = Federation(tmp_path_factory.mktemp("sites"), *settings)
+        return made[settings]
+
+    return federation
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Federation:
+    """With ledgers of its own."""
+    return Federation(tmp_path / "sites", ONE_ROUND, PRIVATE)
+
+
+def last_row(folder: Path) -> dict[str, Any]:
+    return read_rounds(folder / "rounds.jsonl")[-1]
+
+
+def only(*steps: str) -> Callable[[Message], bool]:
+    return lambda message: message.metadata.message_type.removeprefix("train.") in steps
+
+
+# -- the sum -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["equal", "declared"])
+def test_the_mean_is_the_plain_weighted_mean_to_the_encoding_step(
+    make: Callable[..., Federation], tmp_path: Path, weights: str
+) -> None:
+    settings = (ONE_ROUND, f"strategy.weights={weights}", *METRICS)
+    secure, plain = make(*settings), make(*settings, "secure_aggregation.enabled=false")
+    a, b = secure.run(tmp_path / "secure"), plain.run(tmp_path / "plain")
+    size = sum(array.size for array in a.values())
+    settings_of = secure.experiment.secure_aggregation
+    unit = settings_of.update_clip / (2**settings_of.precision_bits - size**0.5)
+    rows = [site.rows for site in secure.experiment.federation.sites]
+    total = 6 if weights == "equal" else sum(rows) / max(rows)
+    # Each of the six vectors is at most one unit off in each coordinate, weights by half a unit of 2**-16.
+    bound = 6 * unit / total + 1e-5
+    assert not same(a, b)
+    assert max(np.abs(a[name] - b[name]).max() for name in a) <= bound
+    moved = max(np.abs(a[name] - secure.initial()[name]).max() for name in a)
+    assert moved > 20 * bound
+    for name, value in last_row(tmp_path / "plain")["metrics"].items():
+        assert last_row(tmp_path / "secure")["metrics"][name] == pytest.approx(value, abs=1e-3)
+
+
+def test_a_metric_is_over_the_records_of_all_sites_whatever_their_weights(
+    make: Callable[..., Federation], tmp_path: Path
+) -> None:
+    found = []
+    for weights in ("equal", "declared"):
+        settings = (ONE_ROUND, f"strategy.weights={weights}", *METRICS)
+        make(*settings, "secure_aggregation.enabled=false").run(tmp_path / weights)
+        found.append(last_row(tmp_path / weights)["metrics"])
+    assert found[0] == pytest.approx(found[1], abs=1e-9)
+
+
+ENGINES: dict[str, tuple[tuple[str, ...], Any]] = {
+    "ideal, over messages": (("secure_aggregation.engine=ideal",), None),
+    "ideal, a whole cohort": (("secure_aggregation.engine=ideal",), train_cohort),
+}
+SEEDED = ("insecure_seeded_noise=true", PRIVATE)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("noise", [(), SEEDED], ids=["not private", "seeded noise"])
+def test_protocol_and_ideal_sum_give_bit_identical_models(
+    make: Callable[..., Federation], tmp_path: Path, engine: str, noise: tuple[str, ...]
+) -> None:
+    settings, executor = ENGINES[engine]
+    paid = ("privacy.record.metrics_share=0.1",) if noise else ()
+    common = (*noise, *paid, *METRICS, "strategy.weights=declared")
+    protocol, ideal = make(*common), make(*common, *settings)
+    assert same(protocol.run(tmp_path / "protocol"), ideal.run(tmp_path / "ideal", executor=executor))
+    rows = [read_rounds(tmp_path / name / "rounds.jsonl") for name in ("protocol", "ideal")]
+    for a, b in zip(*rows, strict=True):
+        for key in ("cohort", "survivors", "refusals", "metrics", "bits", "threshold", "epsilon"):
+            assert a[key] == b[key], key
+        assert (a["num_clipped"], b["num_clipped"]) == (None, 0)
+        assert abs(a["bytes_up"] - b["bytes_up"]) < 256
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_update_longer_than_the_clip_is_cut_alike_and_counted(
+    make: Callable[..., Federation], tmp_path: Path, engine: str
+) -> None:
+    settings, executor = ENGINES[engine]
+    tight = (ONE_ROUND, "secure_aggregation.update_clip=0.05", "training.learning_rate=5.0")
+    a = make(*tight).run(tmp_path / "protocol")
+    b = make(*tight, *settings).run(tmp_path / "ideal", executor=executor)
+    assert same(a, b)
+    assert last_row(tmp_path / "ideal")["num_clipped"] == 6
+    initial = make(*tight).initial()
+    assert sum(float(((a[k] - initial[k]) ** 2).sum()) for k in a) ** 0.5 <= 0.05 + 1e-6
+
+
+# -- drop-outs ---------------------------------------------------------------------------------------------------
+
+
+def failing(step: str, sites: set[int], times: int = 10**6) -> Misbehaving:
+    """Sites that crash at a step, the first so many times."""
+    left = dict.fromkeys(sites, times)
+
+    def what(message: Message, real: Any, site: int) -> Message | None:
+        if only(step)(message) and left.get(site, 0) > 0:
+            left[site] -= 1
+            raise RuntimeError("gone")
+        return None
+
+    return Misbehaving(what)
+
+
+@contextmanager
+def sums() -> Iterator[list[tuple[int, ...]]]:
+    """Whose vectors are in each sum that any server opens."""
+    opened: list[tuple[int, ...]] = []
+
+    class Noting(ServerMachine):
+        def aggregate(self) -> Any:
+            aggregate = super().aggregate()
+            opened.append(tuple(self.cohort.masking))
+            return aggregate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(secure_grid, "ServerMachine", Noting)
+        yield opened
+
+
+def reference(federation: Federation, folder: Path, sites: set[int]) -> Arrays:
+    """The ideal sum over exactly these sites."""
+
+    def absent(message: Message, real: Any, site: int) -> Message | None:
+        return refusal(message, "absent") if only("ideal")(message) and site not in sites else None
+
+    return federation.run(folder, app=Misbehaving(absent))
+
+
+@pytest.mark.parametrize(
+    ("step", "sites", "attempts"),
+    [
+        ("tacit0", {3}, 1),
+        ("tacit0", {0, 5}, 1),
+        ("tacit2", {3}, 2),
+        ("tacit2", {1, 2}, 2),
+        ("tacit4", {4}, 2),
+    ],
+)
+@pytest.mark.parametrize("how", ["crash", "refusal"])
+def test_A5_drop_outs_within_the_allowance_leave_the_exact_sum_of_the_others(
+    make: Callable[..., Federation],
+    tmp_path: Path,
+    step: str,
+    sites: set[int],
+    attempts: int,
+    how: str,
+) -> None:
+    federation, ideal = make(ONE_ROUND), make(ONE_ROUND, "secure_aggregation.engine=ideal")
+    refusing = Misbehaving(
+        lambda m, real, site: refusal(m, "busy") if only(step)(m) and site in sites else None
+    )
+    app = failing(step, sites) if how == "crash" else refusing
+    with sums() as opened:
+        model = federation.run(tmp_path / "run", app=app)
+    others = set(range(6)) - sites
+    assert opened == [tuple(sorted(others))]
+    assert same(model, reference(ideal, tmp_path / "ideal", others))
+    assert last_row(tmp_path / "run")["survivors"] == [federation.labels[i] for i in sorted(others)]
+    assert sum(kind == "train.tacit0" and site == min(others) for site, kind in app.asked) == attempts
+    if step == "tacit0":
+        reason = "busy" if how == "refusal" else "RuntimeError: gone"
+        [(found, count)] = last_row(tmp_path / "run")["refusals"].items()
+        assert found.startswith(reason)
+        assert count == len(sites)
+
+
+@pytest.mark.parametrize("step", ["tacit0", "tacit2", "tacit4"])
+def test_more_drop_outs_than_allowed_end_the_run_with_the_counts_by_reason(
+    make: Callable[..., Federation], tmp_path: Path, step: str
+) -> None:
+    def what(message: Message, real: Any, site: int) -> Message | None:
+        if not only(step)(message) or site > 2:
+            return None
+        return refusal(message, "budget-spent" if site else "range")
+
+    with sums() as opened, pytest.raises(RunFailed) as failure:
+        make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
+    assert opened == []
+    assert "no sum over at least 4 of 6 sites in 3 attempts" in str(failure.value)
+    assert "budget-spent (2), range (1)" in str(failure.value)
+
+
+def test_no_sum_is_over_fewer_than_n_minus_D_however_the_sites_vanish(
+    make: Callable[..., Federation], tmp_path: Path
+) -> None:
+    """Two vanish with their keys sent, then a third before: the second attempt alone would allow it."""
+    asked = Counter[int]()
+
+    def what(message: Message, real: Any, site: int) -> Message | None:
+        asked[site] += only("tacit0")(message)
+        early = only("tacit2")(message) and site in (0, 1)
+        late = only("tacit0")(message) and site == 2 and asked[2] == 2
+        return refusal(message, "gone") if early or late else None
+
+    with sums() as opened, pytest.raises(RunFailed):
+        make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
+    assert opened == []
+
+
+def test_a_site_that_was_only_late_is_asked_again(make: Callable[..., Federation], tmp_path: Path) -> None:
+    app = failing("tacit0", {0, 1, 2}, times=1)
+    with sums() as opened:
+        make(ONE_ROUND).run(tmp_path / "run", app=app)
+    assert opened == [(0, 1, 2, 3, 4, 5)]
+
+
+def test_a_site_that_never_answers_costs_a_deadline_and_no_more(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "sites", ONE_ROUND, "secure_aggregation.deadline_seconds=0.3")
+
+    class Silent(LocalGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            answers = super().pull_messages(message_ids)
+            return [
+                a for a in answers if a.metadata.src_node_id != federation.node(3) or not only("tacit2")(a)
+            ]
+
+    with sums() as opened:
+        federation.run(tmp_path / "run", grid=Silent)
+    assert opened == [(0, 1, 2, 4, 5)]
+    assert 0.3 <= last_row(tmp_path / "run")["seconds"] < 5
+
+
+# -- what is paid ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_attempt_sends_the_same_update_and_costs_nothing(
+    private: Federation, tmp_path: Path
+) -> None:
+    encoded: dict[int, list[bytes]] = {}
+
+    def note(message: Message, real: Any, site: int) -> Message | None:
+        if only("tacit2")(message):
+            session = participant_of(
+                private.experiment.to_toml(), private.sites / str(site), True
+            ).sessions.load()
+            assert session is not None
+            encoded.setdefault(site, []).append(session.encoded.values.tobytes())
+        if only("tacit2")(message) and site == 3:
+            raise RuntimeError("gone")
+        return None
+
+    private.run(tmp_path / "run", app=Misbehaving(note))
+    assert all(len(vectors) == 2 and len(set(vectors)) == 1 for s, vectors in encoded.items() if s != 3)
+    assert [ledger_entries(private.sites / str(i)) for i in range(6)] == [1, 1, 1, 0, 1, 1]
+
+
+def spend(federation: Federation, sites: Iterable[int]) -> None:
+    """A ceiling of the run's own epsilon, and an earlier run that has used up most of it."""
+    for site in sites:
+        policy = federation.sites / str(site) / "policy.toml"
+        policy.write_text(f"epsilon_ceiling = 20.0\ndelta = 1e-5\n{policy.read_text()}")
+        with Site.open(policy.parent).ledger() as ledger:
+            ledger.debit("earlier", 1, 1, "training", "record", Event("gaussian", 0.2), delta=1e-5)
+
+
+def test_sites_whose_budget_is_spent_refuse_and_the_run_goes_on(private: Federation, tmp_path: Path) -> None:
+    spend(private, (1, 4))
+    private.run(tmp_path / "run")
+    assert last_row(tmp_path / "run")["refusals"] == {"budget-spent": 2}
+    assert last_row(tmp_path / "run")["survivors"] == [private.labels[i] for i in (0, 2, 3, 5)]
+    assert [ledger_entries(private.sites / str(i)) for i in range(6)] == [1] * 6
+
+
+def test_too_many_spent_budgets_end_the_run_and_cost_nobody_anything(
+    private: Federation, tmp_path: Path
+) -> None:
+    spend(private, (1, 3, 4))
+    with pytest.raises(RunFailed, match=r"budget-spent \(3\)"):
+        private.run(tmp_path / "run")
+    assert [ledger_entries(private.sites / str(i)) for i in range(6)] == [0, 1, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("executor", [None, train_cohort], ids=["over messages", "a whole cohort"])
+def test_spent_budgets_under_the_ideal_sum(tmp_path: Path, executor: Any) -> None:
+    federation = Federation(tmp_path / "sites", ONE_ROUND, PRIVATE, "secure_aggregation.engine=ideal")
+    spend(federation, (1, 4))
+    federation.run(tmp_path / "run", executor=executor)
+    assert last_row(tmp_path / "run")["refusals"] == {"budget-spent": 2}
+    spend(federation, (0,))
+    with pytest.raises(RunFailed, match=r"only 3 of 6 sites took part; sites refused: budget-spent \(3\)"):
+        federation.run(tmp_path / "again", executor=executor)
+
+
+# -- garbage -----------------------------------------------------------------------------------------------------
+
+
+def body(answer: Message) -> bytes:
+    value = answer.content.config_records["tacit"]["body"]
+    assert isinstance(value, bytes)
+    return value
+
+
+def with_body(message: Message, content: Any) -> Message:
+    return Message(RecordDict({"tacit": ConfigRecord({"body": content})}), reply_to=message)
+
+
+GARBAGE: dict[str, tuple[Callable[[Message, bytes], Message], str]] = {
+    "cut short": (lambda m, b: with_body(m, b[:-1]), "encoding"),
+    "empty": (lambda m, b: with_body(m, b""), "encoding"),
+    "one byte more": (lambda m, b: with_body(m, b + b"\x00"), "encoding"),
+    "not bytes": (lambda m, b: with_body(m, "text"), "body"),
+    "no body": (lambda m, b: Message(RecordDict(), reply_to=m), "body"),
+    "no record": (lambda m, b: Message(RecordDict({"tacit": ConfigRecord({})}), reply_to=m), "body"),
+    "another context": (lambda m, b: with_body(m, b.replace(context_of(b), bytes(32))), "context"),
+}
+
+
+def context_of(content: bytes) -> bytes:
+    for kind in (SetupAnswer, MaskAnswer, UnmaskAnswer):
+        try:
+            return kind.decode(content).context
+        except Exception:
+            continue
+    raise AssertionError("no answer of the protocol")
+
+
+@pytest.mark.parametrize("step", ["tacit0", "tacit2", "tacit4"])
+@pytest.mark.parametrize("case", GARBAGE)
+def test_garbage_counts_as_no_answer_and_ends_nothing(
+    make: Callable[..., Federation], tmp_path: Path, case: str, step: str
+) -> None:
+    make_garbage, reason = GARBAGE[case]
+
+    def what(message: Message, real: Any, site: int) -> Message | None:
+        return make_garbage(message, body(real())) if only(step)(message) and site == 2 else None
+
+    with sums() as opened:
+        make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
+    assert opened == [(0, 1, 3, 4, 5)]
+    expected = {reason: 1} if step == "tacit0" else {}  # the second attempt, without it, is what counts
+    assert last_row(tmp_path / "run")["refusals"] == expected
+
+
+def test_C5_an_answer_in_anothers_name_does_not_displace_it(
+    make: Callable[..., Federation], tmp_path: Path
+) -> None:
+    """Site 2 repeats what site 1 has sent; the sum is over the others, each once."""
+    sent: dict[str, bytes] = {}
+
+    def what(message: Message, real: Any, site: int) -> Message | None:
+        if site == 1 and message.metadata.message_type.startswith("train."):
+            answer: Message = real()
+            sent[message.metadata.message_type] = body(answer)
+            return answer
+        if site == 2 and message.metadata.message_type == "train.tacit0":
+            return with_body(message, sent["train.tacit0"])
+        return None
+
+    with sums() as opened:
+        make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
+    assert opened == [(0, 1, 3, 4, 5)]
+
+
+# -- what the server sees ----------------------------------------------------------------------------------------
+
+
+def test_the_servers_code_receives_masked_updates_only_and_learns_their_sum_or_nothing(
+    make: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every message to the server and every array that its machine ever holds, against the clients' true vectors."""
+    federation = make(ONE_ROUND)
+    answers: list[Message] = []
+    held: list[np.ndarray] = []
+
+    def look(message: Message, real: Any, site: int) -> Message | None:
+        if not message.metadata.message_type.startswith("train."):
+            return None
+        answer: Message = real()
+        answers.append(answer)
+        return answer
+
+    class Looked(ServerMachine):
+        def __getattribute__(self, name: str) -> Any:
+            if name.startswith("collect"):
+                for value in object.__getattribute__(self, "__dict__").values():
+                    held.extend([value.copy()] if isinstance(value, np.ndarray) else [])
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(secure_grid, "ServerMachine", Looked)
+    vectors = []
+    with federation.rounds(tmp_path / "run", app=Misbehaving(look)) as rounds:
+        assert isinstance(rounds.grid, SecureAggregationGrid)
+        rounds.run(federation.initial())
+        for i in range(6):
+            text = federation.experiment.to_toml()
+            session = participant_of(text, federation.sites / str(i), True).sessions.load()
+            assert session is not None
+            vectors.append(session.encoded.values)
+    assert len(answers) == 18
+    for answer in answers:
+        assert not answer.content.array_records
+        assert not answer.content.metric_records
+        assert list(answer.content) == ["tacit"]
+        assert list(answer.content.config_records["tacit"]) == ["body"]
+    bits = last_row(tmp_path / "run")["bits"]
+    true_words = [keep_low(to_words(vector), bits) for vector in vectors]
+    wire = b"".join(body(answer) for answer in answers)
+    for words, vector in zip(true_words, vectors, strict=True):
+        for form in (vector.tobytes(), words.tobytes(), vector.astype(np.int32).tobytes()):
+            assert form[:64] not in wire
+    masked = [MaskAnswer.decode(body(a)).masked_update() for a in answers[6:12]]
+    for update in masked:
+        # An unmasked vector has all its coordinates near zero; these are spread over the whole ring.
+        centred = (update.words.astype(np.int64) + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
+        assert np.abs(centred).mean() > 2**bits / 8
+    assert held
+    assert all(not np.array_equal(array, words) for array in held for words in true_words)
+
+
+def test_the_server_machine_takes_bytes_and_nothing_else(
+    make: Callable[..., Federation], tmp_path: Path
+) -> None:
+    taken: list[type] = []
+    names = ("collect_setup", "collect_masked", "collect_unmask")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            real = getattr(ServerMachine, name)
+
+            def noting(self: ServerMachine, answer: bytes, real: Any = real) -> None:
+                taken.append(type(answer))
+                real(self, answer)
+
+            patch.setattr(ServerMachine, name, noting)
+        make(ONE_ROUND).run(tmp_path / "run")
+    assert taken == [bytes] * 18
+
+
+def test_the_cohort_hook_trains_as_often_as_messages_do(
+    make: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, int]] = []
+    real = LocalTrainer.train
+
+    def noting(self: LocalTrainer, *args: Any, site: str, round_number: int, **rest: Any) -> Any:
+        trained.append((site, round_number))
+        return real(self, *args, site=site, round_number=round_number, **rest)
+
+    monkeypatch.setattr(LocalTrainer, "train", noting)
+    federation = make("secure_aggregation.engine=ideal")
+    app = Misbehaving(lambda message, real, site: None)
+    federation.run(tmp_path / "run", executor=train_cohort, app=app)
+    assert trained == [(label, number) for number in (1, 2, 3) for label in federation.labels]
+    assert {kind for _, kind in app.asked} == {"query.tacit"}, "no message but to find the members"
+    assert client_app is not None
+
+
+def test_one_site_that_crashes_in_the_cohort_hook_is_a_drop_out(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "sites", ONE_ROUND, "secure_aggregation.engine=ideal")
+    data = federation.sites / "4" / "data.csv"
+    data.unlink()
+    data.mkdir()  # an error that no reader expects
+    for executor in (None, train_cohort):
+        federation.run(tmp_path / f"run-{executor is None}", executor=executor)
+        assert len(last_row(tmp_path / f"run-{executor is None}")["survivors"]) == 5
