@@ -1,0 +1,298 @@
+"""The three messages of a secure sum at a site: paid before sent, paid once, and kept between processes."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from client import submission
+from client.participant import Run
+from client.sessions import FolderSessions, Session
+from tacit.errors import ProtocolError, StorageError
+from tacit.secagg.encoder import Encoder
+from tests.unit.client_sites import (
+    Round,
+    answer,
+    debits,
+    experiment,
+    invitation,
+    model,
+    participant,
+    participants,
+    write_site,
+    write_sites,
+)
+
+
+@pytest.fixture(scope="module")
+def private():
+    return experiment()
+
+
+@pytest.fixture(scope="module")
+def run(private):
+    return Run(private.to_toml())
+
+
+@pytest.fixture(scope="module")
+def arrays(private):
+    return model(private)
+
+
+@pytest.fixture
+def clients(tmp_path, run):
+    return participants(run, write_sites(tmp_path))
+
+
+def body(reply):
+    assert not reply.has_error(), reply.error
+    return reply.content["tacit"]["body"]
+
+
+def test_the_sum_of_a_round_is_that_of_the_encoded_updates(clients, arrays):
+    total = Round(clients, arrays).keys().vectors().sum()
+    encoded = [client.sessions.load().encoded.values for client in clients]
+    assert np.array_equal(total.values, sum(encoded)) and total.num_clients == 3
+    encoder: Encoder = clients[0].run.encoder(arrays)
+    assert encoder.decode(total).total_weight == pytest.approx(3.0)
+
+
+def test_the_ledger_is_written_and_fsynced_before_the_first_byte_of_an_update_leaves(
+    tmp_path, run, arrays, monkeypatch
+):
+    clients = participants(run, write_sites(tmp_path))
+    for client in clients:
+        object.__setattr__(client.site, "durable", True)
+    round_ = Round(clients, arrays).keys()
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        real(descriptor)
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    made = clients[0].sessions.load().machine
+    masked = type(made).mask
+    at_mask = []
+    monkeypatch.setattr(
+        type(made), "mask", lambda *arguments: (at_mask.append(list(synced)), masked(*arguments))[1]
+    )
+    submission.mask(clients[0], round_.mask_request)
+    ledger = str(tmp_path / "north" / "ledger" / "ledger.jsonl")
+    assert at_mask and ledger in at_mask[0]  # before the masked vector exists at all
+
+
+def test_without_a_debit_no_byte_leaves_and_none_is_kept_to_be_sent_later(tmp_path, run, arrays):
+    """The ledger is held by another process: an error instead of an update, however often it is asked for."""
+    folders = write_sites(tmp_path)
+    clients = participants(run, folders)
+    round_ = Round(clients, arrays).keys()
+    with clients[0].site.ledger():
+        for _ in range(2):
+            with pytest.raises(StorageError, match="in use"):
+                submission.mask(clients[0], round_.mask_request)
+    assert debits(folders[0]) == []
+    assert len(submission.mask(clients[0], round_.mask_request)) > 0
+    assert len(debits(folders[0])) == 1
+
+
+def test_a_refused_request_costs_nothing(clients, arrays):
+    round_ = Round(clients, arrays).keys()
+    other = Round(clients[1:] + clients[:1], arrays, attempt=2)
+    with pytest.raises(ProtocolError):
+        submission.mask(clients[0], other.invitation.encode())
+    with pytest.raises(ProtocolError):
+        submission.mask(clients[0], round_.mask_request[:-1])
+    assert debits(clients[0].site.folder) == []
+
+
+def test_a_repeated_request_gets_the_same_bytes_and_no_second_debit(clients, arrays):
+    round_ = Round(clients, arrays).keys()
+    first = submission.mask(clients[0], round_.mask_request)
+    assert submission.mask(clients[0], round_.mask_request) == first
+    assert len(debits(clients[0].site.folder)) == 1
+
+
+def test_a_repeated_invitation_trains_once(clients, arrays):
+    request = invitation(clients[0].run, arrays).encode()
+    first = submission.setup(clients[0], request, arrays)
+    encoded = clients[0].sessions.load().encoded
+    assert submission.setup(clients[0], request, arrays) == first
+    assert clients[0].sessions.load().encoded is encoded and clients[0].num_updates == 1
+
+
+def test_another_attempt_on_the_same_model_sends_the_same_update_under_new_masks_and_pays_once(
+    clients, arrays
+):
+    first = Round(clients, arrays).keys()
+    answers = [submission.mask(client, first.mask_request) for client in clients]
+    held = [client.sessions.load().encoded.values for client in clients]
+    second = Round(clients, arrays, attempt=2).keys()
+    again = [submission.mask(client, second.mask_request) for client in clients]
+    assert all(a != b for a, b in zip(answers, again, strict=True))
+    assert all(client.sessions.load().encoded.values is v for client, v in zip(clients, held, strict=True))
+    assert np.array_equal(second.vectors().sum().values, sum(held))
+    assert [len(debits(client.site.folder)) for client in clients] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("change", ["model", "round", "run"])
+def test_another_model_round_or_run_is_trained_anew_and_paid_again(clients, arrays, change):
+    Round(clients, arrays).keys().vectors()
+    other = {name: array + np.float32(1) for name, array in arrays.items()} if change == "model" else arrays
+    fields = {"round": {"round_number": 2}, "run": {"run_id": "run-2"}}.get(change, {})
+    before = clients[0].sessions.load().encoded
+    Round(clients, other, **fields).keys().vectors()
+    assert clients[0].sessions.load().encoded is not before
+    assert len(debits(clients[0].site.folder)) == 2
+
+
+FOREIGN = {
+    "model": {"model": bytes(32)},
+    "config": {"config": bytes(32)},
+    "roster": {"roster": bytes(32)},
+    "length": {"length": 5},
+}
+
+
+@pytest.mark.parametrize("field", FOREIGN)
+def test_an_invitation_to_what_this_site_has_not_computed_itself_is_refused(clients, arrays, field):
+    request = invitation(clients[0].run, arrays, **FOREIGN[field]).encode()
+    with pytest.raises(ProtocolError) as error:
+        submission.setup(clients[0], request, arrays)
+    assert error.value.reason == "context"
+    assert clients[0].sessions.load() is None
+
+
+def test_an_update_is_paid_at_the_price_of_the_experiment_that_it_was_made_under(tmp_path, private, arrays):
+    """The same site is shown a dear experiment, and then asked for the update under a cheap one."""
+    dear, cheap = private, experiment(training__sampling_rate=0.01)
+    folders = write_sites(tmp_path)
+    clients = [participant(folder, dear, on_disk=True) for folder in folders]
+    round_ = Round(clients, arrays).keys()
+    other = participant(folders[0], cheap, on_disk=True)
+    for call in (submission.mask, submission.unmask):
+        with pytest.raises(ProtocolError) as error:
+            call(other, round_.mask_request)
+        assert error.value.reason == "phase"
+    assert debits(folders[0]) == []
+    submission.mask(clients[0], round_.mask_request)
+    assert debits(folders[0])[0].event == dear_event(clients[0])
+
+
+def dear_event(client):
+    return client.run.plan.round_event()
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from tests.unit.client_sites import answer
+import numpy as np
+folder, kind, request, arrays = sys.argv[1:]
+model = dict(np.load(arrays)) if arrays else None
+reply = answer(Path(folder), Path(folder, "experiment.toml").read_text(), kind, model,
+               sessions="folder", body=Path(request).read_bytes())
+Path(request).with_suffix(".answer").write_bytes(reply.content["tacit"]["body"])
+"""
+
+
+def test_sessions_survive_a_process_per_message(tmp_path, private, run, arrays):
+    """As a stock Flower node runs a client: M0, M2 and M4 each in a process of its own."""
+    folders = write_sites(tmp_path)
+    np.savez(tmp_path / "model.npz", **arrays)
+    (folders[0] / "experiment.toml").write_text(private.to_toml())
+
+    def serve(kind, request, with_model=""):
+        path = tmp_path / f"{kind}.request"
+        path.write_bytes(request)
+        command = [sys.executable, "-c", SERVE, str(folders[0]), kind, str(path), with_model]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return path.with_suffix(".answer").read_bytes()
+
+    others = participants(run, folders[1:])
+    round_ = Round([participant(folders[0], private), *others], arrays)
+    machine, first = round_.machine, round_.invitation.encode()
+    machine.collect_setup(serve("train.tacit0", first, str(tmp_path / "model.npz")))
+    for client in others:
+        machine.collect_setup(submission.setup(client, first, arrays))
+    second = machine.mask_requests()[0]
+    masked = serve("train.tacit2", second)
+    machine.collect_masked(masked)
+    for client in others:
+        machine.collect_masked(submission.mask(client, second))
+    third = machine.unmask_requests()[0]
+    machine.collect_unmask(serve("train.tacit4", third))
+    for client in others:
+        machine.collect_unmask(submission.unmask(client, third))
+    restored = FolderSessions(folders[0]).load()
+    total = machine.aggregate().values
+    assert np.array_equal(
+        total, sum(s.encoded.values for s in (restored, *(c.sessions.load() for c in others)))
+    )
+    assert len(debits(folders[0])) == 1
+    # ... and a repeat in one more process, this one, is answered with the bytes that were sent.
+    assert body(answer(folders[0], private, "train.tacit2", sessions="folder", body=second)) == masked
+    assert len(debits(folders[0])) == 1
+
+
+def test_K2_a_session_is_for_its_owner_alone(tmp_path, private, arrays):
+    before = os.umask(0)
+    try:
+        folder = write_site(tmp_path / "north")
+        client = participant(folder, private, on_disk=True)
+        submission.setup(client, invitation(client.run, arrays).encode(), arrays)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder / "sessions").rglob("*")}
+    assert modes == {"round": 0o600}
+    assert stat.S_IMODE((folder / "sessions").stat().st_mode) == 0o700
+    (folder / "sessions" / "round").chmod(0o640)
+    with pytest.raises(StorageError, match="lets other users in"):
+        client.sessions.load()
+
+
+def test_a_session_reads_back_as_it_was(tmp_path, clients, arrays):
+    Round(clients, arrays).keys().vectors()
+    session = clients[0].sessions.load()
+    folder = FolderSessions(tmp_path)
+    assert folder.load() is None
+    folder.save(session)
+    again = folder.load()
+    assert again.encode() == session.encode()
+    assert (again.run, again.round, again.model, again.experiment, again.debited) == (
+        session.run, session.round, session.model, session.experiment, True
+    )  # fmt: skip
+    assert np.array_equal(again.encoded.values, session.encoded.values)
+
+
+def test_a_damaged_session_is_refused_at_every_byte(tmp_path, clients, arrays):
+    Round(clients, arrays).keys()
+    folder = FolderSessions(tmp_path)
+    folder.save(clients[0].sessions.load())
+    file = tmp_path / "sessions" / "round"
+    whole = file.read_bytes()
+    assert isinstance(folder.load(), Session)
+    spoilt = [whole[:n] for n in range(0, len(whole), 41)] + [whole + b"x"]
+    spoilt += [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(0, len(whole), 7)]
+    for data in spoilt:
+        file.write_bytes(data)
+        with pytest.raises(StorageError):
+            folder.load()
+
+
+def test_F1_a_session_that_cannot_be_written_ends_the_message_and_nothing_leaves(tmp_path, private, arrays):
+    folder = write_site(tmp_path / "north")
+    (folder / "sessions").write_text("in the way")
+    reply = answer(
+        folder,
+        private,
+        "train.tacit0",
+        arrays,
+        sessions="folder",
+        body=invitation(Run(private.to_toml()), arrays).encode(),
+    )
+    assert (reply.error.reason, reply.has_content()) == ("refused:unavailable", False)
