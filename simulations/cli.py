@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ def simulate(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for everything the run writes [runs/NAME].")
+        Path | None, typer.Option(help="Folder for everything the run writes.", show_default="runs/NAME")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for clusters.")] = "local",
     seed: Annotated[
@@ -41,28 +42,27 @@ def simulate(
 ) -> None:
     """Try a federation on this machine: train, compare with pooled and local-only, write a report.
 
-    Examples:
-
-        tacit simulate simulations/scenarios/breast_cancer.toml
-
-        tacit simulate my.toml --set privacy.record.epsilon=1 --set partition.num_clients=20
-
-        tacit simulate my.toml --set privacy=none --out runs/not-private
+    \b
+    tacit simulate my.toml
+    tacit simulate my.toml --set privacy.record.epsilon=1 --set seed=3
+    tacit simulate my.toml --set privacy=none --out runs/not-private
     """
     if engine not in ("local", "ray"):
         raise ConfigError(f'must be "local" or "ray", not {engine!r}', key="--engine")
-    from rich.console import Console
-
-    from simulations.progress import LiveProgress
-    from simulations.run import simulate as run
     from tacit import config
-    from tacit.report.summary import summary_table
 
     settings = list(overrides or [])
     settings += [f"seed={seed}"] if seed is not None else []
     settings += ["insecure_seeded_noise=true"] if insecure_seeded_noise else []
-    loaded = config.load(experiment, settings)
-    sys.path.insert(0, str(experiment.resolve().parent))  # a task of one's own lies beside its experiment
+    loaded = config.load(experiment, settings)  # before the slow imports: a mistake is answered at once
+    if loaded.task.is_own:
+        find_tasks_in(experiment.resolve().parent)
+    from rich.console import Console
+
+    from simulations.progress import LiveProgress
+    from simulations.run import simulate as run
+    from tacit.report.summary import summary_table
+
     folder = out or Path("runs") / loaded.name.replace(" ", "-")
     console = Console(stderr=as_json)
     rounds_file = folder / "server" / "rounds.jsonl"
@@ -77,6 +77,13 @@ def simulate(
         console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
+def find_tasks_in(folder: Path) -> None:
+    """Lets a task of one's own lie beside its experiment, for this process and those it starts."""
+    sys.path.insert(0, str(folder))
+    known = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join((str(folder), known)) if known else str(folder)
+
+
 def partition(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What would be run.")],
     out: Annotated[Path, typer.Option(help="Folder to write sites/ into.")],
@@ -86,16 +93,16 @@ def partition(
 ) -> None:
     """Divide a data set among site folders, as a simulation would, and show who got what.
 
-    The folders are what `tacit client --site` takes; sites/experiment.toml is what `tacit server` takes.
+    A rehearsal with real processes begins here: tacit client --site takes one
+    of the folders, tacit server takes sites/experiment.toml.
     """
     from rich.console import Console
 
-    from simulations.run import claim, prepare
+    from simulations.run import prepare
     from simulations.sites import terminal_table
     from tacit import config
 
     loaded = config.load(experiment, overrides or [])
-    claim(out, resume=False)
     prepared = prepare(loaded, out)
     console = Console()
     console.print(terminal_table(prepared))

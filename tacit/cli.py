@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-# Before anything of Flower is imported: nothing is reported to anybody, and that is not optional.
+# Nothing is reported to anybody, and that is not optional.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
@@ -22,48 +22,66 @@ from tacit.errors import TacitError
 # name -> (module:function, one line for the list of commands)
 COMMANDS = {
     "init": ("tacit.starter:init", "Write a commented experiment file to begin with."),
-    "simulate": ("simulations.cli:simulate", "Try a federation on this machine."),
-    "partition": (
-        "simulations.cli:partition",
-        "Divide a data set among site folders, as a simulation would.",
-    ),
+    "simulate": ("simulations.cli:simulate", "Try a federation on this machine, with a report."),
+    "partition": ("simulations.cli:partition", "Divide a data set among site folders, without training."),
     "server": ("server.cli:command", "Coordinate a federation."),
     "client": ("client.cli:command", "Take part in a federation as one site."),
-    "doctor": ("tacit.doctor:doctor", "Say what is installed, what is missing and for which use."),
+    "doctor": ("tacit.doctor:doctor", "Say what is installed, and what is missing for which use."),
 }
 
 
 class LazyGroup(TyperGroup):
-    """Knows its commands by name; imports one when it is called."""
+    """Knows its commands by name and one line; imports one when it is called."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.suggest_commands = False  # click does it already
+        self.commands = {name: click.Command(name, help=line) for name, (_, line) in COMMANDS.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, in the order of the story."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name."""
-        if cmd_name not in COMMANDS:
-            return None
-        target, help_line = COMMANDS[cmd_name]
-        if ctx.resilient_parsing or "--help" in sys.argv[1:2]:
-            return click.Command(cmd_name, help=help_line)
-        module, _, function = target.partition(":")
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command(name=cmd_name)(getattr(importlib.import_module(module), function))
-        return typer.main.get_command(app)
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that `args` begin with, imported now."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load(str(name)), rest
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+def load(name: str) -> click.Command:
+    """Imports the function of one command and makes a command of it."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name=name)(getattr(importlib.import_module(module), function))
+    return typer.main.get_command(app)
+
+
+app = typer.Typer(
+    cls=LazyGroup, invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tacit {__version__}")
+        raise typer.Exit()
 
 
 @app.callback()
 def tacit(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    context: typer.Context,
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+    ),
 ) -> None:
-    """Federated training in which the server learns a differentially private sum and nothing else."""
-    if version:
-        print(f"tacit {__version__}")
-        raise typer.Exit()
+    """Train a PyTorch model on data that stay where they are. The server learns a private sum, nothing else.
+
+    Begin with: tacit init, then tacit simulate experiment.toml
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)  # Rich draws it by itself and leaves nothing to print
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ Longer than 400 lines because every key that an experiment may have is found her
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,9 +47,14 @@ class Task(Frozen):
     @model_validator(mode="after")
     def _known(self) -> Task:
         module, _, name = self.kind.partition(":")
-        if self.kind != "tabular" and not (module and name):
+        if self.is_own and not (module and name):
             raise ValueError(f'kind must be "tabular" or "module:object", not {self.kind!r}')
         return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether `kind` names a task of the user's own."""
+        return self.kind != "tabular"
 
 
 class Data(Frozen):
@@ -209,7 +215,7 @@ class SecureAggregation(Frozen):
     deadline_seconds: Positive = 600.0
 
     def check_cohort(self, n: int) -> None:
-        """Raises `ValueError` when c and D do not leave a threshold and two honest vectors among n."""
+        """Raises `ValueError` unless n clients leave a threshold, two honest vectors, and a sum of 32 bits."""
         c, d = self.max_corrupt, self.max_dropouts
         threshold = (n + c) // 2 + 1
         if threshold > n:
@@ -221,6 +227,10 @@ class SecureAggregation(Frozen):
         if n - d - c < 2:
             raise ValueError(
                 f"max_corrupt + max_dropouts = {c + d} leaves fewer than 2 honest of {n} clients"
+            )
+        if n * 2**self.precision_bits >= 2**31:
+            raise ValueError(
+                f"precision_bits = {self.precision_bits}: the sum of {n} clients does not fit into 32 bits"
             )
 
 
@@ -308,6 +318,8 @@ class Experiment(Frozen):
         )
         if known and self.training.clients_per_round > known:
             raise ValueError(f"training.clients_per_round is above the {known} clients there are")
+        if not self.task.is_own and self.data.columns is not None and not self.data.columns.columns:
+            raise ValueError("data.schema.columns: a tabular task needs at least one column")
         cohort = self.training.clients_per_round or known
         if cohort and self.secure_aggregation.enabled:
             try:
@@ -369,11 +381,15 @@ def loads(text: str, *, source: str = "", overrides: Sequence[str] = ()) -> Expe
     """Like `load`, from TOML text."""
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not valid TOML: {error}", source=source) from None
-    for override in overrides:
-        _override(tables, override)
-    return parse(tables, source=source)
+    except (ValueError, RecursionError) as error:  # also for a number or a nesting without end
+        raise ConfigError(f"not valid TOML: {error}", source=source, key=_key_at(text, error)) from None
+    overridden = [_override(tables, override) for override in overrides]
+    try:
+        return parse(tables, source=source)
+    except ConfigError as error:
+        if any(f"{error.key}.".startswith(f"{key}.") for key in overridden):
+            error = ConfigError(error.reason, source="--set", key=error.key)
+        raise error from None
 
 
 def parse(tables: Mapping[str, Any], *, source: str) -> Experiment:
@@ -384,8 +400,11 @@ def parse(tables: Mapping[str, Any], *, source: str) -> Experiment:
         raise _first(error, source) from None
 
 
-def _override(tables: dict[str, Any], text: str) -> None:
-    """Applies one `a.b.c=value`; the value is TOML, or else a plain string. `privacy=none` removes a table."""
+def _override(tables: dict[str, Any], text: str) -> str:
+    """Applies one `a.b.c=value` and returns the key; the value is TOML, or else a plain string.
+
+    `privacy=none` removes a table.
+    """
     key, equals, value = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
@@ -397,11 +416,23 @@ def _override(tables: dict[str, Any], text: str) -> None:
             raise ConfigError("is not a table", source="--set", key=part)
     if value.strip() == "none":
         target.pop(parts[-1], None)
-        return
+    else:
+        target[parts[-1]] = _value(value)
+    return ".".join(parts)
+
+
+def _value(text: str) -> Any:
     try:
-        target[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        target[parts[-1]] = value
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+
+
+def _key_at(text: str, error: Exception) -> str:
+    """What stands before the `=` in the line that a TOML error names; "" where it names none."""
+    found = re.search(r"at line (\d+)", str(error))
+    line = text.split("\n")[int(found[1]) - 1] if found else ""
+    return line.partition("=")[0].strip()[:60]
 
 
 def _first(error: ValidationError, source: str) -> ConfigError:

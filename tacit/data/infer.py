@@ -42,6 +42,8 @@ def infer_schema(table: Table, label: str) -> Schema:
     for name in table.columns:
         if name not in (label, site, split) and (column := _column(table, name)) is not None:
             columns[name] = column
+    if not columns:
+        raise DataError("no schema can be inferred: there is no column besides the label", path=table.path)
     try:
         return Schema(label=label, classes=classes, columns=columns, site=site, split=split)
     except ValidationError as error:

@@ -129,7 +129,7 @@ class Schema(Frozen):
     Attributes:
         label: name of the label column.
         classes: the label's values in order, matched like categories; the class index is the position.
-        columns: feature columns by name, in order.
+        columns: feature columns by name, in order; none where a task of one's own reads them by itself.
         site: column that says which site a row belongs to, if any.
         split: column with "train" or "test" for each row, if any; without it every row is for training.
         missing_rows: what happens to a row with an empty feature cell.
@@ -139,7 +139,7 @@ class Schema(Frozen):
 
     label: Text
     classes: Annotated[tuple[Text, ...], Field(min_length=2, strict=False)] = ("0", "1")
-    columns: Annotated[dict[str, Column], Field(min_length=1)]
+    columns: dict[str, Column] = Field(default_factory=dict)
     site: str = ""
     split: str = ""
     missing_rows: Literal["impute", "drop"] = "impute"
