@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from flwr.app import Context, Error, Message
 from flwr.serverapp.strategy import Strategy
 
@@ -17,14 +18,17 @@ from server.app import wrap
 from server.state import RunState
 from simulations.local_grid import Executor, LocalGrid
 from simulations.run import environment, one_thread, prepare
+from strategies import secure_grid
 from strategies.exchange import find_members
 from strategies.factory import make_strategy
 from strategies.rounds import Arrays, Rounds
 from tacit import config
 from tacit.config import Experiment
 from tacit.privacy.plan import PrivacyPlan
+from tacit.secagg.server import ServerMachine
 from tacit.tasks import load_task
 from tacit.tasks.weights import initial_arrays
+from tacit.update import Aggregate
 
 TEXT = """
 name = "small"
@@ -135,3 +139,24 @@ def same(a: Arrays, b: Arrays) -> bool:
 def ledger_entries(folder: Path) -> int:
     path = folder / "ledger" / "ledger.jsonl"
     return path.read_bytes().count(b"\n") if os.path.exists(path) else 0
+
+
+def is_step(message: Message, *steps: str) -> bool:
+    """Whether a message is of one of these steps of a training exchange: "tacit0", say."""
+    return message.metadata.message_type.removeprefix("train.") in steps
+
+
+@contextmanager
+def opened_sums() -> Iterator[list[tuple[int, ...]]]:
+    """Whose vectors are in each sum that any server opens."""
+    opened: list[tuple[int, ...]] = []
+
+    class Noting(ServerMachine):
+        def aggregate(self) -> Aggregate:
+            aggregate = super().aggregate()
+            opened.append(tuple(self.cohort.masking))
+            return aggregate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(secure_grid, "ServerMachine", Noting)
+        yield opened

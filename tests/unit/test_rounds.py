@@ -1,4 +1,4 @@
-"""The rounds over Flower's own strategies: stopped anywhere and resumed, stopped early, and with clients that lie."""
+"""The rounds over Flower's own strategies: stopped anywhere and resumed, drawn cohorts, stopped early."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
     FedAdagrad,
@@ -20,15 +20,14 @@ from flwr.serverapp.strategy import (
     FedYogi,
     Strategy,
 )
+from safetensors.numpy import load_file
 
 from server import app as server_app
 from server.state import RunState, read_rounds
 from strategies import state as strategy_state
-from strategies.grids import is_update
-from strategies.rounds import Progress, Rounds, means
-from tacit.errors import ConfigError, RunFailed, StorageError
-from tacit.tasks.weights import initial_arrays
-from tests.unit.small_federation import Federation, Misbehaving, refusal, same
+from strategies.rounds import Progress, means
+from tacit.errors import ConfigError, StorageError
+from tests.unit.small_federation import Federation, Misbehaving, same
 
 STRATEGIES = {
     "FedAvg": partial(FedAvg, fraction_evaluate=0.0),
@@ -100,12 +99,6 @@ class StopsInTheLine(RunState):
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return Federation(tmp_path_factory.mktemp("federation"))
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    folder = tmp_path_factory.mktemp("plain")
-    return Federation(folder, "secure_aggregation.enabled=false", "training.rounds=1")
 
 
 def run_with_stops(federation: Federation, folder: Path, strategy: Any, state: type[RunState]) -> Any:
@@ -357,8 +350,6 @@ def test_early_stopping_releases_the_best_rounds_model(
     assert len(read_rounds(whole / "rounds.jsonl")) == rounds
     assert result["model_round"] == released
     assert result["outcome"] == ("stopped early" if rounds < 6 or released < 6 else "finished")
-    from safetensors.numpy import load_file
-
     model = load_file(whole / "model.safetensors")
     assert all(np.array_equal(model[name], array) for name, array in Keeper.models[released].items())
     assert read_rounds(whole / "rounds.jsonl")[-1]["metrics"] == {
@@ -399,159 +390,3 @@ def test_a_monitor_that_never_comes_is_refused(tmp_path: Path) -> None:
 )
 def test_metrics_are_means_over_records(sums: dict[str, float], expected: dict[str, float]) -> None:
     assert means(sums) == expected
-
-
-# -- what clients may do to a round without a secure sum ---------------------------------------------------------
-
-
-def spoiled(answer: Message, **records: Any) -> Message:
-    content = RecordDict({**answer.content, **records})
-    return Message(content, reply_to=answer)
-
-
-def arrays_of(answer: Message) -> dict[str, np.ndarray]:
-    return {k: a.numpy().copy() for k, a in answer.content.array_records["arrays"].items()}
-
-
-def with_arrays(answer: Message, **changes: Any) -> RecordDict:
-    arrays = {k: Array(a) for k, a in arrays_of(answer).items()} | changes
-    return RecordDict({**answer.content, "arrays": ArrayRecord(arrays)})
-
-
-def with_metrics(answer: Message, **changes: Any) -> RecordDict:
-    return RecordDict(
-        {**answer.content, "metrics": MetricRecord({**answer.content.metric_records["metrics"], **changes})}
-    )
-
-
-def bomb() -> Array:
-    """136 bytes whose header asks for 8 TB."""
-    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2000000000000,), }"
-    data = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + header.ljust(117) + b"\n" + bytes(8)
-    return Array("float32", (2,), "numpy.ndarray", data)
-
-
-def nan_like(answer: Message, name: str) -> Array:
-    array = arrays_of(answer)[name]
-    array.flat[0] = np.nan
-    return Array(array)
-
-
-BAD = {
-    "wrong length": lambda a, k: with_arrays(a, **{k: Array(np.zeros(1, dtype=np.float32))}),
-    "wrong dtype": lambda a, k: with_arrays(a, **{k: Array(arrays_of(a)[k].astype(np.float64))}),
-    "an array more": lambda a, k: with_arrays(a, more=Array(np.zeros(1, dtype=np.float32))),
-    "npy bomb": lambda a, k: with_arrays(a, **{k: bomb()}),
-    "not finite": lambda a, k: with_arrays(a, **{k: nan_like(a, k)}),
-    "no arrays": lambda a, k: RecordDict({"metrics": a.content["metrics"]}),
-    "no metrics": lambda a, k: RecordDict({"arrays": a.content["arrays"]}),
-    "nothing": lambda a, k: RecordDict(),
-    "no weight": lambda a, k: RecordDict({**a.content, "metrics": MetricRecord({"accuracy": 1.0})}),
-    "weight zero": lambda a, k: with_metrics(a, **{"num-examples": 0.0}),
-    "weight negative": lambda a, k: with_metrics(a, **{"num-examples": -1.0}),
-    "weight not a number": lambda a, k: with_metrics(a, **{"num-examples": float("nan")}),
-    "weights": lambda a, k: with_metrics(a, **{"num-examples": [1.0, 2.0]}),
-    "a metric more": lambda a, k: with_metrics(a, secret=3.0),
-    "other stuff": lambda a, k: RecordDict({**a.content, "more": ConfigRecord({"a": 1})}),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_C13_one_malformed_update_is_dropped_and_the_round_goes_on(
-    plain: Federation, tmp_path: Path, case: str
-) -> None:
-    first = next(iter(plain.initial()))
-
-    def one_lies(message: Message, real: Any, site: int) -> Message | None:
-        if site != 2 or message.metadata.message_type != "train":
-            return None
-        return Message(BAD[case](real(), first), reply_to=message)
-
-    harmless = case == "other stuff"
-    plain.run(tmp_path / "run", app=Misbehaving(one_lies))
-    for row in rows(tmp_path / "run"):
-        assert row["refusals"] == ({} if harmless else {"malformed": 1})
-        assert (plain.labels[2] in row["survivors"]) == harmless
-
-
-def test_an_error_from_the_superlink_itself_does_not_end_the_round(plain: Federation, tmp_path: Path) -> None:
-    """Such an answer names no node as its sender."""
-
-    def lost(message: Message, real: Any, site: int) -> Message | None:
-        if site != 1 or message.metadata.message_type != "train":
-            return None
-        answer = Message(Error(3, "Node Unavailable"), reply_to=message)
-        answer.metadata.__dict__["_src_node_id"] = 1
-        return answer
-
-    plain.run(tmp_path / "run", app=Misbehaving(lost))
-    assert rows(tmp_path / "run")[0]["refusals"] == {"Node Unavailable": 1}
-    assert len(rows(tmp_path / "run")[0]["survivors"]) == 5
-
-
-def test_a_round_without_any_update_ends_the_run_with_the_reasons(plain: Federation, tmp_path: Path) -> None:
-    def nobody(message: Message, real: Any, site: int) -> Message | None:
-        if message.metadata.message_type != "train":
-            return None
-        if site == 0:
-            raise RuntimeError("disk on fire")
-        return refusal(message, "budget-spent")
-
-    with pytest.raises(RunFailed) as failure:
-        plain.run(tmp_path / "run", app=Misbehaving(nobody))
-    assert "round 1: no update arrived" in str(failure.value)
-    assert "RuntimeError: disk on fire" in str(failure.value)
-    assert "budget-spent (5)" in str(failure.value)
-
-
-def test_an_honest_update_is_an_update(plain: Federation, tmp_path: Path) -> None:
-    seen: list[bool] = []
-
-    def look(message: Message, real: Any, site: int) -> Message | None:
-        if message.metadata.message_type != "train":
-            return None
-        answer: Message = real()
-        seen.append(is_update(answer.content, message.content))
-        return answer
-
-    plain.run(tmp_path / "run", app=Misbehaving(look))
-    assert seen == [True] * 6
-
-
-def test_a_node_that_is_still_starting_is_asked_again(plain: Federation, tmp_path: Path) -> None:
-    asked = Counter[int]()
-
-    def late(message: Message, real: Any, site: int) -> Message | None:
-        asked[site] += message.metadata.message_type == "query.tacit"
-        if site == 4 and asked[site] < 3 and message.metadata.message_type == "query.tacit":
-            raise RuntimeError("not yet")
-        return None
-
-    with plain.rounds(tmp_path / "run", app=Misbehaving(late)) as rounds:
-        assert isinstance(rounds, Rounds)
-        assert list(rounds.nodes) == plain.labels
-    assert asked == {0: 1, 1: 1, 2: 1, 3: 1, 4: 3, 5: 1}
-
-
-def test_sites_that_never_come_are_named(plain: Federation, tmp_path: Path) -> None:
-    from strategies import exchange
-
-    def gone(message: Message, real: Any, site: int) -> Message | None:
-        return refusal(message, "who") if site in (1, 3) else None
-
-    real = exchange.find_members
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.unit.small_federation.find_members", lambda g, labels, s: real(g, labels, 0.2))
-        with (
-            pytest.raises(RunFailed, match="sites that never came: site-2, site-4"),
-            plain.rounds(tmp_path / "run", app=Misbehaving(gone)),
-        ):
-            pass
-
-
-def test_initial_weights_follow_from_the_seed(plain: Federation) -> None:
-    assert same(plain.initial(), plain.initial())
-    from tacit.tasks import load_task
-
-    other = initial_arrays(load_task(plain.experiment), private=False, seed=plain.experiment.seed + 1)
-    assert not same(plain.initial(), other)

@@ -1,31 +1,33 @@
 """The secure sum as a grid: exact against the plain mean, through drop-outs, refusals and garbage, in every engine."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 
-from client.app import app as client_app
 from client.participant import participant_of
 from client.site import Site
 from client.training import LocalTrainer
 from server.state import read_rounds
 from simulations.cohort import train_cohort
 from simulations.local_grid import LocalGrid
-from strategies import secure_grid
 from strategies.rounds import Arrays
-from strategies.secure_grid import SecureAggregationGrid
 from tacit.errors import RunFailed
 from tacit.privacy.accountant import Event
-from tacit.secagg.messages import MaskAnswer, SetupAnswer, UnmaskAnswer
-from tacit.secagg.ring import keep_low, to_words
-from tacit.secagg.server import ServerMachine
-from tests.unit.small_federation import PRIVATE, Federation, Misbehaving, ledger_entries, refusal, same
+from tests.unit.small_federation import (
+    PRIVATE,
+    Federation,
+    Misbehaving,
+    is_step,
+    ledger_entries,
+    opened_sums,
+    refusal,
+    same,
+)
 
 ONE_ROUND = "training.rounds=1"
 METRICS = ("evaluation.metrics=true",)
@@ -52,10 +54,6 @@ def private(tmp_path: Path) -> Federation:
 
 def last_row(folder: Path) -> dict[str, Any]:
     return read_rounds(folder / "rounds.jsonl")[-1]
-
-
-def only(*steps: str) -> Callable[[Message], bool]:
-    return lambda message: message.metadata.message_type.removeprefix("train.") in steps
 
 
 # -- the sum -----------------------------------------------------------------------------------------------------
@@ -141,7 +139,7 @@ def failing(step: str, sites: set[int], times: int = 10**6) -> Misbehaving:
     left = dict.fromkeys(sites, times)
 
     def what(message: Message, real: Any, site: int) -> Message | None:
-        if only(step)(message) and left.get(site, 0) > 0:
+        if is_step(message, step) and left.get(site, 0) > 0:
             left[site] -= 1
             raise RuntimeError("gone")
         return None
@@ -149,27 +147,11 @@ def failing(step: str, sites: set[int], times: int = 10**6) -> Misbehaving:
     return Misbehaving(what)
 
 
-@contextmanager
-def sums() -> Iterator[list[tuple[int, ...]]]:
-    """Whose vectors are in each sum that any server opens."""
-    opened: list[tuple[int, ...]] = []
-
-    class Noting(ServerMachine):
-        def aggregate(self) -> Any:
-            aggregate = super().aggregate()
-            opened.append(tuple(self.cohort.masking))
-            return aggregate
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(secure_grid, "ServerMachine", Noting)
-        yield opened
-
-
 def reference(federation: Federation, folder: Path, sites: set[int]) -> Arrays:
     """The ideal sum over exactly these sites."""
 
     def absent(message: Message, real: Any, site: int) -> Message | None:
-        return refusal(message, "absent") if only("ideal")(message) and site not in sites else None
+        return refusal(message, "absent") if is_step(message, "ideal") and site not in sites else None
 
     return federation.run(folder, app=Misbehaving(absent))
 
@@ -195,10 +177,10 @@ def test_A5_drop_outs_within_the_allowance_leave_the_exact_sum_of_the_others(
 ) -> None:
     federation, ideal = make(ONE_ROUND), make(ONE_ROUND, "secure_aggregation.engine=ideal")
     refusing = Misbehaving(
-        lambda m, real, site: refusal(m, "busy") if only(step)(m) and site in sites else None
+        lambda m, real, site: refusal(m, "busy") if is_step(m, step) and site in sites else None
     )
     app = failing(step, sites) if how == "crash" else refusing
-    with sums() as opened:
+    with opened_sums() as opened:
         model = federation.run(tmp_path / "run", app=app)
     others = set(range(6)) - sites
     assert opened == [tuple(sorted(others))]
@@ -217,11 +199,11 @@ def test_more_drop_outs_than_allowed_end_the_run_with_the_counts_by_reason(
     make: Callable[..., Federation], tmp_path: Path, step: str
 ) -> None:
     def what(message: Message, real: Any, site: int) -> Message | None:
-        if not only(step)(message) or site > 2:
+        if not is_step(message, step) or site > 2:
             return None
         return refusal(message, "budget-spent" if site else "range")
 
-    with sums() as opened, pytest.raises(RunFailed) as failure:
+    with opened_sums() as opened, pytest.raises(RunFailed) as failure:
         make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
     assert opened == []
     assert "no sum over at least 4 of 6 sites in 3 attempts" in str(failure.value)
@@ -235,19 +217,19 @@ def test_no_sum_is_over_fewer_than_n_minus_D_however_the_sites_vanish(
     asked = Counter[int]()
 
     def what(message: Message, real: Any, site: int) -> Message | None:
-        asked[site] += only("tacit0")(message)
-        early = only("tacit2")(message) and site in (0, 1)
-        late = only("tacit0")(message) and site == 2 and asked[2] == 2
+        asked[site] += is_step(message, "tacit0")
+        early = is_step(message, "tacit2") and site in (0, 1)
+        late = is_step(message, "tacit0") and site == 2 and asked[2] == 2
         return refusal(message, "gone") if early or late else None
 
-    with sums() as opened, pytest.raises(RunFailed):
+    with opened_sums() as opened, pytest.raises(RunFailed):
         make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
     assert opened == []
 
 
 def test_a_site_that_was_only_late_is_asked_again(make: Callable[..., Federation], tmp_path: Path) -> None:
     app = failing("tacit0", {0, 1, 2}, times=1)
-    with sums() as opened:
+    with opened_sums() as opened:
         make(ONE_ROUND).run(tmp_path / "run", app=app)
     assert opened == [(0, 1, 2, 3, 4, 5)]
 
@@ -259,10 +241,10 @@ def test_a_site_that_never_answers_costs_a_deadline_and_no_more(tmp_path: Path) 
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
             answers = super().pull_messages(message_ids)
             return [
-                a for a in answers if a.metadata.src_node_id != federation.node(3) or not only("tacit2")(a)
+                a for a in answers if a.metadata.src_node_id != federation.node(3) or not is_step(a, "tacit2")
             ]
 
-    with sums() as opened:
+    with opened_sums() as opened:
         federation.run(tmp_path / "run", grid=Silent)
     assert opened == [(0, 1, 2, 4, 5)]
     assert 0.3 <= last_row(tmp_path / "run")["seconds"] < 5
@@ -277,13 +259,13 @@ def test_a_second_attempt_sends_the_same_update_and_costs_nothing(
     encoded: dict[int, list[bytes]] = {}
 
     def note(message: Message, real: Any, site: int) -> Message | None:
-        if only("tacit2")(message):
+        if is_step(message, "tacit2"):
             session = participant_of(
                 private.experiment.to_toml(), private.sites / str(site), True
             ).sessions.load()
             assert session is not None
             encoded.setdefault(site, []).append(session.encoded.values.tobytes())
-        if only("tacit2")(message) and site == 3:
+        if is_step(message, "tacit2") and site == 3:
             raise RuntimeError("gone")
         return None
 
@@ -329,150 +311,6 @@ def test_spent_budgets_under_the_ideal_sum(tmp_path: Path, executor: Any) -> Non
         federation.run(tmp_path / "again", executor=executor)
 
 
-# -- garbage -----------------------------------------------------------------------------------------------------
-
-
-def body(answer: Message) -> bytes:
-    value = answer.content.config_records["tacit"]["body"]
-    assert isinstance(value, bytes)
-    return value
-
-
-def with_body(message: Message, content: Any) -> Message:
-    return Message(RecordDict({"tacit": ConfigRecord({"body": content})}), reply_to=message)
-
-
-GARBAGE: dict[str, tuple[Callable[[Message, bytes], Message], str]] = {
-    "cut short": (lambda m, b: with_body(m, b[:-1]), "encoding"),
-    "empty": (lambda m, b: with_body(m, b""), "encoding"),
-    "one byte more": (lambda m, b: with_body(m, b + b"\x00"), "encoding"),
-    "not bytes": (lambda m, b: with_body(m, "text"), "body"),
-    "no body": (lambda m, b: Message(RecordDict(), reply_to=m), "body"),
-    "no record": (lambda m, b: Message(RecordDict({"tacit": ConfigRecord({})}), reply_to=m), "body"),
-    "another context": (lambda m, b: with_body(m, b.replace(context_of(b), bytes(32))), "context"),
-}
-
-
-def context_of(content: bytes) -> bytes:
-    for kind in (SetupAnswer, MaskAnswer, UnmaskAnswer):
-        try:
-            return kind.decode(content).context
-        except Exception:
-            continue
-    raise AssertionError("no answer of the protocol")
-
-
-@pytest.mark.parametrize("step", ["tacit0", "tacit2", "tacit4"])
-@pytest.mark.parametrize("case", GARBAGE)
-def test_garbage_counts_as_no_answer_and_ends_nothing(
-    make: Callable[..., Federation], tmp_path: Path, case: str, step: str
-) -> None:
-    make_garbage, reason = GARBAGE[case]
-
-    def what(message: Message, real: Any, site: int) -> Message | None:
-        return make_garbage(message, body(real())) if only(step)(message) and site == 2 else None
-
-    with sums() as opened:
-        make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
-    assert opened == [(0, 1, 3, 4, 5)]
-    expected = {reason: 1} if step == "tacit0" else {}  # the second attempt, without it, is what counts
-    assert last_row(tmp_path / "run")["refusals"] == expected
-
-
-def test_C5_an_answer_in_anothers_name_does_not_displace_it(
-    make: Callable[..., Federation], tmp_path: Path
-) -> None:
-    """Site 2 repeats what site 1 has sent; the sum is over the others, each once."""
-    sent: dict[str, bytes] = {}
-
-    def what(message: Message, real: Any, site: int) -> Message | None:
-        if site == 1 and message.metadata.message_type.startswith("train."):
-            answer: Message = real()
-            sent[message.metadata.message_type] = body(answer)
-            return answer
-        if site == 2 and message.metadata.message_type == "train.tacit0":
-            return with_body(message, sent["train.tacit0"])
-        return None
-
-    with sums() as opened:
-        make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
-    assert opened == [(0, 1, 3, 4, 5)]
-
-
-# -- what the server sees ----------------------------------------------------------------------------------------
-
-
-def test_the_servers_code_receives_masked_updates_only_and_learns_their_sum_or_nothing(
-    make: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every message to the server and every array that its machine ever holds, against the clients' true vectors."""
-    federation = make(ONE_ROUND)
-    answers: list[Message] = []
-    held: list[np.ndarray] = []
-
-    def look(message: Message, real: Any, site: int) -> Message | None:
-        if not message.metadata.message_type.startswith("train."):
-            return None
-        answer: Message = real()
-        answers.append(answer)
-        return answer
-
-    class Looked(ServerMachine):
-        def __getattribute__(self, name: str) -> Any:
-            if name.startswith("collect"):
-                for value in object.__getattribute__(self, "__dict__").values():
-                    held.extend([value.copy()] if isinstance(value, np.ndarray) else [])
-            return super().__getattribute__(name)
-
-    monkeypatch.setattr(secure_grid, "ServerMachine", Looked)
-    vectors = []
-    with federation.rounds(tmp_path / "run", app=Misbehaving(look)) as rounds:
-        assert isinstance(rounds.grid, SecureAggregationGrid)
-        rounds.run(federation.initial())
-        for i in range(6):
-            text = federation.experiment.to_toml()
-            session = participant_of(text, federation.sites / str(i), True).sessions.load()
-            assert session is not None
-            vectors.append(session.encoded.values)
-    assert len(answers) == 18
-    for answer in answers:
-        assert not answer.content.array_records
-        assert not answer.content.metric_records
-        assert list(answer.content) == ["tacit"]
-        assert list(answer.content.config_records["tacit"]) == ["body"]
-    bits = last_row(tmp_path / "run")["bits"]
-    true_words = [keep_low(to_words(vector), bits) for vector in vectors]
-    wire = b"".join(body(answer) for answer in answers)
-    for words, vector in zip(true_words, vectors, strict=True):
-        for form in (vector.tobytes(), words.tobytes(), vector.astype(np.int32).tobytes()):
-            assert form[:64] not in wire
-    masked = [MaskAnswer.decode(body(a)).masked_update() for a in answers[6:12]]
-    for update in masked:
-        # An unmasked vector has all its coordinates near zero; these are spread over the whole ring.
-        centred = (update.words.astype(np.int64) + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
-        assert np.abs(centred).mean() > 2**bits / 8
-    assert held
-    assert all(not np.array_equal(array, words) for array in held for words in true_words)
-
-
-def test_the_server_machine_takes_bytes_and_nothing_else(
-    make: Callable[..., Federation], tmp_path: Path
-) -> None:
-    taken: list[type] = []
-    names = ("collect_setup", "collect_masked", "collect_unmask")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            real = getattr(ServerMachine, name)
-
-            def noting(self: ServerMachine, answer: bytes, real: Any = real) -> None:
-                taken.append(type(answer))
-                real(self, answer)
-
-            patch.setattr(ServerMachine, name, noting)
-        make(ONE_ROUND).run(tmp_path / "run")
-    assert taken == [bytes] * 18
-
-
 def test_the_cohort_hook_trains_as_often_as_messages_do(
     make: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,7 +327,6 @@ def test_the_cohort_hook_trains_as_often_as_messages_do(
     federation.run(tmp_path / "run", executor=train_cohort, app=app)
     assert trained == [(label, number) for number in (1, 2, 3) for label in federation.labels]
     assert {kind for _, kind in app.asked} == {"query.tacit"}, "no message but to find the members"
-    assert client_app is not None
 
 
 def test_one_site_that_crashes_in_the_cohort_hook_is_a_drop_out(tmp_path: Path) -> None:
