@@ -4,7 +4,7 @@ A Flower run needs a bundle, and a stock node installs the one that the server s
 the installed packages keep their apps. What to train travels as text in the one run-config key `experiment`.
 
 Guarantees:
-    The bundle's hash is the same wherever and whenever it is built, so sites can have it on a list.
+    The bundle's hash is the same whenever it is built on one platform, so sites can have it on a list.
 """
 
 from __future__ import annotations
