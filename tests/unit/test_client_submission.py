@@ -190,25 +190,22 @@ SERVE = """
 import sys
 from pathlib import Path
 from tests.unit.client_sites import answer
-import numpy as np
-folder, kind, request, arrays = sys.argv[1:]
-model = dict(np.load(arrays)) if arrays else None
-reply = answer(Path(folder), Path(folder, "experiment.toml").read_text(), kind, model,
+folder, kind, request = sys.argv[1:]
+reply = answer(Path(folder), Path(folder, "experiment.toml").read_text(), kind,
                sessions="folder", body=Path(request).read_bytes())
 Path(request).with_suffix(".answer").write_bytes(reply.content["tacit"]["body"])
 """
 
 
 def test_sessions_survive_a_process_per_message(tmp_path, private, run, arrays):
-    """As a stock Flower node runs a client: M0, M2 and M4 each in a process of its own."""
+    """As a stock Flower node runs a client: here M0 in this process, M2 and M4 each in one of its own."""
     folders = write_sites(tmp_path)
-    np.savez(tmp_path / "model.npz", **arrays)
     (folders[0] / "experiment.toml").write_text(private.to_toml())
 
-    def serve(kind, request, with_model=""):
+    def serve(kind, request):
         path = tmp_path / f"{kind}.request"
         path.write_bytes(request)
-        command = [sys.executable, "-c", SERVE, str(folders[0]), kind, str(path), with_model]
+        command = [sys.executable, "-c", SERVE, str(folders[0]), kind, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return path.with_suffix(".answer").read_bytes()
@@ -216,7 +213,9 @@ def test_sessions_survive_a_process_per_message(tmp_path, private, run, arrays):
     others = participants(run, folders[1:])
     round_ = Round([participant(folders[0], private), *others], arrays)
     machine, first = round_.machine, round_.invitation.encode()
-    machine.collect_setup(serve("train.tacit0", first, str(tmp_path / "model.npz")))
+    machine.collect_setup(
+        body(answer(folders[0], private, "train.tacit0", arrays, sessions="folder", body=first))
+    )
     for client in others:
         machine.collect_setup(submission.setup(client, first, arrays))
     second = machine.mask_requests()[0]
