@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import Phase, settings
 
 from tests import network_guard
 
@@ -13,6 +14,8 @@ os.environ |= {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+settings.register_profile("no-shrinking", phases=(Phase.explicit, Phase.generate))
 
 _asked: list[str] = []
 network_guard.watch(_asked.append)

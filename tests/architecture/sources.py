@@ -46,3 +46,12 @@ def documented(module: ast.Module) -> Iterator[tuple[str, ast.AST, str]]:
             docstring = ast.get_docstring(node)
             if docstring:
                 yield getattr(node, "name", ""), node, docstring
+
+
+@cache
+def has_test(node: str) -> bool:
+    """Whether a test function, `file::name` from the root, is there."""
+    path, _, name = node.partition("::")
+    if not (ROOT / path).is_file():
+        return False
+    return any(isinstance(n, ast.FunctionDef) and n.name == name for n in ast.walk(tree(path)))

@@ -8,11 +8,10 @@ reader of both; that they can fail is shown by the seeded faults.
 import ast
 import re
 import tomllib
-from functools import cache
 
 import pytest
 
-from tests.architecture.sources import ROOT, documented, modules, text, tree
+from tests.architecture.sources import documented, has_test, modules, text, tree
 
 TABLE: dict[str, dict[str, list[str]]] = tomllib.loads(text("tests/architecture/guarantees.toml"))
 
@@ -29,15 +28,6 @@ def guarantees(module: ast.Module) -> list[str]:
     return found
 
 
-@cache
-def exists(test: str) -> bool:
-    """Whether `file::function`, below tests/, is there."""
-    path, _, name = test.partition("::")
-    if not (ROOT / "tests" / path).is_file():
-        return False
-    return any(isinstance(n, ast.FunctionDef) and n.name == name for n in ast.walk(tree(f"tests/{path}")))
-
-
 def test_every_guarantee_is_in_the_table_and_the_table_holds_nothing_else() -> None:
     stated = {(path, sentence) for path in modules() for sentence in guarantees(tree(path))}
     listed = {(path, sentence) for path, rows in TABLE.items() for sentence in rows}
@@ -50,7 +40,7 @@ def test_every_guarantee_has_a_test_that_exists() -> None:
         f"{path}: {sentence}"
         for path, rows in TABLE.items()
         for sentence, tests in rows.items()
-        if not tests or not all(map(exists, tests))
+        if not tests or not all(has_test(f"tests/{test}") for test in tests)
     ]
     assert missing == []
 
