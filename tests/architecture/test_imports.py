@@ -22,7 +22,8 @@ CLOSED = {
     "simulations": ("tests",),
 }
 WIRES = ("client/flower_wire.py", "server/flower_wire.py", "simulations/local_grid.py")
-LOADS_BY_NAME = ("tacit/cli.py", "tacit/tasks/task.py")  # sub-commands, and a user's own task
+# Sub-commands; a user's own task; what `tacit doctor` tries, in a process of its own.
+LOADS_BY_NAME = ("tacit/cli.py", "tacit/tasks/task.py", "tacit/doctor.py")
 # library or module -> where it may be imported; a name that ends with "/" is a folder
 HOMES = {
     "flwr": ("client/", "server/", "strategies/", "simulations/"),

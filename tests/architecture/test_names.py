@@ -27,7 +27,7 @@ MACHINE = {
     "a simple index": r"https?://\S+/simple\b",
 }
 # Imported, and declared by way of the library that stands here.
-BROUGHT = {"click": "typer", "datasets": "flwr-datasets"}
+BROUGHT = {"click": "typer", "datasets": "flwr-datasets", "packaging": "flwr"}
 
 
 def test_the_packages_are_the_five_of_the_architecture_and_nothing_else() -> None:

@@ -1,4 +1,7 @@
-"""What leaves a site by its `ClientApp`: every record of every reply, and every reason of every refusal."""
+"""What leaves a site by its `ClientApp`: every record of every reply, and every reason of every refusal.
+
+Longer than 400 lines because each way out of a site has its case here.
+"""
 
 import logging
 import subprocess
