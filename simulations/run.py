@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -99,7 +99,8 @@ def simulate(
     with claimed(out, resume=resume), one_thread():
         with clock.part("sites"):
             on_part("sites")
-            prepared = prepare(experiment, out)
+            prepared = prepare(experiment, out, durable=experiment.simulation.durable_ledgers)
+            remove(out, REPORTS)  # from here on they would be another run's, or an older part of this one's
         simulation = Simulation(prepared, out, engine, started, clock)
         with clock.part("rounds"):
             on_part("rounds")
@@ -141,11 +142,19 @@ def _claim(out: Path, *, resume: bool) -> BinaryIO:
     except OSError:
         mark.close()
         raise ConfigError("another simulation is running in it", source=out, key="--out") from None
-    for folder in () if resume else ("server", "sites"):
-        shutil.rmtree(out / folder, ignore_errors=True)
-    for name in REPORTS:
-        (out / name).unlink(missing_ok=True)
+    if not resume:
+        remove(out, (*REPORTS, "server", "sites"))
     return mark
+
+
+def remove(out: Path, names: Iterable[str]) -> None:
+    """Removes files and folders of an earlier run, as far as they are there."""
+    for name in names:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -161,7 +170,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def prepare(experiment: Experiment, out: Path) -> PreparedSites:
+def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> PreparedSites:
     """Loads the data, divides them among sites, and gives each simulated site its policy."""
     from simulations.sources import load_source
 
@@ -172,7 +181,7 @@ def prepare(experiment: Experiment, out: Path) -> PreparedSites:
             key="data.schema",
         )
     table, schema = load_source(experiment.data)
-    prepared = prepare_sites(experiment, table, schema, out)
+    prepared = prepare_sites(experiment, table, schema, out, durable=durable)
     for i in range(len(prepared.sites)):
         _write_policy(prepared.folder / str(i), prepared.experiment)
     return prepared

@@ -75,7 +75,9 @@ class PreparedSites:
         return self.folder / str(site) / "data.csv"
 
 
-def prepare_sites(experiment: Experiment, table: DataFrame, schema: Schema, out: Path) -> PreparedSites:
+def prepare_sites(
+    experiment: Experiment, table: DataFrame, schema: Schema, out: Path, *, durable: bool = True
+) -> PreparedSites:
     """Divides `table` among sites, splits each site's rows and writes the folders under `out`/sites.
 
     Args:
@@ -83,6 +85,7 @@ def prepare_sites(experiment: Experiment, table: DataFrame, schema: Schema, out:
         table: all rows, empty cells as NaN or None.
         schema: the columns of `table`; replaces the experiment's own.
         out: the run's folder; may hold the sites of an earlier call with the same experiment and data.
+        durable: whether the sites wait for the disk at each debit, as a site that is no simulated one must.
 
     Raises:
         ConfigError: the partition or the split is impossible; the experiment is, with these sites (delta too
@@ -103,7 +106,7 @@ def prepare_sites(experiment: Experiment, table: DataFrame, schema: Schema, out:
     resolved = experiment.with_tables(
         data=experiment.data.model_copy(update={"columns": complete}), federation=_declared(sites)
     )
-    fingerprint = store(out, resolved, frames)
+    fingerprint = store(out, resolved, frames, durable=durable)
     return PreparedSites(out / "sites", sites, resolved, fingerprint, tuple(warnings))
 
 

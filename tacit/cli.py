@@ -19,6 +19,8 @@ from typer.core import TyperGroup
 from tacit import __version__
 from tacit.errors import TacitError
 
+INTERRUPTED = 128 + signal.SIGINT
+
 # name -> (module:function, one line for the list of commands)
 COMMANDS = {
     "init": ("tacit.starter:init", "Write a commented experiment file to begin with."),
@@ -88,6 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors of ours are one line on stderr and an exit code that says what kind."""
     try:
         code: Any = app(args=arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            _interrupted()
     except click.exceptions.Abort:
         code = _interrupted()
     except KeyboardInterrupt:
@@ -103,4 +107,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _interrupted() -> int:
     print("tacit: interrupted; what was complete is kept", file=sys.stderr)
-    return 128 + signal.SIGINT
+    return INTERRUPTED
