@@ -2,20 +2,21 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Context, Message
 
 from client.participant import participant_of
 from client.site import Site
 from client.training import LocalTrainer
-from server.state import read_rounds
+from server.state import RunState, read_rounds
 from simulations.cohort import train_cohort
 from simulations.local_grid import LocalGrid
-from strategies.rounds import Arrays
+from strategies.rounds import Arrays, Progress
 from tacit.errors import RunFailed
 from tacit.privacy.accountant import Event
 from tests.unit.small_federation import (
@@ -272,6 +273,41 @@ def test_a_second_attempt_sends_the_same_update_and_costs_nothing(
     private.run(tmp_path / "run", app=Misbehaving(note))
     assert all(len(vectors) == 2 and len(set(vectors)) == 1 for s, vectors in encoded.items() if s != 3)
     assert [ledger_entries(private.sites / str(i)) for i in range(6)] == [1, 1, 1, 0, 1, 1]
+
+
+def test_a_server_that_is_started_again_gets_the_same_updates_and_costs_nothing(
+    private: Federation, tmp_path: Path
+) -> None:
+    """With sessions on the sites' disks, as a stock Flower node has them."""
+
+    class OnDisk(LocalGrid):
+        def context(self, node: int) -> Context:
+            context = super().context(node)
+            context.node_config["sessions"] = "folder"
+            return context
+
+    class StopsOnce(RunState):
+        def save(self, progress: Progress, record: Any) -> None:
+            if record is not None and self.starts == 1:
+                raise InterruptedError
+            super().save(progress, record)
+
+    first: list[Arrays] = []
+    for _ in range(2):
+        with private.rounds(tmp_path / "run", grid=OnDisk, state=StopsOnce) as rounds:
+            real = rounds.aggregate
+
+            def noting(number: int, replies: Any, real: Any = real) -> Any:
+                arrays, sums = real(number, replies)
+                first.append(arrays)
+                return arrays, sums
+
+            rounds.aggregate = noting  # type: ignore[method-assign]
+            with suppress(InterruptedError):
+                rounds.run(private.initial())
+    assert len(first) == 2
+    assert same(first[0], first[1]), "noise that was drawn anew would be a second release"
+    assert [ledger_entries(private.sites / str(i)) for i in range(6)] == [1] * 6
 
 
 def spend(federation: Federation, sites: Iterable[int]) -> None:
