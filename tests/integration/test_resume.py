@@ -1,10 +1,13 @@
 """`tacit simulate --resume` after `kill -9` and Ctrl-C of real processes."""
 
 import json
+import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +186,34 @@ def test_ctrl_c_is_one_line_and_130_and_leaves_a_run_that_goes_on(
     assert (run.wait(), run.stderr) == (0, "")
     assert rounds(out) == rounds(whole)
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_ctrl_c_leaves_the_terminal_as_it_was(tacit: Warm, experiment: Path, tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    screen = bytearray()
+
+    def watch() -> None:
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(master, 4096):
+                screen.extend(part)
+
+    watcher = threading.Thread(target=watch)
+    try:
+        run = tacit.start("simulate", experiment, "--out", tmp_path / "out", terminal=os.ttyname(slave))
+        watcher.start()
+        wait_for(run, tmp_path / "out", 3)
+        run.send(signal.SIGINT)
+        assert run.wait() == 130
+    finally:
+        os.close(slave)
+        watcher.join()
+        os.close(master)
+    shown = screen.decode()
+    assert "training" in shown
+    assert "/30" in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor is hidden, and shown again"
+    assert shown.rindex("\x1b[?25h") > shown.rindex("training")
+    assert "Traceback" not in shown + run.stderr
 
 
 def test_a_finished_run_resumed_gives_its_report_again(

@@ -110,16 +110,24 @@ class Warm:
         self._parent = subprocess.Popen(
             [sys.executable, "-c", PARENT, prepare],
             cwd=ROOT,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
 
-    def start(self, *arguments: object, cores: set[int] | None = None) -> Run:
+    def start(self, *arguments: object, cores: set[int] | None = None, terminal: str = "") -> Run:
+        """A process that runs.
+
+        Args:
+            arguments: of `tacit`.
+            cores: those that it may use; all.
+            terminal: its standard output; a file.
+        """
         order = {
             "arguments": [str(argument) for argument in arguments],
-            "stdout": str(self._folder / "stdout"),
+            "stdout": terminal or str(self._folder / "stdout"),
             "stderr": str(self._folder / "stderr"),
             "cores": sorted(cores or ()),
         }
