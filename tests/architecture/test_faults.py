@@ -47,6 +47,10 @@ def test_what_is_no_fault_is_not_called_killed() -> None:
     assert (ROOT / HARMLESS.file).read_text() == text(HARMLESS.file)  # planted in copies only
 
 
+def test_no_fault_is_no_test_at_all() -> None:
+    assert list(plant([])) == []
+
+
 def test_the_command_lists_and_names_its_faults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(register())
