@@ -35,7 +35,7 @@ class Run:
     """What all sites of a run share within one process: experiment, plan, task and the model wrapped for training."""
 
     def __init__(self, text: str) -> None:
-        self.experiment: Experiment = config.loads(text, source="experiment")
+        self.experiment = experiment_of(text)
         self.digest = text_digest(self.experiment.to_toml())
         self.plan = PrivacyPlan.of(self.experiment)
         self.task: Task = load_task(self.experiment)
@@ -167,6 +167,12 @@ class Participant:
 
 
 @lru_cache(maxsize=4)
+def experiment_of(text: str) -> Experiment:
+    """The experiment that this text spells: parsed once, however many sites a process plays."""
+    return config.loads(text, source="experiment")
+
+
+@lru_cache(maxsize=4)
 def run_of(text: str) -> Run:
     """The run that this experiment text describes."""
     return Run(text)
@@ -176,5 +182,5 @@ def run_of(text: str) -> Run:
 def participant_of(text: str, folder: Path, keep_in_memory: bool) -> Participant:
     """The participant of one site folder in one run; records and wrapped model are kept for the next message."""
     site = Site.open(folder)
-    guard.admit(site, config.loads(text, source="experiment"))  # before the code that it names is imported
+    guard.admit(site, experiment_of(text))  # before the code that it names is imported
     return Participant(run_of(text), site, MemorySessions() if keep_in_memory else FolderSessions(folder))

@@ -148,8 +148,11 @@ class LocalTrainer:
     @contextmanager
     def _own_generator(self, key: bytes) -> Iterator[None]:
         """Seeds torch's generators for what a model draws itself (dropout), and puts the caller's state back."""
+        seed = int.from_bytes(key[:8], "big")
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int.from_bytes(key[:8], "big"))
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every accelerator, for 2 ms
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(seed)
             yield
 
     def _pull_towards(self, start: list[Tensor]) -> None:
