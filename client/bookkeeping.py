@@ -11,13 +11,15 @@ know is left to `PrivateGradients`.
 
 from __future__ import annotations
 
+import math
+from functools import reduce
 from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from client.noised import fill_noised
+from client.noised import NoisedSum
 from client.training import record_losses
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
@@ -45,21 +47,15 @@ class Passed(NamedTuple):
 
     def squared_norms(self, bias: bool) -> Tensor:
         """Squared Euclidean norm of each record's gradient, shape (rows,), in float64."""
-        a: Tensor
-        g: Tensor
         # Not in float32: |a|^2 could overflow while |g|^2 vanishes, and a long gradient would pass for a short one.
         if self.inputs.ndim == 2:
-            a, g = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square() for x in self)
-            return (a + bias) * g
+            norms = [torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in self]
+            a, g = (norm * norm for norm in norms)
+            squared: Tensor = (a + bias) * g
+            return squared
         # Several positions in a record: |sum g a^T|^2 is a sum over pairs of positions, of (a.a' + 1)(g.g').
         a, g = (x.flatten(1, -2).double() for x in self)
         return ((a @ a.mT + bias) * (g @ g.mT)).sum((1, 2))
-
-    def clipped_sum(self, factors: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the records' gradients, each times its factor: of the weight, of the bias."""
-        g = self.gradient * factors.view(-1, *[1] * (self.gradient.ndim - 1))
-        g = g.flatten(0, -2)
-        return g.T @ self.inputs.flatten(0, -2), g.sum(0)
 
 
 class BookKeeping:
@@ -83,19 +79,18 @@ class BookKeeping:
     def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
         if not supports(model):
             raise ValueError("the model is not a plain stack of Linear layers and element-wise activations")
-        self.task, self.max_grad_norm = task, max_grad_norm
-        self.std = noise_multiplier * max_grad_norm
+        self.task, self.max_grad_norm, self.noise_multiplier = task, max_grad_norm, noise_multiplier
         self.layers = stack(model)
         self.biases = [layer.bias is not None for layer in self.layers if isinstance(layer, nn.Linear)]
-        self.parameters = list(model.parameters())
+        self.total = NoisedSum(list(model.parameters()))
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """Sets `.grad` to (clipped sum + noise) / normaliser; skips the forward pass of an empty batch."""
         if batch.num_rows:
-            sums = self._clipped_sums(self._pass(batch))
+            self._add_up(self._pass(batch))
         else:
-            sums = [torch.zeros_like(parameter) for parameter in self.parameters]
-        fill_noised(self.parameters, sums, noise, self.std, normaliser)
+            self.total.clear()
+        self.total.fill(noise, self.noise_multiplier, normaliser / self.max_grad_norm)
 
     def _pass(self, batch: Records) -> list[Passed]:
         """Forward through all layers, back to the output of each Linear one."""
@@ -109,19 +104,20 @@ class BookKeeping:
         loss = record_losses(self.task, features, batch.targets).sum()
         return [Passed(a, g) for a, g in zip(inputs, torch.autograd.grad(loss, outputs), strict=True)]
 
-    def _clipped_sums(self, passed: list[Passed]) -> list[Tensor]:
-        """The clipped sum of each parameter."""
+    def _add_up(self, passed: list[Passed]) -> None:
+        """Writes each parameter's clipped sum, in units of `max_grad_norm`."""
         squared = [layer.squared_norms(bias) for layer, bias in zip(passed, self.biases, strict=True)]
-        norms = torch.stack(squared).sum(0).to(passed[0].gradient.dtype).sqrt()
-        finite = torch.isfinite(norms)
-        if not finite.all():
+        norms = reduce(torch.add, squared).to(passed[0].gradient.dtype).sqrt()
+        if not math.isfinite(norms.sum().item()):
+            finite = norms.isfinite()
             norms, passed = norms[finite], [Passed(a[finite], g[finite]) for a, g in passed]
-        factors = (self.max_grad_norm / (norms + _MARGIN)).clamp(max=1.0)
-        sums = []
-        for layer, bias in zip(passed, self.biases, strict=True):
-            weight_sum, bias_sum = layer.clipped_sum(factors)
-            sums += [weight_sum, bias_sum] if bias else [weight_sum]
-        return sums
+        divisors = (norms + _MARGIN).clamp(min=self.max_grad_norm)
+        sums = iter(self.total.sums)
+        for (a, g), bias in zip(passed, self.biases, strict=True):
+            g = (g / divisors.view(-1, *[1] * (g.ndim - 1))).flatten(0, -2)
+            torch.mm(g.T, a.flatten(0, -2), out=next(sums))
+            if bias:
+                torch.sum(g, 0, out=next(sums))
 
 
 def supports(model: nn.Module) -> bool:

@@ -1,32 +1,51 @@
-"""The last line of a private step: noise on the clipped sum, then the public normaliser."""
+"""The end of a private step: clipped sums of all parameters in one vector, its noise, the public normaliser."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tacit.privacy.noise import Stream
 
 
-def fill_noised(
-    parameters: Sequence[nn.Parameter], sums: Sequence[Tensor], noise: Stream, std: float, normaliser: float
-) -> None:
-    """Sets `.grad` to (clipped sum + N(0, std^2)) / normaliser.
-
-    The noise of all parameters is one draw of the stream, in their order; it is added in float64.
+class NoisedSum:
+    """A sum of clipped gradients over the parameters of one model, in their order.
 
     Args:
-        parameters: whose gradients are set.
-        sums: the clipped sum of each, in its shape.
-        noise: serves this step alone.
-        std: standard deviation in each coordinate; 0 adds nothing.
-        normaliser: public; no function of the records.
+        parameters: whose gradients this makes; of one type, on one device.
+
+    Attributes:
+        sums: the place of each parameter's clipped sum, in its shape; the caller writes it.
     """
-    flat = torch.cat([total.reshape(-1) for total in sums]).double()
-    flat += torch.from_numpy(noise.gaussian(flat.numel(), std)).to(flat.device)
-    flat /= normaliser
-    parts = torch.split(flat.to(sums[0].dtype), [parameter.numel() for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter)
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        # One vector and views of it, made once: a small model's step is mostly the number of calls into torch.
+        self._sum, self._gradient = (self._parameters[0].new_zeros(sum(sizes)) for _ in range(2))
+        self.sums, self._gradients = (
+            [part.view_as(p) for part, p in zip(torch.split(flat, sizes), self._parameters, strict=True)]
+            for flat in (self._sum, self._gradient)
+        )
+
+    def clear(self) -> None:
+        """All sums become zero."""
+        self._sum.zero_()
+
+    def fill(self, noise: Stream, std: float, normaliser: float) -> None:
+        """Sets `.grad` of each parameter to (clipped sum + N(0, std^2)) / normaliser.
+
+        The noise of all parameters is one draw of the stream; it is added in float64.
+
+        Args:
+            noise: serves this step alone.
+            std: standard deviation in each coordinate; 0 adds nothing.
+            normaliser: public; no function of the records.
+        """
+        noised = torch.from_numpy(noise.gaussian(self._sum.numel(), std)).to(self._sum.device)
+        noised += self._sum
+        torch.div(noised, normaliser, out=self._gradient)
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient

@@ -18,7 +18,7 @@ from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import nn
 
-from client.noised import fill_noised
+from client.noised import NoisedSum
 from client.training import record_losses
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
@@ -28,9 +28,10 @@ from tacit.tasks import Records, Task
 class StreamNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimiser with noise from a `Stream` (float64) and a public normaliser.
 
-    `noise` and `normaliser` are set by the caller before each step.
+    `total`, `noise` and `normaliser` are set by the caller before each step.
     """
 
+    total: NoisedSum
     noise: Stream
     normaliser: float
 
@@ -46,9 +47,9 @@ class StreamNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Adds N(0, (noise_multiplier * max_grad_norm)^2) to every coordinate, and divides."""
-        std = self.noise_multiplier * self.max_grad_norm
-        sums = [parameter.summed_grad for parameter in self.params]
-        fill_noised(self.params, sums, self.noise, std, self.normaliser)
+        for place, parameter in zip(self.total.sums, self.params, strict=True):
+            place.copy_(parameter.summed_grad.view_as(parameter))
+        self.total.fill(self.noise, self.noise_multiplier * self.max_grad_norm, self.normaliser)
 
 
 class PrivateGradients:
@@ -85,6 +86,7 @@ class PrivateGradients:
                 expected_batch_size=None,
                 loss_reduction="sum",  # Opacus divides by nothing
             )
+        self.optimizer.total = NoisedSum(self.optimizer.params)
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """Sets `.grad` to (clipped sum + noise) / normaliser; skips the forward pass of an empty batch."""

@@ -125,9 +125,8 @@ def test_adding_one_record_moves_the_sum_by_at_most_max_grad_norm(problem: Any, 
     features[-1] *= size
     fewer = Records(features[:-1], records.targets[:-1])
     gradients = BookKeeping(model, Classes(), clip, 0.0)
-    stream = Stream(SeededKeys(1).key("noise"))
-    gradients.fill(Records(features, records.targets), 1.0, stream)
-    more = [parameter.grad.clone() for parameter in gradients.parameters]
-    gradients.fill(fewer, 1.0, stream)
-    moved = [m - parameter.grad for m, parameter in zip(more, gradients.parameters, strict=True)]
+    more = [
+        gradient.clone() for gradient in filled(gradients, model, Records(features, records.targets), 1.0)
+    ]
+    moved = [m - g for m, g in zip(more, filled(gradients, model, fewer, 1.0), strict=True)]
     assert length(moved) <= clip * (1 + 1e-5 * len(features))

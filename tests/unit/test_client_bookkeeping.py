@@ -174,6 +174,7 @@ def test_an_empty_batch_is_a_step_of_noise_alone(kind: type) -> None:
 
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     gradients = kind(model, Classes(), 2.0, 1.5)
+    gradients.fill(records(), 4.0, Stream(SeededKeys(4).key("noise")))  # of which nothing may stay
     model[1].forward = unreachable
     empty = Records(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     gradients.fill(empty, 4.0, Stream(SeededKeys(5).key("noise")))
