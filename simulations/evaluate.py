@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from client.training import LocalTrainer
 from tacit.config import Experiment, Privacy
@@ -31,6 +33,23 @@ class SiteRecords:
     test: Records
 
 
+class FederatedModel:
+    """A task with the model that the federation trains, so that baselines differ in nothing but who trains.
+
+    In a private run BatchNorm is replaced; without privacy the task's own model is taken.
+    """
+
+    def __init__(self, task: Task, *, private: bool) -> None:
+        self._task, self._private = task, private
+
+    def model(self) -> nn.Module:
+        """See `Task`."""
+        return build_model(self._task, private=self._private)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
 class Harness:
     """Evaluates models and trains baselines on the sites of a simulation.
 
@@ -41,8 +60,9 @@ class Harness:
     """
 
     def __init__(self, experiment: Experiment, sites: Path, task: Task | None = None) -> None:
-        self.experiment, self.task = experiment, task or load_task(experiment)
-        self.private = experiment.privacy.record is not None
+        private = experiment.privacy.record is not None
+        self.experiment = experiment
+        self.task = cast("Task", FederatedModel(task or load_task(experiment), private=private))
         self.sites = [
             SiteRecords(
                 site.label, *(self.task.read(sites / str(i) / "data.csv", s) for s in ("train", "test"))
@@ -50,7 +70,7 @@ class Harness:
             for i, site in enumerate(experiment.federation.sites)
         ]
         self.has_test = any(site.test.num_rows for site in self.sites)
-        self._model = build_model(self.task, private=self.private)
+        self._model = self.task.model()
 
     def metrics(self, arrays: Arrays, records: Sequence[Records]) -> Metrics:
         """Metrics of a model over the union of some sets of records."""
@@ -124,5 +144,6 @@ def union(records: Sequence[Records]) -> Records:
 def site_mean(metrics: Mapping[str, Metrics]) -> Metrics:
     """The plain mean over sites of each metric that all sites have a value for."""
     values = list(metrics.values())
-    names = set.intersection(*(set(m) for m in values)) if values else set()
-    return {name: float(np.mean([float(m[name] or 0.0) for m in values])) for name in sorted(names)}
+    defined = [{name: v for name, v in metrics.items() if v is not None} for metrics in values]
+    names = set.intersection(*(set(m) for m in defined)) if defined else set()
+    return {name: float(np.mean([m[name] for m in defined])) for name in sorted(names)}
