@@ -50,7 +50,15 @@ DRAWS = (
     "multinomial", "poisson", "manual_seed", "seed",
 )  # fmt: skip
 # A model may draw itself (dropout); it does so from the stream's key, and the caller's generator is put back.
-ALLOWED = {"client/training.py": {"torch.random", "torch.random.fork_rng", "torch.manual_seed"}}
+ALLOWED = {
+    "client/training.py": {
+        "torch.random",
+        "torch.random.fork_rng",
+        "torch.default_generator",
+        "torch.default_generator.manual_seed",
+        "torch.cuda.manual_seed",
+    }
+}
 
 
 def unsafe(path: str, module: ast.Module) -> Iterator[str]:
