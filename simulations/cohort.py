@@ -12,10 +12,8 @@ import numpy as np
 from flwr.app import Context, Message
 
 from client import plain
-from client.app import fields, ready, received_arrays
-from simulations.local_grid import failure
+from client.app import fields, ready, reason_of, received_arrays
 from strategies.secure_grid import CohortResult
-from tacit.errors import ProtocolError, Refused, TacitError
 from tacit.update import Aggregate, Integers
 
 
@@ -30,14 +28,8 @@ def train_cohort(cohort: Sequence[tuple[Message, Context]]) -> CohortResult:
             client = ready(message, context)
             plain.require_permission(client)
             vector = plain.contribution(client, run_id, round_number, arrays)
-        except (Refused, ProtocolError) as error:
-            refusals[error.reason] += 1
-            continue
-        except TacitError:
-            refusals["unavailable"] += 1
-            continue
-        except Exception as error:  # the edge of a node, as in LocalGrid
-            refusals[failure(error)] += 1
+        except Exception as error:  # the edge of a node, as in the ClientApp
+            refusals[reason_of(error)] += 1
             continue
         total = vector.values.copy() if total is None else total + vector.values
         num_clipped += vector.clipped

@@ -60,7 +60,7 @@ class Federation:
     """The sites on disk; any number of runs over them."""
 
     def __init__(self, out: Path, *settings: str, text: str = TEXT) -> None:
-        prepared = prepare(config.loads(text, overrides=settings), out)
+        prepared = prepare(config.loads(text, overrides=settings), out, durable=False)
         self.experiment: Experiment = prepared.experiment
         self.sites = prepared.folder
 

@@ -365,11 +365,21 @@ def test_the_cohort_hook_trains_as_often_as_messages_do(
     assert {kind for _, kind in app.asked} == {"query.tacit"}, "no message but to find the members"
 
 
-def test_one_site_that_crashes_in_the_cohort_hook_is_a_drop_out(tmp_path: Path) -> None:
-    federation = Federation(tmp_path / "sites", ONE_ROUND, "secure_aggregation.engine=ideal")
-    data = federation.sites / "4" / "data.csv"
-    data.unlink()
-    data.mkdir()  # an error that no reader expects
-    for executor in (None, train_cohort):
-        federation.run(tmp_path / f"run-{executor is None}", executor=executor)
-        assert len(last_row(tmp_path / f"run-{executor is None}")["survivors"]) == 5
+def test_one_site_that_crashes_in_the_cohort_hook_is_a_drop_out_as_it_is_over_messages(
+    make: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = make(ONE_ROUND, "secure_aggregation.engine=ideal")
+    real = LocalTrainer.train
+
+    def crashing(self: LocalTrainer, *args: Any, site: str, **rest: Any) -> Any:
+        if site == federation.labels[4]:
+            raise RuntimeError("a layer of somebody's own")
+        return real(self, *args, site=site, **rest)
+
+    monkeypatch.setattr(LocalTrainer, "train", crashing)
+    models = []
+    for name, executor in (("messages", None), ("cohort", train_cohort)):
+        models.append(federation.run(tmp_path / name, executor=executor))
+        assert len(last_row(tmp_path / name)["survivors"]) == 5
+        assert last_row(tmp_path / name)["refusals"] == {"failed": 1}
+    assert same(*models)
