@@ -194,14 +194,14 @@ def test_a_record_with_a_gradient_beyond_all_bounds_contributes_nothing(engine, 
 
 @pytest.mark.parametrize("engine", [PrivateGradients, BookKeeping])
 def test_a_record_that_is_finite_in_one_layer_only_contributes_to_none(engine):
-    """NaN in the second layer's gradient alone, while that of the first is in order."""
+    """Infinite in the first layer's gradient alone, while that of the second is in order."""
     records, model = batch(5), made("mlp")
     gradients = engine(model, Classify(), CLIP, 0.0)
     whole = filled(model, records, gradients=gradients)
-    handle = model[1].register_forward_hook(
-        lambda layer, x, y: y.where(torch.arange(5)[:, None] != 2, torch.nan)
-    )
-    got = filled(model, records, gradients=gradients)
+    features = records.features.clone()
+    features[2] = float("inf")
+    handle = model[0].register_forward_hook(lambda layer, x, y: y.where(torch.isfinite(y), 0.3))
+    got = filled(model, Records(features, records.targets), gradients=gradients)
     handle.remove()
     others = [0, 1, 3, 4]
     expected = filled(model, Records(records.features[others], records.targets[others]), gradients=gradients)

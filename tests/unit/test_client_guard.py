@@ -139,8 +139,8 @@ def test_B9_a_sum_over_too_few_for_the_sites_policy_is_refused_before_anything_i
 
 
 BAD_MODELS = {
-    "NaN": (lambda a: {**a, "0.bias": np.full_like(a["0.bias"], np.nan)}, "model-values"),
-    "infinite": (lambda a: {**a, "0.bias": np.full_like(a["0.bias"], np.inf)}, "model-values"),
+    "NaN": (lambda a: {**a, "0.bias": np.array([0.0, np.nan], np.float32)}, "model-values"),
+    "infinite": (lambda a: {**a, "0.bias": np.array([np.inf, 0.0], np.float32)}, "model-values"),
     "an array too few": (lambda a: {"0.bias": a["0.bias"]}, "model-layout"),
     "an array too many": (lambda a: {**a, "0.extra": a["0.bias"]}, "model-layout"),
     "another shape": (lambda a: {**a, "0.weight": a["0.weight"].T.copy()}, "model-layout"),
