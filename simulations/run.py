@@ -97,9 +97,12 @@ def simulate(
     """
     clock, started = Clock(), datetime.now(UTC)
     with claimed(out, resume=resume), one_thread():
+        from simulations.trial import try_task
+
         with clock.part("sites"):
             on_part("sites")
             prepared = prepare(experiment, out, durable=experiment.simulation.durable_ledgers)
+            try_task(prepared.experiment, prepared.data_path(0))
             remove(out, REPORTS)  # from here on they would be another run's, or an older part of this one's
         simulation = Simulation(prepared, out, engine, started, clock)
         with clock.part("rounds"):
