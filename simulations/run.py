@@ -233,7 +233,6 @@ def run_engine(simulation: Simulation) -> None:
 
 def run_local(simulation: Simulation) -> None:
     """The same apps in this process."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)  # its log of each exchange; we show progress ourselves
     from flwr.app import Context, RecordDict
 
     from client import participant
@@ -242,6 +241,9 @@ def run_local(simulation: Simulation) -> None:
     from simulations.cohort import train_cohort
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
 
+    logging.getLogger("flwr").setLevel(
+        logging.ERROR
+    )  # after its import, which sets it; we show progress ourselves
     experiment = simulation.experiment
     participant.participant_of.cache_clear()  # an earlier run may have had other data in the same folders
     participant.run_of.cache_clear()

@@ -24,11 +24,19 @@ _NUCLEI = {
 
 
 def breast_cancer() -> Schema:
-    """Wisconsin diagnostic breast cancer: 30 measurements; class 1 is malignant."""
+    """Wisconsin diagnostic breast cancer: 30 measurements; class 1 is malignant.
+
+    A range over more than a power of ten is scaled by its logarithm: areas, and the errors of sizes. Otherwise
+    nearly all cells would lie at one end of it. Of fractions, log(1 + x) would change little.
+    """
     columns: dict[str, Column] = {}
     for position, spelled in enumerate(("mean {}", "{} error", "worst {}")):
         for name, ranges in _NUCLEI.items():
-            columns[spelled.format(name)] = NumericColumn(kind="numeric", range=ranges[position])
+            low, high = ranges[position]
+            over_powers_of_ten = high > max(2.0, 10 * low)
+            columns[spelled.format(name)] = NumericColumn(
+                kind="numeric", range=(low, high), transform="log" if over_powers_of_ten else "none"
+            )
     return Schema(label="diagnosis", classes=("benign", "malignant"), columns=columns)
 
 
