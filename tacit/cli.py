@@ -6,7 +6,7 @@ import importlib
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, get_type_hints
 
 # Nothing is reported to anybody, and that is not optional.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -54,10 +54,16 @@ class LazyGroup(TyperGroup):
 
 def load(name: str) -> click.Command:
     """Imports the function of one command and makes a command of it."""
-    module, _, function = COMMANDS[name][0].partition(":")
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    function = getattr(importlib.import_module(module), attribute)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name=name)(getattr(importlib.import_module(module), function))
-    return typer.main.get_command(app)
+    app.command(name=name)(function)
+    command = typer.main.get_command(app)
+    hints = get_type_hints(function, include_extras=True)
+    for parameter in command.params:
+        for extra in getattr(hints.get(str(parameter.name)), "__metadata__", ()):
+            parameter.help = extra.help  # click 8.5 drops what Typer says of an argument
+    return command
 
 
 app = typer.Typer(

@@ -123,8 +123,8 @@ def init(
 ) -> None:
     """Write a commented experiment file to begin with.
 
-    It runs as it stands, on real data that need no download, and shows in comments how
-    to put your own table and your own model in their place.
+    It runs as it stands, on real data that need no download. Its comments show
+    how to put your own table and your own model in their place.
     """
     if not file.suffix:
         file = file.with_suffix(".toml")

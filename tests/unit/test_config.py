@@ -1,15 +1,21 @@
 """An experiment file: what is refused, in which words, and what the rest becomes."""
 
+import json
+import re
 import shutil
 import subprocess
 import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from tacit import config
 from tacit.errors import ConfigError
+from tacit.privacy.policy import SitePolicy
 
 TACIT = shutil.which("tacit", path=sysconfig.get_path("scripts"))
 SCHEMA = '[data.schema]\nlabel = "y"\n[data.schema.columns.age]\nkind = "numeric"\n'
@@ -243,3 +249,39 @@ def test_sites_that_contradict_the_experiment_are_refused() -> None:
     sites = [{"label": str(i), "rows": 100 if i else 120} for i in range(10)]
     with pytest.raises(ConfigError, match=r"privacy\.record\.delta must be below 1/100"):
         experiment.with_tables(federation={"sites": sites})
+
+
+def _documented() -> dict[str, str]:
+    """Key -> default, from the tables of the page."""
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^\| `([\w.]+)` \| `?(.*?)`? \|", page, re.M))
+
+
+def _keys(table: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for field_name, field in table.model_fields.items():
+        name = prefix + (field.alias or field_name)
+        below = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_table(kind)]
+        if below:
+            yield from _keys(below[0], f"{name}.")
+        elif field.is_required():
+            yield name, "required"
+        else:
+            default = field.get_default(call_default_factory=True)
+            yield name, "none" if default is None else json.dumps(default)
+
+
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def test_the_page_of_keys_has_every_key_with_its_default() -> None:
+    assert _documented() == dict([*_keys(config.Experiment), *_keys(SitePolicy)])
+
+
+def test_the_error_on_the_page_is_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.toml").write_text('name = "x"\n[training]\nrounds = "ten"\n')
+    with pytest.raises(ConfigError) as caught:
+        config.load(Path("my.toml"))
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert f"tacit: {caught.value}\n" in page
