@@ -95,7 +95,7 @@ def tacit(
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors of ours are one line on stderr and an exit code that says what kind."""
     try:
-        code: Any = app(args=arguments, standalone_mode=False)
+        code: Any = app(args=arguments, prog_name="tacit", standalone_mode=False)
         if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
             _interrupted()
     except click.exceptions.Abort:
