@@ -55,12 +55,9 @@ def test_baselines_train_the_model_that_the_federation_trains(tmp_path: Path, pr
 
 
 def test_a_site_without_a_value_takes_the_metric_out_of_the_mean_over_sites() -> None:
-    sites = {
-        "a": {"accuracy": 0.5, "auroc": 0.9},
-        "b": {"accuracy": 1.0, "auroc": None},
-        "c": {"accuracy": 0.0},
-    }
-    assert site_mean(sites) == {"accuracy": 0.5}
+    sites = {"a": {"accuracy": 0.5, "auroc": 0.9}, "b": {"accuracy": 1.0, "auroc": None}}
+    assert site_mean(sites) == {"accuracy": 0.75}
+    assert site_mean({**sites, "c": {"auroc": 0.5}}) == {}
     assert site_mean({}) == {}
 
 
