@@ -31,7 +31,7 @@ ELEMENTWISE = frozenset(
     | {nn.Dropout}
 )
 
-_MARGIN = 1e-6  # added to a norm before it divides, as Opacus does
+MARGIN = 1e-6  # added to a norm before it divides, as Opacus does
 
 
 class Passed(NamedTuple):
@@ -111,7 +111,7 @@ class BookKeeping:
         if not math.isfinite(norms.sum().item()):
             finite = norms.isfinite()
             norms, passed = norms[finite], [Passed(a[finite], g[finite]) for a, g in passed]
-        divisors = (norms + _MARGIN).clamp(min=self.max_grad_norm)
+        divisors = (norms + MARGIN).clamp(min=self.max_grad_norm)
         sums = iter(self.total.sums)
         for (a, g), bias in zip(passed, self.biases, strict=True):
             g = (g / divisors.view(-1, *[1] * (g.ndim - 1))).flatten(0, -2)

@@ -13,7 +13,7 @@ Guarantees:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -112,7 +112,7 @@ class LocalTrainer:
         self.model.train()
         records = Records(records.features.to(self.device), records.targets.to(self.device))
         start = [p.detach().clone() for p in self._parameters()]
-        optimizer = self._optimizer(round_number)
+        optimizer = self.optimizer(self._parameters(), round_number)
         normaliser = self.plan.sampling_rate * declared_rows
         fixed = {name: tensor.detach().clone() for name, tensor in self._untrained()}
         with self._own_generator(keys.key("torch", site, round_number)):
@@ -162,7 +162,8 @@ class LocalTrainer:
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
 
-    def _optimizer(self, round_number: int) -> torch.optim.Optimizer:
+    def optimizer(self, parameters: Iterable[nn.Parameter], round_number: int) -> torch.optim.Optimizer:
+        """A fresh one, with the learning rate of the round; what it does to a coordinate, no other one changes."""
         s, rate = self.settings, learning_rate(self.settings, round_number)
         common: dict[str, Any] = {"lr": rate, "weight_decay": s.weight_decay}
         if s.optimizer in ("sgd", "rmsprop"):
@@ -174,7 +175,7 @@ class LocalTrainer:
             "rmsprop": torch.optim.RMSprop,
             "adagrad": torch.optim.Adagrad,
         }
-        return kinds[s.optimizer](self._parameters(), **common)
+        return kinds[s.optimizer](parameters, **common)
 
 
 def record_losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from strategies.secure_grid import CohortResult
 RUN_ID = 1
 SERVER_NODE = 1
 
-Executor = Callable[[Sequence[tuple[Message, Context]]], CohortResult]
+Cohort = Sequence[tuple[Message, Context]]
+Executor = Callable[[Cohort], CohortResult]
 
 
 class LocalGrid(Grid):
@@ -34,7 +35,8 @@ class LocalGrid(Grid):
         client_app: what every node runs.
         run_config: what every node and the server find in their context.
         num_nodes: node i (from 0) has `partition-id` i.
-        executor: trains a whole cohort at once; None = there is no such hook.
+        executor: trains a whole cohort and adds it up; None = there is no such hook.
+        train_ahead: sees all messages of a push, or a cohort, before any of them is handled.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class LocalGrid(Grid):
         run_config: dict[str, str],
         num_nodes: int,
         executor: Executor | None = None,
+        train_ahead: Callable[[Cohort], None] = lambda cohort: None,
     ) -> None:
         identify_process()
         self._app, self._run_config, self._num_nodes = client_app, run_config, num_nodes
@@ -50,10 +53,9 @@ class LocalGrid(Grid):
         self._answers: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
         self._run = Run.create_empty(RUN_ID)
+        self._train_ahead = train_ahead
         if executor is not None:
-            self.train_cohort = lambda messages: executor(
-                [(message, self.context(message.metadata.dst_node_id)) for message in messages]
-            )
+            self.train_cohort = lambda messages: executor(self._cohort(messages))
 
     def set_run(self, run: Run) -> None:
         """See Flower's `Grid`."""
@@ -82,9 +84,9 @@ class LocalGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Handles each message at once; the answers wait to be pulled."""
         message_ids = []
-        for message in messages:
+        for message, context in self._cohort(messages):
             message.metadata.__dict__["_message_id"] = message_id = f"m{next(self._numbers)}"
-            self._answers[message_id] = self._handle(message)
+            self._answers[message_id] = self._handle(message, context)
             message_ids.append(message_id)
         return message_ids
 
@@ -109,9 +111,14 @@ class LocalGrid(Grid):
             self._contexts[node] = Context(RUN_ID, node, config, RecordDict(), dict(self._run_config))
         return self._contexts[node]
 
-    def _handle(self, message: Message) -> Message:
+    def _cohort(self, messages: Iterable[Message]) -> Cohort:
+        cohort = [(message, self.context(message.metadata.dst_node_id)) for message in messages]
+        self._train_ahead(cohort)
+        return cohort
+
+    def _handle(self, message: Message, context: Context) -> Message:
         try:
-            return self._app(message, self.context(message.metadata.dst_node_id))
+            return self._app(message, context)
         except Exception as error:  # the edge of a node: what ends a real ClientApp must not end the others
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, failure(error)), reply_to=message)
 

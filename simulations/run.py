@@ -240,6 +240,7 @@ def run_local(simulation: Simulation) -> None:
     from server.app import app as server_app
     from simulations.cohort import train_cohort
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
+    from simulations.stacked import train_ahead
 
     logging.getLogger("flwr").setLevel(
         logging.ERROR
@@ -248,8 +249,8 @@ def run_local(simulation: Simulation) -> None:
     participant.participant_of.cache_clear()  # an earlier run may have had other data in the same folders
     participant.run_of.cache_clear()
     run_config = {"experiment": experiment.to_toml()}
-    executor = None if experiment.simulation.executor == "serial" else train_cohort
-    grid = LocalGrid(client_app, run_config, len(experiment.federation.sites), executor)
+    at_once = () if experiment.simulation.executor == "serial" else (train_cohort, train_ahead)
+    grid = LocalGrid(client_app, run_config, len(experiment.federation.sites), *at_once)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
     with environment(TACIT_STATE=str(simulation.state), TACIT_SITES=str(simulation.prepared.folder)):
         server_app(grid, context)

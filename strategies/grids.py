@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -117,8 +118,8 @@ class PlainGrid(WrappedGrid):
         good = alike([answer for answer in sent if is_update(answer.content, messages[0].content)])
         if len(good) < len(sent):
             refusals["malformed"] = len(sent) - len(good)
-        order = list(self._labels)
-        good.sort(key=lambda answer: order.index(answer.metadata.src_node_id))
+        order = {node: i for i, node in enumerate(self._labels)}
+        good.sort(key=lambda answer: order[answer.metadata.src_node_id])
         self.facts = RoundFacts(
             survivors=tuple(self._labels[answer.metadata.src_node_id] for answer in good),
             refusals=refusals,
@@ -145,7 +146,7 @@ def is_update(content: RecordDict, request: RecordDict) -> bool:
 
 def _same_form(array: Array, asked: Array) -> bool:
     """Same dtype and shape by the bytes of the header, before numpy reserves what a header asks for."""
-    header = asked.data[: len(asked.data) - asked.numpy().nbytes]
+    header = asked.data[: len(asked.data) - np.dtype(asked.dtype).itemsize * math.prod(asked.shape)]
     return len(array.data) == len(asked.data) and array.data.startswith(header)
 
 

@@ -263,12 +263,13 @@ class Simulation(Frozen):
 
     Attributes:
         baselines: also train the pooled and the local-only models that federation is compared with.
-        executor: how the local engine trains a cohort.
+        executor: how the local engine trains a cohort: all clients at once, or one after the other through the
+            `ClientApp`; "auto" stacks them where the model allows it.
         durable_ledgers: fsync the simulated sites' ledgers too.
     """
 
     baselines: bool = True
-    executor: Literal["auto", "serial", "cohort"] = "auto"
+    executor: Literal["auto", "stacked", "serial"] = "auto"
     durable_ledgers: bool = False
 
 

@@ -16,7 +16,7 @@ from client import participant
 from client.app import app as client_app
 from server.app import wrap
 from server.state import RunState
-from simulations.local_grid import Executor, LocalGrid
+from simulations.local_grid import Cohort, Executor, LocalGrid
 from simulations.run import environment, one_thread, prepare
 from strategies import secure_grid
 from strategies.exchange import find_members
@@ -83,6 +83,7 @@ class Federation:
         *,
         app: ClientApp = client_app,
         executor: Executor | None = None,
+        ahead: Callable[[Cohort], None] = lambda cohort: None,
         state: type[RunState] = RunState,
         grid: type[LocalGrid] = LocalGrid,
     ) -> Iterator[Rounds]:
@@ -91,7 +92,8 @@ class Federation:
         participant.run_of.cache_clear()
         text = self.experiment.to_toml()
         with environment(TACIT_SITES=str(self.sites)), one_thread():
-            nodes = grid(app, {"experiment": text}, len(self.labels), executor)  # type: ignore[arg-type]
+            run_config = {"experiment": text}
+            nodes = grid(app, run_config, len(self.labels), executor, ahead)  # type: ignore[arg-type]
             plan = PrivacyPlan.of(self.experiment)
             members = find_members(nodes, self.labels, 5.0)
             store = state(folder, text, self.experiment.checkpoints.keep)
