@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -26,6 +27,7 @@ class KeyPair:
     def __init__(self, secret: bytes | bytearray) -> None:
         self._key: X25519PrivateKey | None = X25519PrivateKey.from_private_bytes(secret)
         self.public = self._key.public_key().public_bytes_raw()
+        self._agreed: dict[bytes, bytearray] = {}
 
     def __repr__(self) -> str:
         return "<KeyPair: secret>"
@@ -55,9 +57,56 @@ class KeyPair:
         kdf.derive_into(_exchange(self._live(), peer), seed)
         return seed
 
+    def share_key(self, peer: bytes, *, ctx1: bytes, u: int, v: int) -> bytearray:
+        """K_share(u->v), 32 bytes: the same at both ends, and good for the one row that u deals to v.
+
+        An exchange takes most of the time, and the way there and the way back need the same one: its result is
+        kept, as long as the secret half is.
+
+        Args:
+            peer: the other side's public key, checked with `check_public`.
+            ctx1: salt of the derivation.
+            u: roster index of the dealer.
+            v: roster index of the recipient.
+
+        Raises:
+            ProtocolError: the peer's key is a point of small order, or this key has been erased.
+        """
+        secret = self._live()
+        if peer not in self._agreed:
+            self._agreed[peer] = bytearray(_exchange(secret, peer))
+        key = bytearray(KEY_BYTES)
+        info = Writer("share").number(u).number(v).finish()
+        HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=ctx1, info=info).derive_into(self._agreed[peer], key)
+        return key
+
+    def tag(self, peer: bytes, vector: bytes, *, ctx2: bytes, sender: int) -> bytes:
+        """16 bytes that bind a masked vector to its sender's signature: its GMAC (NIST SP 800-38D, section 3).
+
+        The key is one that client and server agree on for this vector alone, so nobody between them can put another
+        vector under the same tag. A hash of the vector would do the same without a key, at several times the cost
+        of the mask under it (docs/decisions/0011-the-tag-of-a-vector.md).
+
+        Args:
+            peer: the other side's public key, checked with `check_public`.
+            vector: the packed words.
+            ctx2: salt of the derivation.
+            sender: roster index of the client.
+        """
+        info, key = Writer("upload").number(sender).finish(), bytearray(KEY_BYTES)
+        HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=ctx2, info=info).derive_into(
+            _exchange(self._live(), peer), key
+        )
+        tag = AESGCM(key).encrypt(bytes(12), b"", vector)
+        erase(key)
+        return tag
+
     def erase(self) -> None:
-        """Drops the secret half; the key is of no use afterwards."""
+        """Drops the secret half and what it has agreed on; the key is of no use afterwards."""
         self._key = None
+        for agreed in self._agreed.values():
+            erase(agreed)
+        self._agreed.clear()
 
     def _live(self) -> X25519PrivateKey:
         if self._key is None:

@@ -67,7 +67,7 @@ def join(shares: Mapping[int, bytes | bytearray]) -> bytes:
     if not shares:
         raise ProtocolError("share", "no shares to join")
     values = map(check_share, shares.values())
-    secret = sum(map(mul, values, _weights_at_zero(tuple(shares)))) % PRIME
+    secret: int = sum(map(mul, values, _weights_at_zero(tuple(shares)))) % PRIME
     if secret >> (8 * SECRET_BYTES):
         raise ProtocolError("share", "the shares join to a number of more than 256 bits")
     return secret.to_bytes(SECRET_BYTES)
