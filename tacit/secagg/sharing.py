@@ -143,12 +143,11 @@ class Shares:
 
 def deal(
     own_seed: bytes | bytearray,
-    mask: KeyPair,
+    mask_secret: bytes | bytearray,
     enc: KeyPair,
     recipients: Sequence[tuple[int, bytes]],
-    *,
     ctx1: bytes,
-    dealer: int,
+    u: int,
     threshold: int,
     random_bytes: Callable[[int], bytes],
 ) -> Dealing:
@@ -158,11 +157,11 @@ def deal(
 
     Args:
         own_seed: b_u, 32 bytes.
-        mask: the dealer's mask key, whose secret half is shared.
+        mask_secret: secret half of the mask key, 32 bytes.
         enc: the dealer's key for sealing.
         recipients: roster index and public sealing key of each, in increasing order, the dealer among them.
         ctx1: context of the clients that sent keys.
-        dealer: roster index u.
+        u: roster index of the dealer.
         threshold: t, shares that open a secret.
         random_bytes: gives that many random bytes. Drawn in this order: coefficients for the seed, those for the
             mask key, then the salts.
@@ -171,35 +170,28 @@ def deal(
         ProtocolError: a recipient's key is a point of small order.
     """
     indices = [v for v, _ in recipients]
-    if indices != sorted(set(indices)) or dealer not in indices:
+    if indices != sorted(set(indices)) or u not in indices:
         raise ValueError("recipients come in increasing order, the dealer among them")
     points = [point_of(v) for v in indices]
     own_shares = split(own_seed, points, threshold, random_bytes)
-    key_shares = split(mask.secret(), points, threshold, random_bytes)
+    key_shares = split(mask_secret, points, threshold, random_bytes)
     rows = []
     for (v, enc_pk), own_share, key_share in zip(recipients, own_shares, key_shares, strict=True):
-        shares = _with_hashes(own_share + key_share + random_bytes(SALT_BYTES), ctx1, dealer, v)
-        key = enc.share_key(enc_pk, ctx1=ctx1, u=dealer, v=v)
+        shares = _with_hashes(own_share + key_share + random_bytes(SALT_BYTES), ctx1, u, v)
+        key = enc.share_key(enc_pk, ctx1=ctx1, u=u, v=v)
         plain = shares.own_share + shares.key_share + shares.salt
-        rows += [AESGCM(key).encrypt(_NONCE, plain, _fields("row", ctx1, dealer, v))]
-        rows += [_commitment(shares.inner_own, shares.inner_key, ctx1, dealer, v)]
+        rows += [AESGCM(key).encrypt(_NONCE, plain, _fields("row", ctx1, u, v))]
+        rows += [_commitment(shares.inner_own, shares.inner_key, ctx1, u, v)]
         shares.erase()
         erase(plain)
         erase(key)
-    return Dealing(b"".join(rows), own_commitment(ctx1, dealer, own_seed))
+    return Dealing(b"".join(rows), own_commitment(ctx1, u, own_seed))
 
 
 def open_row(
-    enc: KeyPair,
-    dealer_enc_pk: bytes,
-    sealed: bytes,
-    commitment: bytes,
-    *,
-    ctx1: bytes,
-    dealer: int,
-    recipient: int,
+    enc: KeyPair, dealer_enc_pk: bytes, ctx1: bytes, u: int, v: int, sealed: bytes, commitment: bytes
 ) -> Shares:
-    """What the dealer has sealed for the recipient, checked against its commitment.
+    """What `u` has dealt to `v`, checked against its commitment.
 
     Raises:
         ProtocolError: with the reason "share": it does not open under this context and pair, does not match the
@@ -207,16 +199,16 @@ def open_row(
     """
     if len(sealed) != SEALED_BYTES:
         raise ProtocolError("share", f"a sealed row has {SEALED_BYTES} bytes")
-    key, plain = enc.share_key(dealer_enc_pk, ctx1=ctx1, u=dealer, v=recipient), bytearray(_PLAIN_BYTES)
+    key, plain = enc.share_key(dealer_enc_pk, ctx1=ctx1, u=u, v=v), bytearray(_PLAIN_BYTES)
     try:
-        AESGCM(key).decrypt_into(_NONCE, sealed, _fields("row", ctx1, dealer, recipient), plain)
+        AESGCM(key).decrypt_into(_NONCE, sealed, _fields("row", ctx1, u, v), plain)
     except InvalidTag:
         raise ProtocolError("share", "a row does not open") from None
     finally:
         erase(key)
-    shares = _with_hashes(plain, ctx1, dealer, recipient)
+    shares = _with_hashes(plain, ctx1, u, v)
     erase(plain)
-    if _commitment(shares.inner_own, shares.inner_key, ctx1, dealer, recipient) != commitment:
+    if _commitment(shares.inner_own, shares.inner_key, ctx1, u, v) != commitment:
         shares.erase()
         raise ProtocolError("share", "a row does not match its commitment")
     check_share(shares.own_share)

@@ -36,18 +36,23 @@ class Cohort:
 
     def deal(self, dealer=7, random_bytes=None, indices=INDICES, own_seed=SEED):
         recipients = [(v, self.enc[v].public) for v in indices]
-        return deal(own_seed, self.mask, self.enc[dealer], recipients, ctx1=self.ctx1, dealer=dealer,
-                    threshold=THRESHOLD, random_bytes=random_bytes or self.source)  # fmt: skip
+        return deal(
+            own_seed,
+            self.mask.secret(),
+            self.enc[dealer],
+            recipients,
+            self.ctx1,
+            dealer,
+            THRESHOLD,
+            random_bytes or self.source,
+        )
 
     def row(self, dealing, v):
         row = dealing.rows[ROW * INDICES.index(v) :][:ROW]
         return row[:114], row[114:]
 
     def open(self, dealing, v, dealer=7):
-        row = self.row(dealing, v)
-        return open_row(
-            self.enc[v], self.enc[dealer].public, *row, ctx1=self.ctx1, dealer=dealer, recipient=v
-        )
+        return open_row(self.enc[v], self.enc[dealer].public, self.ctx1, dealer, v, *self.row(dealing, v))
 
 
 # --- a second implementation, written from the design ------------------------------------------------------
@@ -146,33 +151,33 @@ def test_an_opening_says_nothing_of_the_other_share_but_its_hash():
 
 
 @pytest.mark.parametrize("position", [0, 1, 50, 97, 98, 113])
-def test_F3_a_flipped_byte_of_a_sealed_row_is_detected(position):
+def test_F3_a_flipped_byte_of_a_row_is_detected(position):
     cohort = Cohort()
     sealed, commitment = cohort.row(cohort.deal(), 3)
+    place = cohort.enc[3], cohort.enc[7].public, CTX1, 7, 3
     wrong = bytearray(sealed)
     wrong[position] ^= 1
-    context = {"ctx1": CTX1, "dealer": 7, "recipient": 3}
     for bad in (bytes(wrong), sealed[:-1], sealed + b"\0", b""):
-        assert reason_of(open_row, cohort.enc[3], cohort.enc[7].public, bad, commitment, **context) == "share"
+        assert reason_of(open_row, *place, bad, commitment) == "share"
     for bad in (bytes([commitment[0] ^ 1]) + commitment[1:], commitment[:-1], b""):
-        assert reason_of(open_row, cohort.enc[3], cohort.enc[7].public, sealed, bad, **context) == "share"
+        assert reason_of(open_row, *place, sealed, bad) == "share"
 
 
-@pytest.mark.parametrize("changed", [{"ctx1": bytes(32)}, {"dealer": 2}, {"recipient": 2}])
+@pytest.mark.parametrize("changed", [{2: bytes(32)}, {3: 2}, {4: 2}])
 def test_B13_a_row_opens_in_its_own_context_and_pair_only(changed):
     cohort = Cohort()
-    row = cohort.row(cohort.deal(), 3)
-    context = {"ctx1": CTX1, "dealer": 7, "recipient": 3, **changed}
-    assert reason_of(open_row, cohort.enc[3], cohort.enc[7].public, *row, **context) == "share"
+    right = cohort.enc[3], cohort.enc[7].public, CTX1, 7, 3, *cohort.row(cohort.deal(), 3)
+    assert open_row(*right)
+    assert reason_of(open_row, *(changed.get(i, value) for i, value in enumerate(right))) == "share"
 
 
 def test_a_row_opens_with_the_right_two_keys_only():
     cohort = Cohort()
-    row, context = cohort.row(cohort.deal(), 3), {"ctx1": CTX1, "dealer": 7, "recipient": 3}
-    assert reason_of(open_row, cohort.enc[2], cohort.enc[7].public, *row, **context) == "share"
-    assert reason_of(open_row, cohort.enc[3], cohort.enc[2].public, *row, **context) == "share"
-    assert reason_of(open_row, cohort.enc[3], bytes(32), *row, **context) == "low-order-point"
-    assert open_row(cohort.enc[7], cohort.enc[3].public, *row, **context)  # who made it can read it
+    place = CTX1, 7, 3, *cohort.row(cohort.deal(), 3)
+    assert reason_of(open_row, cohort.enc[2], cohort.enc[7].public, *place) == "share"
+    assert reason_of(open_row, cohort.enc[3], cohort.enc[2].public, *place) == "share"
+    assert reason_of(open_row, cohort.enc[3], bytes(32), *place) == "low-order-point"
+    assert open_row(cohort.enc[7], cohort.enc[3].public, *place)  # who made it can read it
 
 
 def test_the_row_of_another_recipient_does_not_open():
@@ -180,9 +185,7 @@ def test_the_row_of_another_recipient_does_not_open():
     dealing = cohort.deal()
     (sealed, commitment), (other_sealed, other_commitment) = (cohort.row(dealing, v) for v in (3, 2))
     for row in ((other_sealed, other_commitment), (other_sealed, commitment), (sealed, other_commitment)):
-        assert reason_of(
-            open_row, cohort.enc[3], cohort.enc[7].public, *row, ctx1=CTX1, dealer=7, recipient=3
-        ) == "share"  # fmt: skip
+        assert reason_of(open_row, cohort.enc[3], cohort.enc[7].public, CTX1, 7, 3, *row) == "share"
 
 
 def sealed_by_hand(cohort, own, key, v=3, salt=b"\7" * 32, tag_of=CTX1):
@@ -194,13 +197,12 @@ def sealed_by_hand(cohort, own, key, v=3, salt=b"\7" * 32, tag_of=CTX1):
 
 def test_C1_a_dealer_cannot_deal_what_is_no_share():
     cohort, good, bad = Cohort(), bytes(33), PRIME.to_bytes(33)
-    context = {"ctx1": CTX1, "dealer": 7, "recipient": 3}
-    keys = cohort.enc[3], cohort.enc[7].public
-    assert open_row(*keys, *sealed_by_hand(cohort, good, good), **context).own_share == good
+    place = cohort.enc[3], cohort.enc[7].public, CTX1, 7, 3
+    assert open_row(*place, *sealed_by_hand(cohort, good, good)).own_share == good
     for own, key in ((bad, good), (good, bad), (good, b"\xff" * 33)):
-        assert reason_of(open_row, *keys, *sealed_by_hand(cohort, own, key), **context) == "share"
+        assert reason_of(open_row, *place, *sealed_by_hand(cohort, own, key)) == "share"
     other_context = sealed_by_hand(cohort, good, good, tag_of=bytes(32))  # the key alone would open it
-    assert reason_of(open_row, *keys, *other_context, **context) == "share"
+    assert reason_of(open_row, *place, *other_context) == "share"
 
 
 @pytest.mark.parametrize("kind", ["own", "key"])
@@ -250,8 +252,8 @@ def test_recipients_come_in_order_with_the_dealer_among_them(indices):
 def test_a_recipient_without_a_real_key_is_refused():
     cohort = Cohort()
     recipients = [(2, bytes(32)), *((v, cohort.enc[v].public) for v in INDICES[1:])]
-    named = {"ctx1": CTX1, "dealer": 7, "threshold": 3, "random_bytes": os.urandom}
-    assert reason_of(deal, SEED, cohort.mask, cohort.enc[7], recipients, **named) == "low-order-point"
+    arguments = SEED, cohort.mask.secret(), cohort.enc[7], recipients, CTX1, 7, THRESHOLD, os.urandom
+    assert reason_of(deal, *arguments) == "low-order-point"
 
 
 # --- secrets in memory -------------------------------------------------------------------------------------
