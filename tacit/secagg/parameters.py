@@ -126,11 +126,12 @@ class Rules:
         """D_eff, negative where n is too small."""
         return min(self.max_dropouts, n - _threshold(n, self.max_corrupt), n - self.max_corrupt - 2)
 
-    def write(self, writer: Writer) -> None:
+    def write(self, writer: Writer) -> Writer:
         """The formulas and their constants."""
         writer.text(PROTOCOL).text(_RULES)
         writer.number(self.max_corrupt).number(self.max_dropouts).number(self.c_int)
-        writer.real(self.noise_multiplier).number(self.min_cohort).number(self.max_cohort)
+        writer.real(self.noise_multiplier)
+        return writer.number(self.min_cohort).number(self.max_cohort)
 
     @classmethod
     def read(cls, reader: Reader) -> Rules:

@@ -9,6 +9,7 @@ from tacit.secagg import client as client_module
 from tacit.secagg import server as server_module
 from tacit.secagg.client import ClientMachine
 from tacit.secagg.contexts import Invitation
+from tacit.secagg.encoding import Reader, Writer
 from tacit.secagg.members import SERVER, Entry, Member
 from tacit.secagg.parameters import Rules
 from tacit.secagg.server import ServerMachine
@@ -64,6 +65,33 @@ def test_a_cohort_without_two_honest_vectors_is_refused():
     ):
         with pytest.raises(ConfigError):
             Rules(**{"max_corrupt": 1, "max_dropouts": 0, "c_int": C_INT, **bad})
+
+
+def test_B9_a_cohort_outside_the_limits_of_the_federation_is_refused():
+    rules = Rules(1, 1, C_INT, min_cohort=5, max_cohort=8)
+    assert [n for n in range(3, 12) if _allowed(rules, n)] == [5, 6, 7, 8]
+    assert rules.fewest(8) == 7
+    assert rules.fewest(5) == 5
+    assert _allowed(Rules(1, 1, C_INT, min_cohort=5), 500)
+    for limits in ((-1, 0), (0, -1), (6, 5), (3, 0), (4, 9)):  # 3 and 4 cannot lose one and go on
+        with pytest.raises(ConfigError):
+            Rules(1, 2, C_INT, min_cohort=limits[0], max_cohort=limits[1])
+
+
+def _allowed(rules, n):
+    try:
+        return rules.parameters(n).n == n
+    except ConfigError:
+        return False
+
+
+def test_B10_rules_are_read_back_whole_and_other_formulas_are_refused():
+    rules = Rules(5, 20, C_INT, 1.5, 60, 900)
+    written = rules.write(Writer("x")).finish()
+    assert Rules.read(Reader(written, "x")) == rules
+    for old, new in ((b"tacit-1", b"tacit-0"), (b"+ 1; D_eff", b"+ 0; D_eff"), (b"2^-104", b"2^-040")):
+        assert written.count(old) == 1
+        assert reason_of(Rules.read, Reader(written.replace(old, new), "x")) == "rules"
 
 
 def test_the_test_switch_does_not_pass_the_wire():
