@@ -7,8 +7,9 @@ draw has to be repeated.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from math import ceil, isfinite, sqrt
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from tacit.update import Integers, Words
 MIN_BITS: Final = 8
 MAX_BITS: Final = 32
 _FLOAT_SLACK: Final = 1 - 2.0**-40  # keeps the rounding errors of float64 inside the integer bound
-_PACK_WORDS: Final = 1 << 15  # words packed at a time: both sides of the block stay in the cache
+_PACK_WORDS: Final = 1 << 16  # words packed or added at a time: both sides of the block stay in the cache
 
 
 def encode(
@@ -160,36 +161,41 @@ def centre(words: Words, bits: int) -> Integers:
 
 def packed_size(length: int, bits: int) -> int:
     """Bytes of `length` words of `bits` bits."""
-    return -(-length * bits // 8)
+    whole, _, num_single = _planes(bits)
+    return sum(length * width // 8 for _, width in whole) + num_single * -(-length // 8)
 
 
 def pack(words: Words, bits: int) -> bytes:
-    """Words of `bits` bits without gaps: word i is bits [i b, (i+1) b) of one little-endian number.
+    """Words of `bits` bits as planes: a plane holds the same bits of every word, one word behind the other.
+
+    The first holds the low 16 bits, or the low 8 where words have fewer than 16. Planes of 8 bits follow as long as
+    8 are left, then planes of single bits, eight words to a byte, the first word in the lowest bit. Planes of whole
+    bytes are what makes this fast; only a plane of single bits can have room to spare, and less than a byte.
 
     Args:
         words: shape (length,), uint32, each below 2**bits.
-        bits: 8 to 32; at 32 the bytes are those of little-endian uint32.
+        bits: 8 to 32.
 
     Returns:
-        ceil(length * bits / 8) bytes; unused high bits of the last one are 0.
+        `packed_size` bytes, at most length * bits / 8 + 7; 16 bits are little-endian; unused bits are 0.
     """
     if int(words.max(initial=0)) >> bits:
         raise ValueError(f"a word does not fit {bits} bits")
-    packed = np.zeros((-(-words.size // 32), bits), dtype="<u4")
+    packed = np.empty(packed_size(words.size, bits), dtype=np.uint8)
+    whole, shift, single = _views(packed, bits, words.size)
     for start in range(0, words.size, _PACK_WORDS):
-        columns = _columns(words[start : start + _PACK_WORDS], 32)
-        out = np.zeros((bits, columns.shape[1]), dtype=np.uint32)
-        for i in range(32):
-            row, shift = divmod(i * bits, 32)
-            out[row] |= columns[i] << np.uint32(shift)
-            if shift + bits > 32:
-                out[row + 1] |= columns[i] >> np.uint32(32 - shift)
-        packed[start // 32 : start // 32 + out.shape[1]] = out.T
-    return packed.reshape(-1).view(np.uint8)[: packed_size(words.size, bits)].tobytes()
+        block = words[start : start + _PACK_WORDS]
+        for lowest, plane in whole:
+            plane[start : start + _PACK_WORDS] = block >> lowest
+        if single:
+            rest, eighths = (block >> shift).astype(np.uint8), slice(start // 8, (start + _PACK_WORDS) // 8)
+            for i, plane in enumerate(single):
+                plane[eighths] = np.packbits(rest & np.uint8(1 << i), bitorder="little")
+    return packed.tobytes()
 
 
 def check_packed(data: bytes, bits: int, length: int) -> None:
-    """Refuses what `pack` cannot have made. Looks at sizes and the last byte only.
+    """Refuses what `pack` cannot have made. Looks at sizes and the ends of the planes only.
 
     Raises:
         ProtocolError: the width is not 8 to 32, the size is wrong, or an unused bit is set.
@@ -198,9 +204,10 @@ def check_packed(data: bytes, bits: int, length: int) -> None:
         raise ProtocolError("bits", f"words have {MIN_BITS} to {MAX_BITS} bits")
     if length < 0 or len(data) != packed_size(length, bits):
         raise ProtocolError("vector-size", f"{len(data)} bytes are not {length} words of {bits} bits")
-    used = length * bits % 8
-    if used and data[-1] >> used:
-        raise ProtocolError("padding", "an unused bit of a packed vector is set")
+    if length % 8:
+        _, _, single = _views(np.frombuffer(data, np.uint8), bits, length)
+        if any(plane[-1] >> length % 8 for plane in single):
+            raise ProtocolError("padding", "an unused bit of a packed vector is set")
 
 
 def unpack(data: bytes, bits: int, length: int) -> Words:
@@ -210,28 +217,56 @@ def unpack(data: bytes, bits: int, length: int) -> Words:
         ProtocolError: these are not the bytes of `length` words of `bits` bits; nothing is allocated then.
     """
     check_packed(data, bits, length)
-    source = np.zeros(-(-length // 32) * bits, dtype="<u4")
-    source.view(np.uint8)[: len(data)] = np.frombuffer(data, dtype=np.uint8)
-    words = np.empty((-(-length // 32), 32), dtype=np.uint32)
-    step = _PACK_WORDS // 32
-    for start in range(0, len(words), step):
-        columns = _columns(source[start * bits : (start + step) * bits], bits)
-        out = np.empty((32, columns.shape[1]), dtype=np.uint32)
-        for i in range(32):
-            row, shift = divmod(i * bits, 32)
-            out[i] = columns[row] >> np.uint32(shift)
-            if shift + bits > 32:
-                out[i] |= columns[row + 1] << np.uint32(32 - shift)
-        words[start : start + step] = out.T
-    return keep_low(words.reshape(-1)[:length], bits)
+    words = np.zeros(length, dtype=np.uint32)
+    add_packed(words, data, bits)
+    return words
 
 
-def _columns(flat: NDArray[np.uint32], width: int) -> NDArray[np.uint32]:
-    """Column i holds every `width`-th item from i on, as one contiguous row; zeros fill the last group."""
-    groups = -(-flat.size // width)
-    if flat.size < groups * width:
-        flat = np.concatenate([flat, np.zeros(groups * width - flat.size, dtype=np.uint32)])
-    return np.ascontiguousarray(flat.reshape(groups, width).T, dtype=np.uint32)
+def add_packed(acc: Words, data: bytes, bits: int) -> None:
+    """Adds packed words to a sum, in place, modulo 2^32. A block at a time: it takes no memory of its own.
+
+    Args:
+        acc: shape (length,); changed in place, and left as it is when the bytes are refused.
+        data: `length` words as `pack` makes them.
+        bits: 8 to 32.
+
+    Raises:
+        ProtocolError: these are not the bytes of so many words of `bits` bits.
+    """
+    check_packed(data, bits, acc.size)
+    whole, shift, single = _views(np.frombuffer(data, np.uint8), bits, acc.size)
+    for start in range(0, acc.size, _PACK_WORDS):
+        block = acc[start : start + _PACK_WORDS]
+        for lowest, plane in whole:
+            block += plane[start : start + _PACK_WORDS].astype(np.uint32) << lowest
+        if single:
+            rest = np.zeros(
+                -(-block.size // 8), dtype=np.uint64
+            )  # a byte for each word, shifted eight at a time
+            for i, plane in enumerate(single):
+                eighths = plane[start // 8 : (start + _PACK_WORDS) // 8]
+                rest |= np.unpackbits(eighths, bitorder="little").view(np.uint64) << np.uint64(i)
+            block += rest.view(np.uint8)[: block.size].astype(np.uint32) << shift
+
+
+def _planes(bits: int) -> tuple[list[tuple[int, int]], int, int]:
+    """Lowest bit and width of each plane of whole bytes; the lowest of the single bits, and how many there are."""
+    widths = [16 if bits >= 16 else 8]
+    widths += [8] * ((bits - widths[0]) // 8)
+    used = sum(widths)
+    return list(zip(accumulate([0, *widths]), widths, strict=False)), used, bits - used
+
+
+def _views(
+    packed: NDArray[np.uint8], bits: int, length: int
+) -> tuple[list[tuple[np.uint32, NDArray[Any]]], np.uint32, list[NDArray[np.uint8]]]:
+    """The planes in packed bytes: those of whole bytes, each with its lowest bit; that of the single bits; those."""
+    planes, lowest, num_single = _planes(bits)
+    whole, at = [], 0
+    for shift, width in planes:
+        plane = packed[at : (at := at + length * width // 8)]
+        whole.append((np.uint32(shift), plane.view("<u2") if width == 16 else plane))
+    return whole, np.uint32(lowest), list(packed[at:].reshape(num_single, -(-length // 8)))
 
 
 def _rounds_to_zero(c_int: int, d: int) -> bool:

@@ -82,6 +82,17 @@ def stream(key, words):
     return struct.unpack(f"<{words}I", blocks[: 4 * words])
 
 
+def planes(words, bits):
+    first = 16 if bits >= 16 else 8
+    packed = b"".join((word % 2**first).to_bytes(first // 8, "little") for word in words)
+    for bit in range(first, bits - 7, 8):
+        packed += bytes(word >> bit & 255 for word in words)
+    for bit in range(bits - bits % 8, bits):
+        eights = (words[i : i + 8] for i in range(0, len(words), 8))
+        packed += bytes(sum((word >> bit & 1) << i for i, word in enumerate(eight)) for eight in eights)
+    return packed
+
+
 def reference_ctx0():
     model = number(2)
     model += text("w") + text("<f4") + number(2) + number(2) + number(3) + data(struct.pack("<6f", *range(6)))
@@ -112,8 +123,7 @@ class Party:
             seed = hkdf(x25519(self.mask_sk, peer.mask_pk), ctx2, info)
             sign = 1 if peer.index > self.index else -1
             total = [y + sign * m for y, m in zip(total, stream(seed, len(values)), strict=True)]
-        packed = sum((y % 2**bits) << (i * bits) for i, y in enumerate(total))
-        return packed.to_bytes(-(-len(values) * bits // 8), "little")
+        return planes([y % 2**bits for y in total], bits)
 
 
 # --- the two beside each other ---------------------------------------------------------------------------

@@ -159,15 +159,84 @@ def test_centring_gives_the_integer_nearest_to_zero(bits):
 
 
 @pytest.mark.parametrize("bits", range(8, 33))
-def test_A11_packing_is_one_little_endian_number_without_gaps(bits):
-    for length in (0, 1, 2, 3, 31, 32, 33, 1001, 32_768, 40_003):
+def test_A11_packing_is_planes_of_16_8_and_single_bits(bits):
+    for length in (0, 1, 2, 7, 8, 9, 31, 1001, 65_535, 65_536, 65_537, 140_003):
         words = np.random.default_rng(length).integers(0, 2**bits, length, dtype=np.uint32)
         data = ring.pack(words, bits)
-        assert len(data) == -(-length * bits // 8)
+        assert len(data) == ring.packed_size(length, bits) <= length * bits / 8 + 7
         assert np.array_equal(ring.unpack(data, bits, length), words)
         if length <= 1001:
-            number = sum(int(word) << (i * bits) for i, word in enumerate(words))
-            assert data == number.to_bytes(len(data), "little")
+            assert data == planes_by_hand(words.tolist(), bits)
+
+
+def planes_by_hand(words, bits):
+    whole = 16 if bits >= 16 else 8
+    data = b"".join((word % 2**whole).to_bytes(whole // 8, "little") for word in words)
+    while bits - whole >= 8:
+        data += bytes(word >> whole & 255 for word in words)
+        whole += 8
+    for bit in range(whole, bits):
+        number = sum((word >> bit & 1) << i for i, word in enumerate(words))
+        data += number.to_bytes(-(-len(words) // 8), "little")
+    return data
+
+
+@pytest.mark.parametrize(
+    ("words", "bits", "hexadecimal"),
+    [
+        ([0x12, 0xFF], 8, "12ff"),
+        ([0x312, 0x0FF], 10, "12ff0101"),
+        ([0x1234, 0xABCD], 16, "3412cdab"),
+        ([0x123456, 0xABCDEF], 24, "5634efcd12ab"),
+        ([0x1123456, 0x0ABCDEF, 0x1000000], 25, "5634efcd000012ab0005"),
+        ([0x12345678, 0xABCDEF01], 32, "785601ef34cd12ab"),
+        ([256, 0, 0, 0, 0, 0, 0, 256, 256], 9, "00" * 9 + "8101"),
+    ],
+)
+def test_A8_packed_words_written_by_hand(words, bits, hexadecimal):
+    words = np.array(words, dtype=np.uint32)
+    assert ring.pack(words, bits).hex() == hexadecimal
+    assert np.array_equal(ring.unpack(bytes.fromhex(hexadecimal), bits, words.size), words)
+
+
+@pytest.mark.parametrize("bits", [8, 13, 16, 23, 24, 25, 32])
+@pytest.mark.parametrize("length", [0, 1, 13, 65_536, 131_073])
+def test_packed_words_are_added_modulo_2_to_the_32(bits, length):
+    source = np.random.default_rng(bits)
+    acc = source.integers(0, 2**32, length, dtype=np.uint32)
+    words = source.integers(0, 2**bits, length, dtype=np.uint32)
+    expected = ((acc.astype(np.int64) + words) % 2**32).astype(np.uint32)
+    data = ring.pack(words, bits)
+    for form in (data, bytearray(data), memoryview(b"x" + data)[1:]):
+        total = acc.copy()
+        ring.add_packed(total, form, bits)
+        assert np.array_equal(total, expected)
+
+
+def test_C3_a_refused_vector_leaves_the_sum_as_it_is():
+    total = np.arange(9, dtype=np.uint32)
+    good = ring.pack(total, 9)
+    for data, bits in ((good[:-1], 9), (good + b"\0", 9), (good, 10), (good[:-1] + b"\x03", 9), (good, 33)):
+        with pytest.raises(ProtocolError):
+            ring.add_packed(total, data, bits)
+        assert np.array_equal(total, np.arange(9))
+
+
+def test_C3_every_unused_bit_of_every_plane_is_checked():
+    for bits, length in ((9, 3), (15, 1), (23, 13), (31, 7)):
+        data = ring.pack(np.zeros(length, dtype=np.uint32), bits)
+        num_single, size = bits % 8, -(-length // 8)
+        for plane in range(num_single):
+            end = len(data) - plane * size - 1
+            for bit in range(8):
+                wrong = bytearray(data)
+                wrong[end] = 1 << bit
+                if bit < length % 8:
+                    ring.unpack(bytes(wrong), bits, length)
+                    continue
+                with pytest.raises(ProtocolError) as error:
+                    ring.unpack(bytes(wrong), bits, length)
+                assert error.value.reason == "padding"
 
 
 def test_a_word_that_does_not_fit_is_an_error():
