@@ -142,7 +142,8 @@ class Journal:
         """Before M1 is answered: what the peers' entries say of their own journals.
 
         Each attempt that a peer answers moves its counter on, so that a counter seen before means an old copy
-        of its journal. Only the very same list may come again.
+        of its journal. Only the very same list may come again. (Two runs of one federation at the same time would
+        get in each other's way here.)
 
         Args:
             peers: counter and site head by roster index; signatures already checked.
@@ -157,9 +158,9 @@ class Journal:
         if digest == self._last_peers:
             return
         counters = {str(index): counter for index, (counter, _) in peers.items()}
-        for index, counter in counters.items():
-            if counter <= self._peers.get(index, -1):
-                raise ProtocolError("peer-counter", f"member {index}: {counter} after {self._peers[index]}")
+        for member, counter in counters.items():
+            if counter <= self._peers.get(member, -1):
+                raise ProtocolError("peer-counter", f"member {member}: {counter} after {self._peers[member]}")
         self._write({"peers": [digest, counters]})
 
     def masked(self, ctx0: bytes, ctx2: bytes) -> None:
@@ -206,7 +207,7 @@ class Journal:
             case {"answered": [str(run), *rest]}:
                 self._runs[run] = Attempt(*rest)
                 self._num_answered += 1
-            case {"peers": [str(digest), {**counters}]}:
+            case {"peers": [str(digest), dict() as counters]}:
                 self._last_peers = digest
                 self._peers |= counters
             case {"masked": [str(ctx0), str(ctx2)]}:
