@@ -1,8 +1,10 @@
 """The `ClientApp`: one function per message type, the same in simulation and in deployment.
 
     query.tacit   who is this site?                           train.tacit0  M0: train, answer with keys
-    train         one plain update (policy must allow it)     train.tacit2  M2: answer with the masked update
-    train.ideal   one encoded update (simulation only)        train.tacit4  M4: answer with the own mask's seed
+    train         one plain update (policy must allow it)     train.tacit1  M1: deal shares
+    train.ideal   one encoded update (simulation only)        train.tacit2  M2: answer with the masked update
+                                                              train.tacit3  M3: sign whose vectors are in the sum
+                                                              train.tacit4  M4: open one share of each client
 
 Anything else is refused by Flower, which knows no handler for it.
 """
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
@@ -155,11 +157,29 @@ def setup(message: Message, context: Context) -> RecordDict:
     return in_body(submission.setup(ready(message, context), body(message), received_arrays(message)))
 
 
+@app.train("tacit1")
+@answering
+def deal(message: Message, context: Context) -> RecordDict:
+    """M1."""
+    return in_body(submission.deal(ready(message, context), body(message)))
+
+
 @app.train("tacit2")
 @answering
 def mask(message: Message, context: Context) -> RecordDict:
-    """M2."""
-    return in_body(submission.mask(ready(message, context), body(message)))
+    """M2. The packed words travel beside the message."""
+    answer, vector = submission.mask(ready(message, context), body(message))
+    content = in_body(answer)
+    if vector:
+        content["vector"] = ArrayRecord({"words": Array(np.frombuffer(vector, dtype=np.uint8))})
+    return content
+
+
+@app.train("tacit3")
+@answering
+def confirm(message: Message, context: Context) -> RecordDict:
+    """M3."""
+    return in_body(submission.confirm(ready(message, context), body(message)))
 
 
 @app.train("tacit4")

@@ -8,12 +8,15 @@ same methods.
 
 from __future__ import annotations
 
+import secrets
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
 from client import guard
 from client.evaluation import metric_sums
-from client.sessions import FolderSessions, MemorySessions, Sessions
+from client.journal import SiteJournal
+from client.sessions import FolderSessions, MemorySessions, Session, Sessions
 from client.site import Site
 from client.statistics import scaled, statistics
 from client.training import LocalTrainer
@@ -23,9 +26,10 @@ from tacit.encoding import STATISTICS_ROUND, encoder_of
 from tacit.errors import Refused
 from tacit.privacy.noise import Keys, SeededKeys, Stream, SystemKeys
 from tacit.privacy.plan import PrivacyPlan
+from tacit.secagg.client import ClientMachine
 from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder
-from tacit.secagg.members import Member
+from tacit.secagg.journal import MemoryJournal
 from tacit.tasks import Records, Task, load_task
 from tacit.tasks.weights import Arrays, load_arrays
 from tacit.update import EncodedUpdate, LocalUpdate
@@ -40,7 +44,6 @@ class Run:
         self.plan = PrivacyPlan.of(self.experiment)
         self.task: Task = load_task(self.experiment)
         self.trainer = LocalTrainer(self.task, self.plan, self.experiment)
-        self.members = tuple(Member(i, s.label) for i, s in enumerate(self.experiment.federation.sites))
         self.keys = keys_for(self.experiment, self.plan)
 
     def encoder(self, arrays: Arrays) -> Encoder:
@@ -70,18 +73,21 @@ class Participant:
 
     def __init__(self, run: Run, site: Site, sessions: Sessions) -> None:
         self.run, self.site, self.sessions = run, site, sessions
-        labels = [member.label for member in run.members]
+        labels = [declared.label for declared in run.experiment.federation.sites]
         if site.label not in labels:
             raise Refused("not-a-member", f"the experiment declares no site {site.label!r}")
-        self.member = run.members[labels.index(site.label)]
+        self.position = labels.index(site.label)
         self.task, self.scaling = run.task, ""
+        # Where sessions end with the process, the journal may as well.
+        in_memory = isinstance(sessions, MemorySessions)
+        self._journal = MemoryJournal() if in_memory else SiteJournal(site.folder, durable=site.durable)
         self._records: dict[str, Records] = {}
         self.num_updates = self.num_clipped = 0  # stay at the site
 
     @property
     def declared_rows(self) -> int:
         """The size that this site declared."""
-        return self.run.experiment.federation.sites[self.member.index].rows
+        return self.run.experiment.federation.sites[self.position].rows
 
     @property
     def weight(self) -> float:
@@ -102,6 +108,23 @@ class Participant:
             self.task = scaled(self.run.task, scaling)
             self.scaling = scaling
             self._records.clear()
+
+    def machine(self) -> ClientMachine:
+        """This site in a new attempt of a secure sum.
+
+        Raises:
+            Refused: the roster does not have this site's key under its label.
+        """
+        identity, roster = self.site.identity(), self.site.roster()
+        index = roster.index_of(identity.public)
+        if roster.members[index].label != self.site.label:
+            raise Refused("not-a-member", f"the roster calls this site {roster.members[index].label!r}")
+        today = datetime.now(UTC).date()
+        return ClientMachine(index, identity, roster, self._journal, today, secrets.token_bytes)
+
+    def session(self) -> Session | None:
+        """The round in progress, if any."""
+        return self.sessions.load(self.machine)
 
     def guard_cohort(self, num_masking: int) -> None:
         """Raises `Refused` when a sum over so many clients is not what policy asks for."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -23,6 +23,8 @@ from tacit.update import EncodedUpdate
 
 _LABEL: Final = "session"
 
+MakeMachine = Callable[[], ClientMachine]
+
 
 @dataclass
 class Session:
@@ -35,7 +37,8 @@ class Session:
         experiment: digest of the experiment whose noise is in `encoded`; its price, and no other, is debited.
         encoded: the finished update; a later attempt on the same model sends it again unchanged.
         machine: the protocol's state in the present attempt.
-        debited: whether the ledger has paid for `encoded`.
+        attempt: its number.
+        sent: whether `encoded` has been paid for, and so may have left.
     """
 
     run: str
@@ -44,17 +47,18 @@ class Session:
     experiment: bytes
     encoded: EncodedUpdate
     machine: ClientMachine
-    debited: bool = False
+    attempt: int = 1
+    sent: bool = False
 
     def encode(self) -> bytes:
         """The whole session behind its hash, for a file that only this participant can read."""
         writer = Writer(_LABEL).text(self.run).number(self.round).data(self.model).data(self.experiment)
         writer.data(self.encoded.values.astype("<i8").tobytes()).number(self.encoded.clipped)
-        body = writer.data(self.machine.export()).number(self.debited).finish()
+        body = writer.data(self.machine.export()).number(self.attempt).number(self.sent).finish()
         return hashlib.sha256(body).digest() + body
 
     @classmethod
-    def decode(cls, data: bytes) -> Session:
+    def decode(cls, data: bytes, make_machine: MakeMachine) -> Session:
         """The reverse of `encode`; `ProtocolError` for any other bytes."""
         body = data[HASH_BYTES:]
         if hashlib.sha256(body).digest() != data[:HASH_BYTES]:
@@ -63,8 +67,9 @@ class Session:
         run, number, model, experiment = reader.text(), reader.number(), reader.data(), reader.data()
         values = np.frombuffer(reader.data(), dtype="<i8").astype(np.int64)
         encoded = EncodedUpdate(values, bool(reader.number()))
-        machine = ClientMachine.restore(reader.data(), secrets.token_bytes)
-        session = cls(run, number, model, experiment, encoded, machine, bool(reader.number()))
+        machine = make_machine().restore(reader.data())
+        attempt, sent = reader.number(), bool(reader.number())
+        session = cls(run, number, model, experiment, encoded, machine, attempt, sent)
         reader.end()
         return session
 
@@ -72,8 +77,8 @@ class Session:
 class Sessions(Protocol):
     """Keeps the newest session of a site."""
 
-    def load(self) -> Session | None:
-        """The session, or None."""
+    def load(self, make_machine: MakeMachine) -> Session | None:
+        """The session, or None; `make_machine` gives the machine that its state is restored into."""
         ...
 
     def save(self, session: Session) -> None:
@@ -87,7 +92,7 @@ class MemorySessions:
     def __init__(self) -> None:
         self._session: Session | None = None
 
-    def load(self) -> Session | None:
+    def load(self, make_machine: MakeMachine) -> Session | None:
         """See `Sessions`."""
         return self._session
 
@@ -102,13 +107,13 @@ class FolderSessions:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "sessions" / "round"
 
-    def load(self) -> Session | None:
+    def load(self, make_machine: MakeMachine) -> Session | None:
         """See `Sessions`; `StorageError` when the file is damaged or open to others."""
         try:
             with self._file.open("rb") as file:
                 if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
                     raise StorageError(f"{self._file}: lets other users in; delete it, a round will be lost")
-                return Session.decode(file.read())
+                return Session.decode(file.read(), make_machine)
         except FileNotFoundError:
             return None
         except OSError as error:

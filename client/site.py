@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tacit.errors import ConfigError
+from tacit.errors import ConfigError, ProtocolError, StorageError
 from tacit.privacy.ledger import Ledger
 from tacit.privacy.policy import SitePolicy
+
+if TYPE_CHECKING:
+    from tacit.secagg.identity import Identity
+    from tacit.secagg.roster import Roster
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,8 @@ class Site:
     """A participant's own folder.
 
     Attributes:
-        folder: holds data.csv, site.toml, optionally policy.toml, and what Tacit keeps: ledger, sessions.
+        folder: holds data.csv, site.toml, identity.key, roster.json, optionally policy.toml, and what Tacit keeps:
+            ledger, journal, sessions.
         label: the site's name in the federation.
         data_set: id of the data set that the ledger is kept for; survives changes of the file.
         data: the file with the records.
@@ -63,3 +70,37 @@ class Site:
     def ledger(self) -> Ledger:
         """The data set's ledger, opened under its lock; the caller closes it."""
         return Ledger.open(self.folder / "ledger" / "ledger.jsonl", durable=self.durable)
+
+    def identity(self) -> Identity:
+        """This site's signing key, made at its enrolment.
+
+        Raises:
+            StorageError: there is none, or others can read it.
+        """
+        from tacit.secagg.identity import Identity
+
+        return Identity.load(self.folder / "identity.key")
+
+    def roster(self) -> Roster:
+        """The members as this site has them: signed by all of them, never taken from the server.
+
+        Raises:
+            StorageError: the file is missing or damaged, or a signature is.
+        """
+        path = self.folder / "roster.json"
+        try:
+            return _accepted(path.read_bytes())
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read: {error.strerror}") from None
+        except ProtocolError as error:
+            raise StorageError(f"{path}: {error}") from None
+
+
+@lru_cache(maxsize=4)
+def _accepted(content: bytes) -> Roster:
+    """The roster in a file whose signatures are good: checked once, however many sites a process plays."""
+    from tacit.secagg.signed_roster import SignedRoster, check_first
+
+    signed = SignedRoster.decode(content)
+    check_first(signed)
+    return signed.roster

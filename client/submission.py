@@ -1,16 +1,20 @@
-"""How an update leaves a site under the secure sum: guard, train, encode, keys (M0); debit, mask (M2); unmask (M4)."""
+"""How an update leaves a site under the secure sum.
+
+    M0  guard, train, encode, answer with keys      M3  sign whose vectors are in the sum
+    M1  deal shares                                 M4  open one share of each client
+    M2  open the rows dealt; add noise, debit, mask
+"""
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.sessions import Session
 from tacit.encoding import config_digest
-from tacit.errors import ProtocolError
-from tacit.secagg.client import ClientMachine
-from tacit.secagg.contexts import Invitation, model_digest, roster_digest
+from tacit.errors import ProtocolError, Refused
+from tacit.secagg.contexts import Invitation, model_digest
+from tacit.secagg.messages import SetupRequest
 from tacit.secagg.parameters import Rules
 from tacit.tasks.weights import Arrays
 
@@ -23,75 +27,96 @@ def setup(participant: Participant, request: bytes, arrays: Arrays) -> bytes:
 
     Training happens here, so that a client that vanishes while it trains costs the round nothing.
     """
-    invitation = checked(participant, Invitation.decode(request), arrays)
-    session = participant.sessions.load()
-    if session is None or not _same_update(session, participant, invitation):
-        participant.guard(invitation.run, invitation.round, arrays)
-        update = participant.update(invitation.round, arrays)
-        encoded = participant.encode(invitation.round, arrays, update)
-        machine = ClientMachine(participant.member, secrets.token_bytes)
-        session = Session(
-            invitation.run, invitation.round, invitation.model, participant.run.digest, encoded, machine
-        )
-    elif session.machine.answered("setup", invitation.encode()) is None:
-        # A later attempt on the same model: the finished update is sent again unchanged, under new masks.
-        session.machine = ClientMachine(participant.member, secrets.token_bytes)
-    answer = session.machine.setup(invitation)
+    own = as_computed_here(participant, SetupRequest.decode(request).invitation, arrays)
+    session = participant.session()
+    if session is not None and (stored := session.machine.answered("setup", request)) is not None:
+        return stored[0]
+    fresh = session is None or not _same_update(session, participant, own)
+    if fresh:
+        participant.guard(own.run, own.round, arrays)
+    elif session.sent and participant.run.plan.unit == "none":
+        # Two sums over different cohorts differ by one client's update, which nothing else hides.
+        raise Refused("attempt", "an update without privacy is sent once")
+    machine = participant.machine()
+    answer = machine.setup(request, own)  # refuses before anything is trained
+    if fresh:
+        encoded = participant.encode(own.round, arrays, participant.update(own.round, arrays))
+        session = Session(own.run, own.round, own.model, participant.run.digest, encoded, machine)
+    session.machine = machine  # the same finished update, under new masks
+    session.attempt = own.attempt
     participant.sessions.save(session)
     return answer
 
 
-def mask(participant: Participant, request: bytes) -> bytes:
-    """M2: debits this round's releases, then lets the masked vector out. From its first byte on it is spent."""
+def deal(participant: Participant, request: bytes) -> bytes:
+    """M1: shares of this attempt's secrets."""
+    return _step(participant, "deal", request)
+
+
+def mask(participant: Participant, request: bytes) -> tuple[bytes, bytes]:
+    """M2: debits this round's releases, then lets the masked vector out. From its first byte on it is spent.
+
+    Returns:
+        The answer and the packed words; a complaint about a dealer has none.
+    """
     session = current(participant)
-    stored = session.machine.answered("mask", request)
-    if stored is not None:
-        return stored
-    cohort = session.machine.cohort(request)  # refuses before anything is spent
-    participant.guard_cohort(len(cohort.masking))
-    if not session.debited:
-        participant.debit(session.run, session.round, attempt=1)
-        session.debited = True
-    answer = session.machine.mask(request, session.encoded)
+    for step in ("mask", "complain"):
+        if (stored := session.machine.answered(step, request)) is not None:
+            return stored
+    if (complaint := session.machine.receive(request)) is not None:  # refuses before anything is spent
+        participant.sessions.save(session)
+        return complaint, b""
+    parameters = session.machine.cohort.parameters
+    participant.guard_cohort(parameters.n - parameters.max_dropouts)
+    encoded = participant.noised(session.encoded, session.round, session.attempt, parameters.noise_share)
+    if participant.pays_each_attempt or not session.sent:
+        participant.debit(session.run, session.round, attempt=session.attempt)
+    session.sent = True
+    participant.sessions.save(session)
+    answer = session.machine.mask(request, encoded)
     participant.sessions.save(session)
     return answer
+
+
+def confirm(participant: Participant, request: bytes) -> bytes:
+    """M3: signs the survivors, once."""
+    return _step(participant, "confirm", request)
 
 
 def unmask(participant: Participant, request: bytes) -> bytes:
-    """M4: the seed of this client's own mask."""
-    session = current(participant)
-    answer = session.machine.unmask(request)
-    participant.sessions.save(session)
-    return answer
+    """M4: one share of each client; every secret is erased."""
+    return _step(participant, "unmask", request)
 
 
-def checked(participant: Participant, invitation: Invitation, arrays: Arrays) -> Invitation:
-    """The invitation as this site computes it; its masks cancel only with peers that computed the same.
-
-    Raises:
-        ProtocolError: the server's own figures differ.
-    """
-    run = participant.run
-    encoder = run.encoder(arrays)
-    own = replace(
+def as_computed_here(participant: Participant, invitation: Invitation, arrays: Arrays) -> Invitation:
+    """The invitation with all that this site knows itself put in its place; any difference is refused later."""
+    run, roster = participant.run, participant.site.roster()
+    rules = Rules.of(run.experiment.secure_aggregation, run.plan.sum_noise_multiplier)
+    if rules.max_corrupt < roster.max_corrupt:
+        raise ProtocolError("rules", "the experiment reckons with fewer corrupt members than the roster")
+    return replace(
         invitation,
-        roster=roster_digest(run.members),
+        roster=roster.digest(),
         model=model_digest(arrays),
         config=config_digest(run.experiment.to_toml(), participant.scaling),
-        length=encoder.layout.size,
-        rules=Rules.of(run.experiment.secure_aggregation),
+        length=run.encoder(arrays).layout.size,
+        rules=rules,
     )
-    if own.encode() != invitation.encode():
-        raise ProtocolError("context", "the invitation is for another model, experiment or roster")
-    return own
 
 
 def current(participant: Participant) -> Session:
     """The session in progress; `ProtocolError` when there is none under the experiment that this run has."""
-    session = participant.sessions.load()
+    session = participant.session()
     if session is None or session.experiment != participant.run.digest:
         raise ProtocolError("phase", "this client has not been invited")
     return session
+
+
+def _step(participant: Participant, step: str, request: bytes) -> bytes:
+    session = current(participant)
+    answer: bytes = getattr(session.machine, step)(request)
+    participant.sessions.save(session)
+    return answer
 
 
 def _same_update(session: Session, participant: Participant, invitation: Invitation) -> bool:

@@ -5,9 +5,12 @@ The reply carries the weighted mean and the total weight, so every strategy that
 
 from __future__ import annotations
 
+import io
+import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, MutableSet
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,14 +19,18 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from strategies.exchange import exchange
-from strategies.grids import RoundFacts, WrappedGrid, count_refusals, spelled
+from strategies.grids import RoundFacts, WrappedGrid, count_refusals, size_of, spelled
 from tacit.encoding import config_digest
 from tacit.errors import ProtocolError, RunFailed
-from tacit.secagg.contexts import Invitation, model_digest, roster_digest
+from tacit.secagg.contexts import Invitation, model_digest
 from tacit.secagg.encoder import Encoder
+from tacit.secagg.envelope import Signer
+from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
-from tacit.secagg.server import MembersMissing, ServerMachine
+from tacit.secagg.ring import packed_size
+from tacit.secagg.roster import Roster
+from tacit.secagg.server import AttemptFailed, ServerMachine
 from tacit.update import Aggregate, Integers
 
 MAX_ATTEMPTS = 3
@@ -36,20 +43,28 @@ class Agreement:
     Attributes:
         run: Tacit's own id of the run.
         config: the experiment in canonical TOML.
-        members: the roster, with the node that each member is reached at.
+        members: the member that is reached at each node.
+        roster: the members as they have signed it; the clients go by their own copy.
+        identity: the server's identity key.
         rules: how parameters follow from the size of a cohort.
         encoder: from the global model's arrays to the public encoding.
         deadline_seconds: per phase.
         first_attempt: number of the first attempt of each round; a restarted server begins higher.
+        strikes: indices of members that are proven to have cheated; the grid adds to it.
+        threads: for the masks.
     """
 
     run: str
     config: str
     members: Mapping[int, Member]
+    roster: Roster
+    identity: Signer
     rules: Rules
     encoder: Callable[[Mapping[str, NDArray[Any]]], Encoder]
     deadline_seconds: float
     first_attempt: int = 1
+    strikes: MutableSet[int] = field(default_factory=set)
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -122,78 +137,84 @@ class SecureAggregationGrid(_SumGrid):
 
     Guarantees:
         The server's code receives masked updates only, and learns their sum or nothing.
+        Who is proven to have cheated is asked no more.
     """
 
     def _sum(
         self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
     ) -> Aggregate:
-        agreement, invited = self._agreement, list(messages)
+        agreement = self._agreement
         fewest = agreement.rules.fewest(len(messages))
+        invited = everybody = [m for m in messages if self._member(m).index not in agreement.strikes]
         for attempt in range(agreement.first_attempt, agreement.first_attempt + MAX_ATTEMPTS):
-            invitation = self._invitation(messages, arrays, encoder, attempt, len(invited))
-            members = [agreement.members[m.metadata.dst_node_id] for m in invited]
-            machine = ServerMachine(invitation, members)
+            if len(invited) < fewest:
+                break
+            key = KeyPair(secrets.token_bytes(SECRET_KEY_BYTES))
+            invitation = self._invitation(invited, arrays, encoder, attempt, key.public)
+            members = [self._member(m) for m in invited]
+            machine = ServerMachine(invitation, members, agreement.identity, key, threads=agreement.threads)
             try:
-                return self._attempt(machine, invitation, invited, fewest)
-            except MembersMissing as error:
-                gone = {member.index for member in error.missing}
-                left = [m for m in invited if agreement.members[m.metadata.dst_node_id].index not in gone]
+                return self._attempt(machine, invited, fewest)
+            except AttemptFailed as error:
+                for member in error.guilty:
+                    agreement.strikes.add(member.index)
+                out = {member.index for member in error.without}
+                left = [m for m in invited if self._member(m).index not in out]
+                everybody = [m for m in everybody if self._member(m).index not in agreement.strikes]
                 # A message may also just have been late.
-                invited = left if len(left) >= fewest else list(messages)
+                invited = left if len(left) >= fewest else everybody
         raise RunFailed(
             f"no sum over at least {fewest} of {len(messages)} sites in {MAX_ATTEMPTS} attempts; "
             f"sites refused in the last: {spelled(self.facts.refusals)}"
         )
 
-    def _attempt(
-        self, machine: ServerMachine, invitation: Invitation, invited: list[Message], fewest: int
-    ) -> Aggregate:
-        """M0 keys, M2 masked vectors, M4 seeds."""
-        nodes = {
-            self._agreement.members[m.metadata.dst_node_id].index: m.metadata.dst_node_id for m in invited
-        }
-        refusals = Counter[str]()
+    def _attempt(self, machine: ServerMachine, invited: list[Message], fewest: int) -> Aggregate:
+        """M0 keys, M1 shares, M2 masked vectors, M3 confirmations, M4 openings."""
+        refusals, bytes_up = Counter[str](), Counter[int]()
         self.facts = RoundFacts(refusals=refusals)
-        first = [self._request("tacit0", m.metadata.dst_node_id, invitation.encode(), m) for m in invited]
-        refusals.update(self._phase(first, machine.collect_setup))
+        nodes = {self._member(m).index: m.metadata.dst_node_id for m in invited}
+        models = {self._member(m).index: m for m in invited}
+
+        def phase(
+            number: int, requests: Mapping[int, bytes], collect: Callable[[bytes], None], size: int = -1
+        ) -> None:
+            """Sends one phase's requests and takes what comes; an answer that is refused counts as none."""
+            asked = [
+                self._request(f"tacit{number}", nodes[i], body, models[i] if number == 0 else None)
+                for i, body in requests.items()
+            ]
+            answers = exchange(self._grid, asked, self._agreement.deadline_seconds)
+            refusals.update(count_refusals(answers))
+            for answer in answers:
+                if answer.has_error():
+                    continue
+                bytes_up[answer.metadata.src_node_id] += size_of(answer.content) + len(_body(answer))
+                try:
+                    collect(*((_body(answer),) if size < 0 else (_body(answer), _vector(answer, size))))
+                except ProtocolError as error:
+                    refusals[error.reason] += 1
+
+        phase(0, dict.fromkeys(nodes, machine.setup_request()), machine.collect_setup)
         if len(invited) - len(machine.missing) < fewest:
             # Below n - D of the whole cohort, though it may be enough for an attempt with fewer invited.
-            raise MembersMissing(machine.missing, machine.phase)
+            raise AttemptFailed("keys", machine.missing)
+        phase(1, machine.deal_requests(), machine.collect_dealt)
         requests = machine.mask_requests()
-        second = [self._request("tacit2", nodes[i], request) for i, request in requests.items()]
-        sizes: list[int] = []
-
-        def collect(answer: bytes) -> None:
-            machine.collect_masked(answer)
-            sizes.append(len(answer))
-
-        refusals.update(self._phase(second, collect))
-        third = [self._request("tacit4", nodes[i], r) for i, r in machine.unmask_requests().items()]
-        refusals.update(self._phase(third, machine.collect_unmask))
-        parameters = machine.cohort.parameters
+        size = packed_size(machine.length, machine.cohort.parameters.bits)
+        phase(2, requests, machine.collect_masked, size)
+        refusals["complaint"] += len(machine.complaints)
+        phase(3, machine.confirm_requests(), machine.collect_confirmed)
+        phase(4, machine.unmask_requests(), machine.collect_unmask)
         self.facts = RoundFacts(
-            survivors=tuple(self._label(nodes[i]) for i in sorted(requests)),
-            refusals=refusals,
-            bytes_up=max(sizes),
-            bits=parameters.bits,
-            threshold=parameters.threshold,
+            survivors=tuple(self._label(nodes[i]) for i in machine.survivors),
+            refusals=+refusals,
+            bytes_up=max(bytes_up.values()),
+            bits=machine.cohort.parameters.bits,
+            threshold=machine.cohort.parameters.threshold,
         )
         return machine.aggregate()
 
-    def _phase(self, requests: list[Message], collect: Callable[[bytes], None]) -> dict[str, int]:
-        """Sends one phase's requests and takes what comes; an answer that is refused counts as none."""
-        answers = exchange(self._grid, requests, self._agreement.deadline_seconds)
-        refusals = count_refusals(answers)
-        for answer in answers:
-            if answer.has_error():
-                continue
-            try:
-                collect(_body(answer))
-            except ProtocolError as error:
-                refusals[error.reason] = refusals.get(error.reason, 0) + 1
-        return refusals
-
-    def _request(self, step: str, node: int, body: bytes, model: Message | None = None) -> Message:
+    def _request(self, step: str, node: int, body: bytes, model: Message | None) -> Message:
         content = RecordDict({"tacit": ConfigRecord({"body": body})})
         for name in ("arrays", "scaling"):
             if model is not None and name in model.content:
@@ -206,20 +227,24 @@ class SecureAggregationGrid(_SumGrid):
         arrays: Mapping[str, NDArray[Any]],
         encoder: Encoder,
         attempt: int,
-        num_invited: int,
+        server_pk: bytes,
     ) -> Invitation:
         agreement = self._agreement
         return Invitation(
-            roster=roster_digest(agreement.members.values()),
+            roster=agreement.roster.digest(),
             run=agreement.run,
             round=round_of(messages[0]),
             attempt=attempt,
             model=model_digest(arrays),
             config=config_digest(agreement.config, scaling_of(messages[0])),
             length=encoder.layout.size,
-            num_invited=num_invited,
+            num_invited=len(messages),
             rules=agreement.rules,
+            server_pk=server_pk,
         )
+
+    def _member(self, message: Message) -> Member:
+        return self._agreement.members[message.metadata.dst_node_id]
 
 
 class IdealSumGrid(_SumGrid):
@@ -277,6 +302,27 @@ def scaling_of(message: Message) -> str:
     """The scaling constants that go with a training message, as text; empty without."""
     record = message.content.get("scaling")
     return str(record["constants"]) if isinstance(record, ConfigRecord) else ""
+
+
+def _vector(answer: Message, size: int) -> memoryview:
+    """The packed words beside a message, which are `size` bytes or refused; nothing is reserved on a header's word."""
+    record = answer.content.get("vector")
+    array = record.get("words") if isinstance(record, ArrayRecord) else None
+    if not isinstance(array, Array) or array.dtype != "uint8":
+        return memoryview(b"")  # a complaint has none
+    header = _npy_header(size)
+    if len(array.data) != len(header) + size or not array.data.startswith(header):
+        raise ProtocolError("vector-size", "a vector of another length, or not of bytes")
+    return memoryview(array.data)[len(header) :]
+
+
+@lru_cache(maxsize=8)
+def _npy_header(size: int) -> bytes:
+    """How numpy's file format begins for `size` bytes."""
+    empty = np.broadcast_to(np.uint8(0), (size,))
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(empty))
+    return file.getvalue()
 
 
 def _body(answer: Message) -> bytes:

@@ -1,35 +1,79 @@
 """One client's side of the secure sum. Bytes in, bytes or a typed error out; the caller does all I/O.
 
-    setup   M0: answers the invitation with two public keys
-    mask    M2: answers the list of clients with y = x + own mask + pairwise masks
-    unmask  M4: answers the list of survivors with the seed of the own mask
+    setup    M0: answers the invitation with two public keys
+    deal     M1: answers the list of clients with shares of its two secrets, one row for each neighbour
+    receive  M2: opens the rows that were dealt to it; a bad one makes a complaint, and no vector leaves
+    mask     M2: answers with y = x + own mask + pairwise masks
+    confirm  M3: signs whose vectors are in the sum, once
+    unmask   M4: gives one share of each client: of the own mask of those in the sum, of the mask key of the others
 
-This is the preview: no signatures and no shares yet. It holds between honest parties, and a client that
-vanishes after `setup` ends the attempt (docs/protocol.md).
+docs/protocol.md says against which lie each check stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, NoReturn
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Final, NoReturn, Protocol
 
 from tacit.errors import ProtocolError, Refused
 from tacit.secagg.client_state import ClientState
-from tacit.secagg.contexts import NO_HEAD, Cohort, Invitation, cohort_of
-from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair, erase
-from tacit.secagg.members import NONCE_BYTES, Entry, Member
-from tacit.secagg.messages import MaskAnswer, MaskRequest, SetupAnswer, UnmaskAnswer, UnmaskRequest
-from tacit.secagg.prg import KEY_BYTES, add_mask
+from tacit.secagg.contexts import Cohort, Invitation, cohort_of
+from tacit.secagg.encoding import Writer
+from tacit.secagg.envelope import write_set
+from tacit.secagg.identity import Identity, verify
+from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair, check_public, erase
+from tacit.secagg.members import NONCE_BYTES, Entry
+from tacit.secagg.messages import (
+    Complaint,
+    ConfirmAnswer,
+    ConfirmRequest,
+    DealAnswer,
+    DealRequest,
+    MaskAnswer,
+    MaskRequest,
+    SetupAnswer,
+    SetupRequest,
+    UnmaskAnswer,
+    UnmaskRequest,
+)
+from tacit.secagg.prg import KEY_BYTES, add_masks
 from tacit.secagg.ring import keep_low, to_words
+from tacit.secagg.roster import Roster
+from tacit.secagg.sharing import Shares, deal, open_row
 from tacit.update import EncodedUpdate, Integers, MaskedUpdate
 
 RandomBytes = Callable[[int], bytes]
 
+
+class Journal(Protocol):
+    """What a machine asks of `tacit.secagg.journal.Journal`, or of one that opens a file for each event."""
+
+    @property
+    def counter(self) -> int: ...  # noqa: D102
+
+    def site_head(self, run: str) -> bytes: ...  # noqa: D102
+
+    def answered(  # noqa: D102
+        self, run: str, round: int, attempt: int, model: bytes, config: bytes, ctx0: bytes
+    ) -> None: ...
+
+    def see_peers(self, peers: Mapping[int, tuple[int, bytes]]) -> None: ...  # noqa: D102
+
+    def masked(self, ctx0: bytes, ctx2: bytes) -> None: ...  # noqa: D102
+
+    def sign(self, ctx2: bytes, survivors: bytes) -> None: ...  # noqa: D102
+
+
 # (phase, step) -> the phase after it. What is not here is refused.
 TRANSITIONS: Final = {
     ("new", "setup"): "keyed",
-    ("keyed", "mask"): "masked",
+    ("keyed", "deal"): "dealt",
+    ("dealt", "mask"): "masked",
+    ("dealt", "complain"): "complained",
+    ("masked", "confirm"): "confirmed",
     ("masked", "unmask"): "unmasked",
+    ("confirmed", "unmask"): "unmasked",
 }
 
 
@@ -39,81 +83,173 @@ class ClientMachine:
     Guarantees:
         Each step is answered once: the same request again gets the same bytes, another one is refused.
         A refusal changes nothing.
-        The seed of the own mask leaves only in the context that this client has masked in, and only for a sum
-        over every client of that context.
+        Of every other client, this one gives a share of the own mask or of the mask key, never of both.
+        It does so for one set of survivors per context, which enough others have signed too.
 
     Args:
-        member: who this client is.
+        index: who this client is in the roster.
+        identity: its signing key.
+        roster: the members, as this site has accepted them.
+        journal: remembers attempts and signed survivors, on the disk before an answer leaves.
+        today: the date, UTC, by which identity keys expire.
         random_bytes: source of secrets; `secrets.token_bytes` outside tests.
+        threads: for the masks; the answer is the same for any number.
     """
 
-    def __init__(self, member: Member, random_bytes: RandomBytes) -> None:
-        self._state = ClientState(member)
-        self._random_bytes = random_bytes
+    def __init__(
+        self,
+        index: int,
+        identity: Identity,
+        roster: Roster,
+        journal: Journal,
+        today: date,
+        random_bytes: RandomBytes,
+        *,
+        threads: int = 1,
+    ) -> None:
+        self._state = ClientState(index)
+        self._identity, self._roster, self._journal, self._today = identity, roster, journal, today
+        self._random_bytes, self._threads = random_bytes, threads
 
     def __repr__(self) -> str:
-        return f"<ClientMachine of {self.member.label!r}: {self.phase}>"
+        return f"<ClientMachine of member {self.index}: {self.phase}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a ClientMachine is saved by export() alone")
 
     @property
-    def member(self) -> Member:
-        """Who this client is."""
-        return self._state.member
+    def index(self) -> int:
+        """This client's roster index."""
+        return self._state.index
 
     @property
     def phase(self) -> str:
-        """new, keyed, masked, unmasked or closed."""
+        """One of `tacit.secagg.client_state.PHASES`."""
         return self._state.phase
 
-    def setup(self, invitation: Invitation, *, counter: int = 0, site_head: bytes = NO_HEAD) -> bytes:
+    @property
+    def cohort(self) -> Cohort:
+        """U1 and what follows from it; its parameters say how much noise is this client's."""
+        if self._state.cohort is None:
+            raise ProtocolError("phase", "this client knows of no cohort yet")
+        return self._state.cohort
+
+    # --- M0
+
+    def setup(self, request: bytes, own: Invitation) -> bytes:
         """M0: draws the keys of this attempt and answers with their public halves.
 
         Args:
-            invitation: built from what this client has received and computed itself.
-            counter: attempts that this member has answered in this federation.
-            site_head: head of its own journal, 32 bytes.
+            request: as it came.
+            own: the same invitation with everything that this site knows or computes itself put in its place:
+                roster, model, configuration, length and rules.
 
         Raises:
-            ProtocolError: "phase" after another invitation.
+            ProtocolError: the server's figures differ, its signature is not that of the roster's server key,
+                the journal allows no such attempt; "phase" after another invitation.
         """
-        state, request = self._state, invitation.encode()
+        state = self._state
         if (stored := state.answered("setup", request)) is not None:
-            return stored
-        after = self._next("setup")
+            return stored[0]
+        after, message = self._next("setup"), SetupRequest.decode(request)
+        if message.invitation != own:
+            raise ProtocolError("context", "the invitation is for another model, experiment or roster")
+        verify(self._roster.server_key, message.signature, *message.statement)
+        if own.roster != self._roster.digest():
+            raise ProtocolError("context", "the invitation is for another roster")
+        check_public(own.server_pk)
+        journal = self._journal
+        journal.answered(own.run, own.round, own.attempt, own.model, own.config, own.ctx0())
         state.enc = KeyPair(self._random_bytes(SECRET_KEY_BYTES))
         state.mask = KeyPair(self._random_bytes(SECRET_KEY_BYTES))
         nonce = self._random_bytes(NONCE_BYTES)
-        state.entry = Entry(state.member, state.enc.public, state.mask.public, nonce, counter, site_head)
-        state.invitation = invitation
-        return state.advance(after, "setup", request, SetupAnswer(invitation.ctx0(), state.entry).encode())
+        keys = state.enc.public, state.mask.public
+        state.entry = Entry(self.index, *keys, nonce, journal.counter, journal.site_head(own.run))
+        state.invitation = own
+        answer = SetupAnswer(own.ctx0(), state.entry).signed(self._identity)
+        return state.advance(after, "setup", request, answer.encode())
 
-    def cohort(self, request: bytes) -> Cohort:
-        """Checks the request of M2 without answering it; its parameters say how much noise is this client's.
+    # --- M1
+
+    def deal(self, request: bytes) -> bytes:
+        """M1: checks who takes part, and deals shares of the own mask's seed and of the mask key.
+
+        Raises:
+            ProtocolError: this client must not deal to such a cohort.
+        """
+        state = self._state
+        if (stored := state.answered("deal", request)) is not None:
+            return stored[0]
+        after, message, invitation = self._next("deal"), DealRequest.decode(request), self._invitation()
+        if message.context != invitation.ctx0():
+            raise ProtocolError("context", "the request belongs to another invitation")
+        if [entry for entry in message.entries if entry.index == self.index] != [state.entry]:
+            raise ProtocolError("own-entry", "this client's own entry is missing or changed")
+        cohort = cohort_of(invitation, message.entries)
+        self._roster.check_cohort(tuple(cohort.entries), self._today)
+        for answer in message.answers():
+            verify(self._key_of(answer.sender), answer.signature, *answer.statement)
+        self._journal.see_peers({e.index: (e.counter, e.site_head) for e in message.entries})
+        state.own_seed, state.cohort = bytearray(self._random_bytes(KEY_BYTES)), cohort
+        recipients = [(v, cohort.entries[v].enc_pk) for v in cohort.graph.recipients(self.index)]
+        dealing = deal(
+            state.own_seed,
+            self._key(state.mask).secret(),
+            self._key(state.enc),
+            recipients,
+            cohort.ctx1,
+            self.index,
+            cohort.parameters.share_threshold,
+            self._random_bytes,
+        )
+        reply = DealAnswer(cohort.ctx1, self.index, dealing.rows, dealing.own_commitment).signed(self._identity)
+        return state.advance(after, "deal", request, reply.encode())
+
+    # --- M2
+
+    def receive(self, request: bytes) -> bytes | None:
+        """M2, first half: checks U2 and opens the rows that were dealt to this client. Nothing leaves yet.
+
+        Returns:
+            None if all is well and `mask` may follow; else a signed complaint, which is the answer then.
 
         Raises:
             ProtocolError: this client must not mask under such a request.
         """
-        self._next("mask")
-        invitation, index = self._invitation(), self.member.index
-        message = MaskRequest.decode(request)
-        if message.context != invitation.ctx0():
-            raise ProtocolError("context", "the request belongs to another invitation")
-        if [entry for entry in message.entries if entry.index == index] != [self._state.entry]:
-            raise ProtocolError("own-entry", "this client's own entry is missing or changed")
-        if index not in message.masking:
+        state = self._state
+        if (stored := state.answered("complain", request)) is not None:
+            return stored[0]
+        after, message, cohort = self._next("complain"), MaskRequest.decode(request), self.cohort
+        if message.context != cohort.ctx1:
+            raise ProtocolError("context", "the request belongs to another cohort")
+        ctx2 = cohort.ctx2(message.masking)
+        if self.index not in message.masking:
             raise ProtocolError("own-entry", "this client is not among those that mask")
-        return cohort_of(invitation, message.entries, message.masking)
+        dealers = self._among(message.masking)
+        if message.num_rows != len(dealers):
+            raise ProtocolError("rows", "there is not one row of each neighbour that masks")
+        shares: dict[int, Shares] = {}
+        for position, dealer in enumerate(dealers):
+            try:
+                shares[dealer] = self._opened(dealer, *message.row(position))
+            except ProtocolError:
+                complaint = Complaint(ctx2, self.index, dealer).signed(self._identity)
+                state.erase()
+                return state.advance(after, "complain", request, complaint.encode())
+        state.masking, state.ctx2, state.shares = message.masking, ctx2, shares
+        return None
 
-    def mask(self, request: bytes, encoded: EncodedUpdate) -> bytes:
-        """M2: the update under this client's own mask and one mask per peer.
+    def mask(self, request: bytes, encoded: EncodedUpdate) -> tuple[bytes, bytes]:
+        """M2, second half: the update under this client's own mask and one mask per neighbour.
 
         The caller has journalled and debited the release before it lets these bytes out.
 
         Args:
-            request: U1 and U2.
+            request: what `receive` has just accepted.
             encoded: shape (d,); this client's noise, if any, is already in it.
+
+        Returns:
+            The message, and the packed words that travel beside it.
 
         Raises:
             ProtocolError: the request is refused; "phase" after another one.
@@ -122,37 +258,74 @@ class ClientMachine:
         state = self._state
         if (stored := state.answered("mask", request)) is not None:
             return stored
-        after, cohort = self._next("mask"), self.cohort(request)
-        self._check_range(encoded.values, cohort)
-        state.own_seed = bytearray(self._random_bytes(KEY_BYTES))
-        update = self._masked(encoded.values, cohort)
-        state.ctx2, state.masking = cohort.ctx2, cohort.masking
-        answer = MaskAnswer.of(cohort.ctx2, self.member.index, update).encode()
-        return state.advance(after, "mask", request, answer)
+        after, message = self._next("mask"), MaskRequest.decode(request)
+        if not state.shares or message.masking != state.masking:
+            raise ProtocolError("phase", "these are not the rows that this client has opened")
+        self._check_range(encoded.values)
+        self._journal.masked(self._invitation().ctx0(), state.ctx2)
+        vector = self._masked(encoded.values).to_bytes()
+        answer = MaskAnswer(state.ctx2, self.index, self._tag(vector)).signed(self._identity)
+        state.advance(after, "mask", request, answer.encode(), vector)
+        return answer.encode(), vector
 
-    def unmask(self, request: bytes) -> bytes:
-        """M4: the seed of the own mask; every secret is erased here.
+    # --- M3
+
+    def confirm(self, request: bytes) -> bytes:
+        """M3: signs U3, having seen that its neighbours in it have sent their vectors.
 
         Raises:
-            ProtocolError: another context, or the survivors are not exactly the clients that masked.
+            ProtocolError: this client must not help to open such a sum.
+        """
+        state = self._state
+        if (stored := state.answered("confirm", request)) is not None:
+            return stored[0]
+        after, message = self._next("confirm"), ConfirmRequest.decode(request)
+        self._check_survivors(message.context, message.survivors)
+        answers = message.answers()
+        for v in self._among(message.survivors):
+            if v not in answers:
+                raise ProtocolError("proof", "a neighbour is in the sum without proof that it sent its vector")
+            verify(self._key_of(v), answers[v].signature, *answers[v].statement)
+        self._sign_once(message.survivors)
+        answer = ConfirmAnswer(state.ctx2, self.index, message.survivors).signed(self._identity)
+        return state.advance(after, "confirm", request, answer.encode())
+
+    # --- M4
+
+    def unmask(self, request: bytes) -> bytes:
+        """M4: one share of every client that dealt to this one; every secret is erased here.
+
+        Raises:
+            ProtocolError: another context or set, or fewer than T of it have signed it.
         """
         state = self._state
         if (stored := state.answered("unmask", request)) is not None:
-            return stored
+            return stored[0]
         after, message = self._next("unmask"), UnmaskRequest.decode(request)
-        if message.context != state.ctx2:
-            raise ProtocolError("context", "this client has masked in another context")
-        if message.survivors != state.masking:  # these are at least n - D: mask() has seen to that
-            raise ProtocolError("survivors", "the preview opens a sum over all clients that masked, or none")
-        answer = UnmaskAnswer(state.ctx2, self.member.index, bytes(state.own_seed)).encode()
+        self._check_survivors(message.context, message.survivors)
+        if len(message.signatures) < self.cohort.parameters.threshold:
+            raise ProtocolError("confirmations", f"only {len(message.signatures)} clients have signed this set")
+        for answer in message.answers():
+            if answer.sender not in message.survivors:
+                raise ProtocolError("unknown-member", "a set is signed by somebody who is not in it")
+            verify(self._key_of(answer.sender), answer.signature, *answer.statement)
+        self._sign_once(message.survivors)
+        survivors = frozenset(message.survivors)
+        openings = b"".join(
+            state.shares[v].opening("own" if v in survivors else "key").encode()
+            for v in self._among(state.masking)
+        )
+        reply = UnmaskAnswer(state.ctx2, self.index, openings).signed(self._identity)
         state.erase()
-        return state.advance(after, "unmask", request, answer)
+        return state.advance(after, "unmask", request, reply.encode())
 
-    def answered(self, step: str, request: bytes) -> bytes | None:
-        """The stored answer of a step to exactly this request, so that nothing has to be encoded twice.
+    # --- around the steps
+
+    def answered(self, step: str, request: bytes) -> tuple[bytes, bytes] | None:
+        """The stored answer of a step to exactly this request, so that nothing has to be done twice.
 
         Args:
-            step: "setup", "mask" or "unmask".
+            step: "setup", "deal", "mask", "complain", "confirm" or "unmask".
             request: the request, byte for byte.
         """
         return self._state.answered(step, request)
@@ -167,17 +340,17 @@ class ClientMachine:
         """The whole state, secrets included, for a file that only this participant can read."""
         return self._state.encode()
 
-    @classmethod
-    def restore(cls, exported: bytes, random_bytes: RandomBytes) -> ClientMachine:
-        """The machine that was exported.
+    def restore(self, exported: bytes) -> ClientMachine:
+        """This machine with the state that was exported.
 
         Raises:
-            StorageError: these are not the bytes of an export.
+            StorageError: these are not the bytes of an export, or it is somebody else's.
         """
         state = ClientState.decode(exported)
-        machine = cls(state.member, random_bytes)
-        machine._state = state
-        return machine
+        if state.index != self.index:
+            raise ProtocolError("member", "the session belongs to another member")
+        self._state = state
+        return self
 
     def _next(self, step: str) -> str:
         """The phase after `step`, if it may be taken now."""
@@ -191,14 +364,45 @@ class ClientMachine:
             raise ProtocolError("phase", "this client has not been invited")
         return self._state.invitation
 
-    def _mask_key(self) -> KeyPair:
-        if self._state.mask is None:
+    def _key(self, pair: KeyPair | None) -> KeyPair:
+        if pair is None:
             raise ProtocolError("erased", "this client's key has been erased")
-        return self._state.mask
+        return pair
 
-    def _check_range(self, values: Integers, cohort: Cohort) -> None:
+    def _key_of(self, index: int) -> bytes:
+        """The identity key of a member of the cohort, which has been checked against the roster."""
+        return self._roster.members[index].key
+
+    def _among(self, members: tuple[int, ...]) -> list[int]:
+        """This client and its neighbours within a set, in increasing order; they hold shares of each other."""
+        within = frozenset(members)
+        near = [v for v in self.cohort.graph.recipients(self.index) if v in within]
+        if len(near) - 1 < self.cohort.parameters.present:
+            raise ProtocolError("neighbours", f"only {len(near) - 1} of this client's neighbours take part")
+        return near
+
+    def _opened(self, dealer: int, sealed: bytes, commitment: bytes) -> Shares:
+        enc_pk, cohort = self.cohort.entries[dealer].enc_pk, self.cohort
+        key = self._key(self._state.enc)
+        return open_row(key, enc_pk, cohort.ctx1, dealer, self.index, sealed, commitment)
+
+    def _check_survivors(self, context: bytes, survivors: tuple[int, ...]) -> None:
+        if context != self._state.ctx2:
+            raise ProtocolError("context", "this client has masked in another context")
+        self.cohort.check(survivors, self._state.masking)
+        if self.index not in survivors:
+            raise ProtocolError("survivors", "this client is not among the survivors")
+        self._among(survivors)
+
+    def _sign_once(self, survivors: tuple[int, ...]) -> None:
+        """Journals the set that this client helps to open; another one in this context is refused for ever."""
+        writer = Writer("survivors").data(self._state.ctx2)
+        write_set(writer, survivors)
+        self._journal.sign(self._state.ctx2, writer.hash())
+
+    def _check_range(self, values: Integers) -> None:
         """Refuses a vector that is not d long, or has a coordinate that could make the sum wrap around."""
-        invitation, bits = self._invitation(), cohort.parameters.bits
+        invitation, bits = self._invitation(), self.cohort.parameters.bits
         noisy = invitation.rules.noise_multiplier > 0
         bound = 2 ** (bits - 1) - 1 if noisy else invitation.rules.c_int
         if values.shape != (invitation.length,):
@@ -206,16 +410,22 @@ class ClientMachine:
         if values.size and not -bound <= int(values.min()) <= int(values.max()) <= bound:
             raise Refused("range", "a coordinate of the update is out of range")
 
-    def _masked(self, values: Integers, cohort: Cohort) -> MaskedUpdate:
+    def _masked(self, values: Integers) -> MaskedUpdate:
         """y = x + PRG(b_u) + sum over v > u of PRG(s_uv) - sum over v < u of PRG(s_uv), modulo 2^b."""
-        key, u = self._mask_key(), self.member.index
+        state, key, u, bits = self._state, self._key(self._state.mask), self.index, self.cohort.parameters.bits
+        seeds = [(state.own_seed, 1)]
+        for v in self._among(state.masking):
+            if v != u:
+                peer = self.cohort.entries[v].mask_pk
+                seeds.append((key.mask_seed(peer, ctx2=state.ctx2, u=min(u, v), v=max(u, v)), 1 if v > u else -1))
         words = to_words(values)
-        add_mask(words, self._state.own_seed, 1)
-        for v in cohort.masking:
-            if v == u:
-                continue
-            peer = cohort.entries[v].mask_pk
-            seed = key.mask_seed(peer, ctx2=cohort.ctx2, u=min(u, v), v=max(u, v))
-            add_mask(words, seed, 1 if v > u else -1)
+        add_masks(words, seeds, threads=self._threads)
+        for seed, _ in seeds[1:]:
             erase(seed)
-        return MaskedUpdate(keep_low(words, cohort.parameters.bits), cohort.parameters.bits)
+        return MaskedUpdate(keep_low(words, bits), bits)
+
+    def _tag(self, vector: bytes) -> bytes:
+        """Binds the vector to the signature, under a key that only this client and the server have."""
+        state, invitation = self._state, self._invitation()
+        key = self._key(state.enc)
+        return key.tag(invitation.server_pk, vector, ctx2=state.ctx2, sender=self.index)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 from tacit.errors import ProtocolError, StorageError
-from tacit.secagg.contexts import Invitation
+from tacit.secagg.contexts import Cohort, Invitation, cohort_of
 from tacit.secagg.encoding import HASH_BYTES, Reader, Writer
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair, erase
-from tacit.secagg.members import Entry, Member
+from tacit.secagg.members import Entry
 from tacit.secagg.prg import KEY_BYTES
+from tacit.secagg.sharing import Shares
 
-PHASES: Final = ("new", "keyed", "masked", "unmasked", "closed")
+PHASES: Final = ("new", "keyed", "dealt", "masked", "complained", "confirmed", "unmasked", "closed")
 _LABEL: Final = "client-state"
 
 
@@ -22,43 +23,47 @@ class ClientState:
     """State of one attempt.
 
     Attributes:
-        member: who this client is.
+        index: this client's roster index.
         phase: one of `PHASES`.
         invitation: what the client was invited to, and with `entry` what it answered; None before.
-        enc: key pair that shares will be sealed to; None once erased.
+        enc: key pair that shares are sealed to; None once erased.
         mask: key pair that pairwise masks come from; None once erased.
         own_seed: b_u, empty before it is drawn and once erased.
-        ctx2: the context that this client has masked in; empty before.
-        masking: U2 of that context.
-        answers: step -> SHA-256 of its request, and the answer.
+        cohort: U1; None before it is known.
+        masking: U2; empty before it is known.
+        ctx2: its context.
+        shares: what each dealer of U2 has given to this client; empty once erased.
+        answers: step -> SHA-256 of its request, and the answer: message and vector.
     """
 
-    member: Member
+    index: int
     phase: str = "new"
     invitation: Invitation | None = None
     entry: Entry | None = None
     enc: KeyPair | None = None
     mask: KeyPair | None = None
     own_seed: bytearray = field(default_factory=bytearray)
-    ctx2: bytes = b""
+    cohort: Cohort | None = None
     masking: tuple[int, ...] = ()
-    answers: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    ctx2: bytes = b""
+    shares: dict[int, Shares] = field(default_factory=dict)
+    answers: dict[str, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"<ClientState of {self.member.label!r}: {self.phase}>"
+        return f"<ClientState of member {self.index}: {self.phase}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("the state of a client is saved by encode() alone")
 
-    def answered(self, step: str, request: bytes) -> bytes | None:
-        """The answer that exactly this request got in this step, if any."""
-        digest, answer = self.answers.get(step, (b"", b""))
-        return answer if digest == hashlib.sha256(request).digest() else None
+    def answered(self, step: str, request: bytes) -> tuple[bytes, bytes] | None:
+        """The answer that exactly this request got in this step, if any: message and vector."""
+        digest, answer, vector = self.answers.get(step, (b"", b"", b""))
+        return (answer, vector) if digest == hashlib.sha256(request).digest() else None
 
-    def advance(self, phase: str, step: str, request: bytes, answer: bytes) -> bytes:
+    def advance(self, phase: str, step: str, request: bytes, answer: bytes, vector: bytes = b"") -> bytes:
         """Enters the next phase with the answer that led there."""
         self.phase = phase
-        self.answers[step] = hashlib.sha256(request).digest(), answer
+        self.answers[step] = hashlib.sha256(request).digest(), answer, vector
         return answer
 
     def erase(self) -> None:
@@ -69,22 +74,33 @@ class ClientState:
         self.enc = self.mask = None
         erase(self.own_seed)
         self.own_seed = bytearray()
+        for shares in self.shares.values():
+            shares.erase()
+        self.shares = {}
 
     def encode(self) -> bytes:
         """The whole state, secrets included, for a file that only this participant can read."""
-        writer = Writer(_LABEL).number(self.member.index).text(self.member.label).text(self.phase)
+        writer = Writer(_LABEL).number(self.index).text(self.phase)
         writer.number(int(self.invitation is not None))
         if self.invitation is not None and self.entry is not None:
             self.invitation.write(writer)
             self.entry.write(writer)
         for pair in (self.enc, self.mask):
             writer.data(pair.secret() if pair is not None else b"")
-        writer.data(self.own_seed).data(self.ctx2).number(len(self.masking))
+        writer.data(self.own_seed)
+        entries = [] if self.cohort is None else list(self.cohort.entries.values())
+        writer.number(len(entries))
+        for entry in entries:
+            entry.write(writer)
+        writer.number(len(self.masking))
         for index in self.masking:
             writer.number(index)
+        writer.data(self.ctx2).number(len(self.shares))
+        for dealer, shares in self.shares.items():
+            writer.number(dealer).data(shares.encode())
         writer.number(len(self.answers))
-        for step, (digest, answer) in self.answers.items():
-            writer.text(step).data(digest).data(answer)
+        for step, (digest, answer, vector) in self.answers.items():
+            writer.text(step).data(digest).data(answer).data(vector)
         return writer.finish()
 
     @classmethod
@@ -101,7 +117,7 @@ class ClientState:
 
     @classmethod
     def _read(cls, reader: Reader) -> ClientState:
-        state = cls(Member(reader.number(), reader.text()), reader.text())
+        state = cls(reader.number(), reader.text())
         if state.phase not in PHASES:
             raise ProtocolError("encoding", "unknown phase")
         invited = reader.number()
@@ -111,11 +127,17 @@ class ClientState:
             state.invitation, state.entry = Invitation.read(reader), Entry.read(reader)
         state.enc, state.mask = _read_pair(reader), _read_pair(reader)
         state.own_seed = bytearray(_read_optional(reader, KEY_BYTES))
-        state.ctx2 = _read_optional(reader, HASH_BYTES)
+        entries = [Entry.read(reader) for _ in range(reader.number())]
+        if entries and state.invitation is not None:
+            state.cohort = cohort_of(state.invitation, entries)
         state.masking = tuple(reader.number() for _ in range(reader.number()))
+        state.ctx2 = _read_optional(reader, HASH_BYTES)
+        for _ in range(reader.number()):
+            dealer = reader.number()
+            state.shares[dealer] = Shares.decode(reader.data())
         for _ in range(reader.number()):
             step = reader.text()
-            state.answers[step] = reader.data(HASH_BYTES), reader.data()
+            state.answers[step] = reader.data(HASH_BYTES), reader.data(), reader.data()
         reader.end()
         return state
 

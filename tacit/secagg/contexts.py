@@ -1,12 +1,13 @@
 """What a round is bound to: ctx0 the invitation, ctx1 the clients and their keys, ctx2 those that mask.
 
 Both sides compute the contexts from what they hold themselves. A client that was shown another model,
-configuration or list of peers computes another context, and its masks cancel with nobody's.
+configuration or list of peers computes another context: the shares that it deals do not open, and its masks cancel
+with nobody's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from tacit.errors import ConfigError, ProtocolError
 from tacit.secagg.encoding import HASH_BYTES, Reader, Writer
-from tacit.secagg.keys import check_public
-from tacit.secagg.members import Entry, Member, check_distinct
+from tacit.secagg.graph import Graph
+from tacit.secagg.keys import PUBLIC_KEY_BYTES, check_public
+from tacit.secagg.members import Entry, check_distinct, check_increasing
 from tacit.secagg.parameters import Parameters, Rules
 
 NO_HEAD: Final = bytes(HASH_BYTES)
@@ -24,12 +26,12 @@ NO_HEAD: Final = bytes(HASH_BYTES)
 
 @dataclass(frozen=True)
 class Invitation:
-    """What ctx0 is made of, and the body of M0's request but for the model itself.
+    """What ctx0 is made of, and the body of M0's request but for the model itself and the server's signature.
 
     A client takes `model`, `config` and `roster` from what it has computed, not from the message.
 
     Attributes:
-        roster: `roster_digest` of the members, 32 bytes.
+        roster: digest of the signed roster, 32 bytes.
         run: Tacit's own id of the run.
         round: number of the round.
         attempt: number of the attempt within the round.
@@ -38,6 +40,7 @@ class Invitation:
         length: d, coordinates of the whole vector.
         num_invited: how many clients are asked.
         rules: how parameters follow from the size of the cohort.
+        server_pk: the server's X25519 key of this attempt, which the tags of the masked vectors are made under.
         receipt_head: head of the server's public chain of receipts, 32 bytes.
     """
 
@@ -50,33 +53,20 @@ class Invitation:
     length: int
     num_invited: int
     rules: Rules
+    server_pk: bytes
     receipt_head: bytes = NO_HEAD
 
     def ctx0(self) -> bytes:
         """The context of this attempt before anybody has answered."""
         return self.write(Writer("ctx0")).hash()
 
-    def encode(self) -> bytes:
-        """Canonical bytes."""
-        return self.write(Writer("M0/request")).finish()
-
     @classmethod
-    def decode(cls, data: bytes) -> Invitation:
-        """The reverse of `encode`.
+    def read(cls, reader: Reader) -> Invitation:
+        """The fields, without the label before them and the end after them.
 
         Raises:
             ProtocolError: these are not the canonical bytes of an invitation.
         """
-        reader = Reader(data, "M0/request")
-        invitation = cls.read(reader)
-        reader.end()
-        if invitation.rules.max_corrupt == 0:
-            raise ProtocolError("rules", "an invitation must reckon with a corrupt member")
-        return invitation
-
-    @classmethod
-    def read(cls, reader: Reader) -> Invitation:
-        """The fields, without the label before them and the end after them."""
         return cls(
             roster=reader.data(HASH_BYTES),
             run=reader.text(),
@@ -87,6 +77,7 @@ class Invitation:
             length=reader.number(),
             num_invited=reader.number(),
             rules=Rules.read(reader),
+            server_pk=reader.data(PUBLIC_KEY_BYTES),
             receipt_head=reader.data(HASH_BYTES),
         )
 
@@ -95,7 +86,7 @@ class Invitation:
         writer.data(self.roster).text(self.run).number(self.round).number(self.attempt)
         writer.data(self.model).data(self.config).number(self.length).number(self.num_invited)
         self.rules.write(writer)
-        return writer.data(self.receipt_head)
+        return writer.data(self.server_pk).data(self.receipt_head)
 
 
 def ctx1(ctx0: bytes, entries: Sequence[Entry], parameters: Parameters) -> bytes:
@@ -117,34 +108,52 @@ def ctx2(context1: bytes, masking: Sequence[int]) -> bytes:
 
 @dataclass(frozen=True)
 class Cohort:
-    """U1 and U2 with everything that follows from them. Made by `cohort_of`, so already checked.
+    """U1 with everything that follows from it. Made by `cohort_of`, so already checked.
 
     Attributes:
-        entries: U1 by roster index.
-        masking: U2, sorted.
+        entries: U1 by roster index, in increasing order.
         parameters: the numbers of this cohort.
-        ctx1: context of U1.
-        ctx2: context of U2.
+        ctx1: its context.
+        graph: who deals shares to whom and masks with whom.
     """
 
     entries: Mapping[int, Entry]
-    masking: tuple[int, ...]
     parameters: Parameters
     ctx1: bytes
-    ctx2: bytes
+    graph: Graph
+
+    @property
+    def fewest(self) -> int:
+        """n - D_eff: the smallest U2 and U3."""
+        return self.parameters.n - self.parameters.max_dropouts
+
+    def ctx2(self, masking: Sequence[int]) -> bytes:
+        """The context of U2, after checking it.
+
+        Raises:
+            ProtocolError: "order"; "unknown-member", not within U1; "cohort-size", fewer than n - D.
+        """
+        self.check(masking, self.entries)
+        return ctx2(self.ctx1, masking)
+
+    def check(self, members: Sequence[int], within: Collection[int]) -> None:
+        """Refuses a set that is not increasing, not within another one, or smaller than n - D."""
+        check_increasing(members)
+        if not set(members) <= set(within):
+            raise ProtocolError("unknown-member", "a set names a member that it cannot have")
+        if len(members) < self.fewest:
+            raise ProtocolError("cohort-size", f"only {len(members)} of {self.parameters.n} clients")
 
 
-def cohort_of(invitation: Invitation, entries: Sequence[Entry], masking: tuple[int, ...]) -> Cohort:
-    """Checks U1 and U2 against the invitation and derives their contexts.
+def cohort_of(invitation: Invitation, entries: Sequence[Entry]) -> Cohort:
+    """Checks U1 against the invitation and derives what follows from it.
 
     Args:
         invitation: as this side computed it.
         entries: U1 in increasing order.
-        masking: U2 in increasing order.
 
     Raises:
-        ProtocolError: duplicates, a key that is no key, more clients than were invited or too few of them,
-            U2 not within U1.
+        ProtocolError: duplicates, a key that is no key, more clients than were invited or too few of them.
     """
     n, rules = len(entries), invitation.rules
     if not rules.fewest(invitation.num_invited) <= n <= invitation.num_invited:
@@ -153,17 +162,14 @@ def cohort_of(invitation: Invitation, entries: Sequence[Entry], masking: tuple[i
         parameters = rules.parameters(n)
     except ConfigError as error:
         raise ProtocolError("cohort-size", error.reason) from None
-    by_index = {entry.index: entry for entry in entries}
-    if not by_index.keys() >= set(masking):
-        raise ProtocolError("unknown-member", "a client is to mask that sent no keys")
-    if len(masking) < n - parameters.max_dropouts:
-        raise ProtocolError("cohort-size", f"only {len(masking)} of {n} clients are to mask")
+    check_increasing([entry.index for entry in entries])
     check_distinct(entries)
     for entry in entries:
         check_public(entry.enc_pk)
         check_public(entry.mask_pk)
-    context1 = ctx1(invitation.ctx0(), entries, parameters)
-    return Cohort(by_index, masking, parameters, context1, ctx2(context1, masking))
+    context = ctx1(invitation.ctx0(), entries, parameters)
+    by_index = {entry.index: entry for entry in entries}
+    return Cohort(by_index, parameters, context, Graph.of(context, tuple(by_index), parameters))
 
 
 def model_digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -175,15 +181,6 @@ def model_digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
         for extent in array.shape:
             writer.number(extent)
         writer.data(np.ascontiguousarray(little).tobytes())
-    return writer.hash()
-
-
-def roster_digest(members: Iterable[Member]) -> bytes:
-    """Hash of a list of members. Nobody has signed it yet: that comes with the roster."""
-    ordered = sorted(members)
-    writer = Writer("roster").number(len(ordered))
-    for member in ordered:
-        writer.number(member.index).text(member.label)
     return writer.hash()
 
 

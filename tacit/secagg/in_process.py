@@ -1,4 +1,4 @@
-"""The whole protocol in one process, through the real machines and their bytes: for tests and simulations.
+"""The whole protocol in one process, through the real machines and their bytes: for tests and measurements.
 
 Neither a client nor a server may import this module, because it has both sides in it.
 """
@@ -6,44 +6,159 @@ Neither a client nor a server may import this module, because it has both sides 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import date
+from typing import Final
 
 from tacit.secagg.client import ClientMachine, RandomBytes
-from tacit.secagg.contexts import NO_HEAD, Invitation, roster_digest
+from tacit.secagg.contexts import NO_HEAD, Invitation
+from tacit.secagg.identity import Identity
+from tacit.secagg.journal import MemoryJournal
+from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
+from tacit.secagg.roster import Roster, RosterMember
 from tacit.secagg.server import ServerMachine
 from tacit.update import Aggregate, EncodedUpdate
 
+TODAY: Final = date(2030, 1, 1)
+STEPS: Final = ("setup", "deal", "mask", "confirm", "unmask")
+
+Gone = Mapping[str, Collection[int]]
+
+
+class Federation:
+    """Members with their keys, and the coordinator, all in one place.
+
+    Args:
+        size: how many members.
+        rules: what they have agreed on.
+        random_bytes: source of all secrets.
+    """
+
+    def __init__(self, size: int, rules: Rules, random_bytes: RandomBytes = secrets.token_bytes) -> None:
+        self.rules, self.random_bytes = rules, random_bytes
+        self.server_identity = Identity.generate(random_bytes)
+        self.identities = [Identity.generate(random_bytes) for _ in range(size)]
+        members = [Member(i, f"client-{i}", key.public) for i, key in enumerate(self.identities)]
+        c = max(1, rules.max_corrupt)
+        self.roster = Roster(
+            epoch=1,
+            enrolled=tuple(RosterMember(member, TODAY.replace(year=2031), 1) for member in members),
+            server_key=self.server_identity.public,
+            n_min=min(size, c + 2),
+            n_max=size,
+            max_corrupt=c,
+            max_dropouts=0,
+        )
+        self.journals = [MemoryJournal() for _ in members]
+
+    def invitation(self, length: int, key: KeyPair, *, round_number: int = 1, attempt: int = 1) -> Invitation:
+        """An invitation of all members to a sum of vectors of this length."""
+        return Invitation(
+            roster=self.roster.digest(),
+            run="in-process",
+            round=round_number,
+            attempt=attempt,
+            model=NO_HEAD,
+            config=NO_HEAD,
+            length=length,
+            num_invited=len(self.identities),
+            rules=self.rules,
+            server_pk=key.public,
+        )
+
+    def client(self, index: int, threads: int = 1) -> ClientMachine:
+        """A machine for a new attempt of one member."""
+        return ClientMachine(
+            index,
+            self.identities[index],
+            self.roster,
+            self.journals[index],
+            TODAY,
+            self.random_bytes,
+            threads=threads,
+        )
+
+    def server(self, invitation: Invitation, key: KeyPair, threads: int = 1) -> ServerMachine:
+        """The server's machine for this attempt."""
+        return ServerMachine(invitation, self.roster.members, self.server_identity, key, threads=threads)
+
+    def key(self) -> KeyPair:
+        """A key of the server for one attempt."""
+        return KeyPair(self.random_bytes(SECRET_KEY_BYTES))
+
+
+class Attempt:
+    """One attempt with all its machines.
+
+    Args:
+        federation: who takes part.
+        encoded: the vector of each member.
+        gone: step -> who vanishes before answering it.
+        round_number, attempt: of the invitation.
+        threads: for the masks, on both sides.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        encoded: Sequence[EncodedUpdate],
+        gone: Gone | None = None,
+        *,
+        round_number: int = 1,
+        attempt: int = 1,
+        threads: int = 1,
+    ) -> None:
+        key = federation.key()
+        self.federation, self.encoded, self.gone = federation, encoded, gone or {}
+        self.invitation = federation.invitation(
+            encoded[0].values.size, key, round_number=round_number, attempt=attempt
+        )
+        self.server = federation.server(self.invitation, key, threads)
+        self.clients = [federation.client(i, threads) for i in range(len(encoded))]
+
+    def run(self) -> Aggregate:
+        """All five steps."""
+        server, request = self.server, self.server.setup_request()
+        self.answers("setup", dict.fromkeys(range(len(self.clients)), request), server.collect_setup)
+        self.answers("deal", server.deal_requests(), server.collect_dealt)
+        self.masked(server.mask_requests())
+        self.answers("confirm", server.confirm_requests(), server.collect_confirmed)
+        self.answers("unmask", server.unmask_requests(), server.collect_unmask)
+        return server.aggregate()
+
+    def answers(self, step: str, requests: Mapping[int, bytes], collect: Callable[[bytes], None]) -> None:
+        """Everybody's answer to one step but M2."""
+        for index, request in self._present(step, requests).items():
+            client = self.clients[index]
+            more = (self.invitation,) if step == "setup" else ()
+            collect(getattr(client, step)(request, *more))
+
+    def masked(self, requests: Mapping[int, bytes]) -> None:
+        """Everybody's vector, or complaint."""
+        for index, request in self._present("mask", requests).items():
+            complaint = self.clients[index].receive(request)
+            if complaint is not None:
+                self.server.collect_masked(complaint, b"")
+            else:
+                self.server.collect_masked(*self.clients[index].mask(request, self.encoded[index]))
+
+    def _present(self, step: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+        past = STEPS[: STEPS.index(step) + 1]
+        absent = {index for before in past for index in self.gone.get(before, ())}
+        return {index: request for index, request in requests.items() if index not in absent}
+
 
 def secure_sum(
-    encoded: Sequence[EncodedUpdate], rules: Rules, random_bytes: RandomBytes = secrets.token_bytes
+    encoded: Sequence[EncodedUpdate],
+    rules: Rules,
+    random_bytes: RandomBytes = secrets.token_bytes,
+    gone: Gone | None = None,
 ) -> Aggregate:
     """The sum of the vectors, each of shape (d,), as the protocol computes it.
 
     Guarantees:
-        Bit-equal to `tacit.secagg.ideal.ideal_sum`.
+        Bit-equal to `tacit.secagg.ideal.ideal_sum` over the vectors that were sent.
     """
-    members = [Member(index, f"client-{index}") for index in range(len(encoded))]
-    invitation = Invitation(
-        roster=roster_digest(members),
-        run="in-process",
-        round=1,
-        attempt=1,
-        model=NO_HEAD,
-        config=NO_HEAD,
-        length=encoded[0].values.size,
-        num_invited=len(members),
-        rules=rules,
-    )
-    server = ServerMachine(invitation, members)
-    clients = [ClientMachine(member, random_bytes) for member in members]
-    for client in clients:
-        server.collect_setup(client.setup(invitation))
-    for index, request in server.mask_requests().items():
-        server.collect_masked(clients[index].mask(request, encoded[index]))
-    for index, request in server.unmask_requests().items():
-        server.collect_unmask(clients[index].unmask(request))
-    for client in clients:
-        client.close()
-    return server.aggregate()
+    return Attempt(Federation(len(encoded), rules, random_bytes), encoded, gone).run()

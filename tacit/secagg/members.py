@@ -24,10 +24,12 @@ class Member:
     Attributes:
         index: position in the roster, from 0.
         label: its name there.
+        key: its Ed25519 identity key, 32 bytes, as enrolled; see `tacit.secagg.identity`.
     """
 
     index: int
     label: str
+    key: bytes
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < SERVER:
@@ -45,29 +47,24 @@ class Entry:
     """A client's part of U1.
 
     Attributes:
-        member: who it is.
-        enc_pk: X25519 key that shares will be sealed to, 32 bytes.
+        index: its roster index.
+        enc_pk: X25519 key that shares are sealed to, 32 bytes.
         mask_pk: X25519 key that pairwise masks come from, 32 bytes.
         nonce: 32 bytes drawn for this attempt.
         counter: how many attempts this member has answered in this federation.
         site_head: head of the member's own journal, 32 bytes.
     """
 
-    member: Member
+    index: int
     enc_pk: bytes
     mask_pk: bytes
     nonce: bytes
     counter: int
     site_head: bytes
 
-    @property
-    def index(self) -> int:
-        """The member's roster index."""
-        return self.member.index
-
     def write(self, writer: Writer) -> None:
         """All fields, in order."""
-        writer.number(self.index).text(self.member.label)
+        writer.number(self.index)
         writer.data(self.enc_pk).data(self.mask_pk).data(self.nonce)
         writer.number(self.counter).data(self.site_head)
 
@@ -75,7 +72,7 @@ class Entry:
     def read(cls, reader: Reader) -> Entry:
         """The reverse of `write`."""
         return cls(
-            Member(reader.number(), reader.text()),
+            reader.number(),
             reader.data(PUBLIC_KEY_BYTES),
             reader.data(PUBLIC_KEY_BYTES),
             reader.data(NONCE_BYTES),
@@ -95,12 +92,12 @@ def check_increasing(indices: Sequence[int]) -> None:
 
 
 def check_distinct(entries: Sequence[Entry]) -> None:
-    """Refuses two entries that share a label, a nonce or a key; one key for both uses is refused too.
+    """Refuses two entries that share an index, a nonce or a key; one key for both uses is refused too.
 
     Raises:
         ProtocolError: with the reason "duplicate".
     """
     keys = [key for entry in entries for key in (entry.enc_pk, entry.mask_pk)]
-    columns = [entry.member.label for entry in entries], [entry.nonce for entry in entries], keys
+    columns = [entry.index for entry in entries], [entry.nonce for entry in entries], keys
     if any(len(set(column)) != len(column) for column in columns):
-        raise ProtocolError("duplicate", "two entries share a label, a nonce or a key")
+        raise ProtocolError("duplicate", "two entries share an index, a nonce or a key")

@@ -1,52 +1,78 @@
 """The server's side of the secure sum. Bytes in, bytes or a typed error out; the caller does all I/O.
 
-collect_setup    M0: takes the clients' keys until the caller stops waiting
-mask_requests    M2: tells everyone who takes part
-collect_masked   M2: adds up masked vectors; nothing else about an update ever comes in
-unmask_requests  M4: tells everyone whose vectors are in the sum
-collect_unmask   M4: takes the seeds of the own masks
-aggregate        removes them: what is left is the sum
+    setup_request     M0: the signed invitation
+    collect_setup         takes the clients' keys until the caller stops waiting
+    deal_requests     M1: tells everyone who takes part
+    collect_dealt         takes the rows of shares, which only their recipients can open
+    mask_requests     M2: passes the rows on
+    collect_masked        adds up masked vectors; nothing else about an update ever comes in
+    confirm_requests  M3: says whose vectors have come
+    collect_confirmed     takes the signatures under that
+    unmask_requests   M4: shows enough of them
+    collect_unmask        takes shares
+    aggregate             opens and removes the masks: what is left is the sum
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import numpy as np
 
 from tacit.errors import ProtocolError
 from tacit.secagg.contexts import Cohort, Invitation, cohort_of
-from tacit.secagg.keys import check_public, erase
-from tacit.secagg.members import Entry, Member, check_distinct
-from tacit.secagg.messages import MaskAnswer, MaskRequest, SetupAnswer, UnmaskAnswer, UnmaskRequest
-from tacit.secagg.prg import add_mask
-from tacit.secagg.ring import centre, sum_noise
+from tacit.secagg.envelope import Signer
+from tacit.secagg.identity import verify
+from tacit.secagg.keys import KeyPair, check_public
+from tacit.secagg.members import Member, check_distinct
+from tacit.secagg.messages import (
+    Complaint,
+    ConfirmAnswer,
+    ConfirmRequest,
+    DealAnswer,
+    DealRequest,
+    MaskAnswer,
+    MaskRequest,
+    SetupAnswer,
+    SetupRequest,
+    UnmaskAnswer,
+    UnmaskRequest,
+)
+from tacit.secagg.prg import add_masks
+from tacit.secagg.ring import add_packed, centre, sum_noise
+from tacit.secagg.unmasking import Openings, opened_masks
 from tacit.update import Aggregate, Words
 
 # (phase, step) -> the phase after it. What is not here is refused.
 TRANSITIONS: Final = {
     ("keys", "collect_setup"): "keys",
-    ("keys", "mask_requests"): "vectors",
+    ("keys", "deal_requests"): "shares",
+    ("shares", "collect_dealt"): "shares",
+    ("shares", "mask_requests"): "vectors",
     ("vectors", "collect_masked"): "vectors",
-    ("vectors", "unmask_requests"): "seeds",
-    ("seeds", "collect_unmask"): "seeds",
-    ("seeds", "aggregate"): "done",
+    ("vectors", "confirm_requests"): "confirmations",
+    ("confirmations", "collect_confirmed"): "confirmations",
+    ("confirmations", "unmask_requests"): "openings",
+    ("openings", "collect_unmask"): "openings",
+    ("openings", "aggregate"): "done",
 }
 
 
-class MembersMissing(ProtocolError):
-    """An attempt cannot go on without members that did not answer: start another one without them.
+class AttemptFailed(ProtocolError):
+    """An attempt cannot go on: start another one without some members.
 
     Attributes:
-        missing: who they are, by increasing index.
+        without: whom to leave out, by increasing index.
+        guilty: those of them that are proven to have cheated.
     """
 
-    def __init__(self, missing: Iterable[Member], phase: str) -> None:
-        self.missing, self.phase = tuple(sorted(missing)), phase
-        names = ", ".join(member.label for member in self.missing)
-        super().__init__("members-missing", f"no {phase} from {names}")
+    def __init__(self, phase: str, without: Iterable[Member], guilty: Iterable[Member] = ()) -> None:
+        self.without, self.guilty = tuple(sorted(without)), tuple(sorted(guilty))
+        names = ", ".join(member.label for member in self.without)
+        what = "cheated" if self.guilty else f"not enough {phase}, none"
+        super().__init__("attempt-failed", f"{what} from {names}")
 
 
 class ServerMachine:
@@ -55,27 +81,49 @@ class ServerMachine:
     Guarantees:
         The aggregate is the exact integer sum over every client of U3, or there is none.
         A refused answer changes nothing; an identical repeat of an accepted one is accepted again.
+        Who sent a share that is not the one dealt, or dealt shares of nothing, is named by proof.
 
     Args:
-        invitation: what the clients were invited to.
+        invitation: what the clients are invited to; its `server_pk` is that of `key`.
         members: whom. As many as `invitation.num_invited`.
+        identity: signs the invitation.
+        key: the server's key of this attempt.
+        threads: for the masks; the sum is the same for any number.
 
     Raises:
         ConfigError: the rules do not allow a cohort of that size.
     """
 
-    def __init__(self, invitation: Invitation, members: Iterable[Member]) -> None:
+    def __init__(
+        self,
+        invitation: Invitation,
+        members: Iterable[Member],
+        identity: Signer,
+        key: KeyPair,
+        *,
+        threads: int = 1,
+    ) -> None:
         self.phase = "keys"
-        self._invitation, self._ctx0 = invitation, invitation.ctx0()
+        self._invitation, self._ctx0, self._identity, self._key = invitation, invitation.ctx0(), identity, key
         self._members = {member.index: member for member in members}
-        if len(self._members) != invitation.num_invited:
-            raise ValueError("the invitation is for another number of members")
+        if len(self._members) != invitation.num_invited or invitation.server_pk != key.public:
+            raise ValueError("the invitation is for another number of members, or another key")
         invitation.rules.parameters(invitation.num_invited)
-        self._entries: dict[int, Entry] = {}
+        self._threads = threads
+        self._setups: dict[int, SetupAnswer] = {}
         self._cohort: Cohort | None = None
+        self._dealt: dict[int, DealAnswer] = {}
+        self._masking: tuple[int, ...] = ()
+        self._ctx2 = b""
         self._total: Words = np.zeros(invitation.length, dtype=np.uint32)
-        self._seeds: dict[int, bytearray] = {}
-        self._answered: dict[str, set[int]] = {"keys": set(), "vectors": set(), "seeds": set()}
+        self._masked: dict[int, MaskAnswer] = {}
+        self._complaints: dict[int, int] = {}
+        self._survivors: tuple[int, ...] = ()
+        self._confirmed: dict[int, bytes] = {}
+        self._openings: Openings | None = None
+        self.blamed: tuple[Member, ...] = ()  # who sent shares that were not those dealt to them
+        self._asked: Collection[int] = self._members
+        self._answered: set[int] = set()
         self._accepted: set[bytes] = set()  # hashes of the answers taken so far
 
     def __repr__(self) -> str:
@@ -83,18 +131,36 @@ class ServerMachine:
 
     @property
     def cohort(self) -> Cohort:
-        """U1, U2, parameters and contexts; known once `mask_requests` has been called."""
+        """U1, its parameters, its graph; known once `deal_requests` has been called."""
         if self._cohort is None:
             raise ProtocolError("phase", "the cohort is not settled yet")
         return self._cohort
 
     @property
+    def length(self) -> int:
+        """d, coordinates of a vector."""
+        return self._invitation.length
+
+    @property
+    def survivors(self) -> tuple[int, ...]:
+        """U3, once `confirm_requests` has been called."""
+        return self._survivors
+
+    @property
+    def complaints(self) -> Mapping[int, int]:
+        """Who has complained about whom instead of sending a vector."""
+        return self._complaints
+
+    @property
     def missing(self) -> tuple[Member, ...]:
-        """Who has not answered in this phase, by increasing index."""
-        if self.phase == "done":
-            return ()
-        expected = self._members if self._cohort is None else self._cohort.masking
-        return tuple(self._members[i] for i in sorted(set(expected) - self._answered[self.phase]))
+        """Who was asked in this phase and has not answered, by increasing index."""
+        return tuple(self._members[i] for i in sorted(set(self._asked) - self._answered))
+
+    # --- M0
+
+    def setup_request(self) -> bytes:
+        """The invitation, the same for everybody. The model travels beside it."""
+        return SetupRequest(self._invitation).signed(self._identity).encode()
 
     def collect_setup(self, answer: bytes) -> None:
         """Takes one client's keys.
@@ -102,106 +168,218 @@ class ServerMachine:
         Raises:
             ProtocolError: the answer is refused; the attempt goes on.
         """
-        if (digest := self._unless_repeated(answer)) is None:
+        if (digest := self._unless_repeated("collect_setup", answer)) is None:
             return
-        self._next("collect_setup")
         message = SetupAnswer.decode(answer)
         entry = message.entry
-        self._check_sender(message.context, self._ctx0, entry.index)
-        if self._members[entry.index] != entry.member:
-            raise ProtocolError("member", "an entry has another label than the roster")
+        self._check(message, self._ctx0)
         check_public(entry.enc_pk)
         check_public(entry.mask_pk)
-        check_distinct([*self._entries.values(), entry])
-        self._entries[entry.index] = entry
+        check_distinct([*(setup.entry for setup in self._setups.values()), entry])
+        self._setups[entry.index] = message
         self._accept(digest, entry.index)
 
-    def mask_requests(self) -> dict[int, bytes]:
-        """Settles the cohort: the request of M2 for each of its members, by index.
+    # --- M1
+
+    def deal_requests(self) -> dict[int, bytes]:
+        """Settles U1: the request of M1 for each of its members, by index.
 
         Raises:
-            MembersMissing: more than D of those invited have sent no keys, or fewer than c + 2 have.
+            AttemptFailed: more than D of those invited have sent no keys, or fewer than c + 2 have.
         """
-        after = self._next("mask_requests")
-        if len(self._entries) < self._invitation.rules.fewest(self._invitation.num_invited):
-            raise MembersMissing(self.missing, self.phase)
-        entries = tuple(self._entries[index] for index in sorted(self._entries))
-        request = MaskRequest(self._ctx0, entries, tuple(entry.index for entry in entries))
-        self._cohort = cohort_of(self._invitation, entries, request.masking)
-        self.phase = after
-        return dict.fromkeys(request.masking, request.encode())
+        after = self._next("deal_requests")
+        if len(self._setups) < self._invitation.rules.fewest(self._invitation.num_invited):
+            raise AttemptFailed("keys", self.missing)
+        setups = [self._setups[index] for index in sorted(self._setups)]
+        entries = tuple(setup.entry for setup in setups)
+        self._cohort = cohort_of(self._invitation, entries)
+        request = DealRequest(self._ctx0, entries, tuple(setup.signature for setup in setups))
+        return self._ask(after, self.cohort.entries, request.encode())
 
-    def collect_masked(self, answer: bytes) -> None:
-        """Adds one masked vector to the sum.
+    def collect_dealt(self, answer: bytes) -> None:
+        """Takes one client's rows of shares.
 
         Raises:
             ProtocolError: the answer is refused; the attempt goes on.
         """
-        if (digest := self._unless_repeated(answer)) is None:
+        if (digest := self._unless_repeated("collect_dealt", answer)) is None:
             return
-        self._next("collect_masked")
-        message = MaskAnswer.decode(answer)
-        self._check_sender(message.context, self.cohort.ctx2, message.sender)
-        if (message.bits, message.length) != (self.cohort.parameters.bits, self._invitation.length):
-            raise ProtocolError("vector-size", "a vector of another width or length")
-        np.add(self._total, message.masked_update().words, out=self._total)
+        message = DealAnswer.decode(answer)
+        if message.num_rows != len(self.cohort.graph.recipients(message.sender)):
+            raise ProtocolError("rows", "a dealer has not one row for each of its neighbours and itself")
+        self._check(message, self.cohort.ctx1)
+        self._dealt[message.sender] = message
         self._accept(digest, message.sender)
 
-    def unmask_requests(self) -> dict[int, bytes]:
-        """Settles the sum: the request of M4 for each client in it, by index.
+    # --- M2
+
+    def mask_requests(self) -> dict[int, bytes]:
+        """Settles U2: the request of M2 for each of its members, by index.
 
         Raises:
-            MembersMissing: a vector is missing, so that pairwise masks would stay in the sum.
+            AttemptFailed: more than D clients have dealt no shares.
         """
-        after = self._next("unmask_requests")
-        if self.missing:
-            raise MembersMissing(self.missing, self.phase)
-        self.phase = after
-        request = UnmaskRequest(self.cohort.ctx2, self.cohort.masking)
-        return dict.fromkeys(request.survivors, request.encode())
+        after, cohort = self._next("mask_requests"), self.cohort
+        if len(self._dealt) < cohort.fewest:
+            raise AttemptFailed("shares", self.missing)
+        self._masking = tuple(sorted(self._dealt))
+        self._ctx2 = cohort.ctx2(self._masking)
+        rows: dict[int, list[bytes]] = {v: [] for v in self._masking}
+        for dealer in self._masking:
+            for position, v in enumerate(cohort.graph.recipients(dealer)):
+                if v in rows:
+                    rows[v].append(self._dealt[dealer].row(position))
+        self._ask(after, self._masking, b"")
+        return {
+            v: MaskRequest(cohort.ctx1, self._masking, b"".join(rows.pop(v))).encode() for v in self._masking
+        }
 
-    def collect_unmask(self, answer: bytes) -> None:
-        """Takes the seed of one client's own mask.
+    def collect_masked(self, answer: bytes, vector: bytes | memoryview) -> None:
+        """Adds one masked vector to the sum, or takes a complaint in its place.
+
+        Args:
+            answer: a `MaskAnswer` or a `Complaint`.
+            vector: the packed words, of no other length than this cohort's.
 
         Raises:
             ProtocolError: the answer is refused; the attempt goes on.
         """
-        if (digest := self._unless_repeated(answer)) is None:
+        if (digest := self._unless_repeated("collect_masked", answer)) is None:
             return
-        self._next("collect_unmask")
+        if Complaint.is_one(answer):
+            complaint = Complaint.decode(answer)
+            self._check(complaint, self._ctx2)
+            self._complaints[complaint.sender] = complaint.dealer
+            return self._accept(digest, complaint.sender)
+        message = MaskAnswer.decode(answer)
+        self._check(message, self._ctx2)
+        entry = self.cohort.entries[message.sender]
+        if self._key.tag(entry.enc_pk, vector, ctx2=self._ctx2, sender=message.sender) != message.tag:
+            raise ProtocolError("tag", "a vector is not the one that its sender signed for")
+        add_packed(self._total, vector, self.cohort.parameters.bits)
+        self._masked[message.sender] = message
+        self._accept(digest, message.sender)
+
+    # --- M3
+
+    def confirm_requests(self) -> dict[int, bytes]:
+        """Settles U3, the senders of vectors: the request of M3 for each of its members, by index.
+
+        Raises:
+            AttemptFailed: more than D clients have sent no vector; says whom complaints name, too.
+        """
+        after, cohort = self._next("confirm_requests"), self.cohort
+        if len(self._masked) < cohort.fewest:
+            raise AttemptFailed("vectors", {*self.missing, *self._accused()})
+        self._survivors = tuple(sorted(self._masked))
+        proofs = {i: (i, self._masked[i].tag, self._masked[i].signature) for i in self._survivors}
+        if cohort.parameters.complete:
+            request = ConfirmRequest(self._ctx2, self._survivors, tuple(proofs.values())).encode()
+            return self._ask(after, self._survivors, request)
+        self._ask(after, self._survivors, b"")
+        return {
+            i: ConfirmRequest(
+                self._ctx2,
+                self._survivors,
+                tuple(proofs[v] for v in cohort.graph.recipients(i) if v in proofs),
+            ).encode()
+            for i in self._survivors
+        }
+
+    def collect_confirmed(self, answer: bytes) -> None:
+        """Takes one client's signature under U3.
+
+        Raises:
+            ProtocolError: the answer is refused; the attempt goes on.
+        """
+        if (digest := self._unless_repeated("collect_confirmed", answer)) is None:
+            return
+        message = ConfirmAnswer.decode(answer, self._survivors)
+        self._check(message, self._ctx2)
+        self._confirmed[message.sender] = message.signature
+        self._accept(digest, message.sender)
+
+    # --- M4
+
+    def unmask_requests(self) -> dict[int, bytes]:
+        """The request of M4 for each member of U3, by index.
+
+        Raises:
+            AttemptFailed: fewer than T clients have signed U3.
+        """
+        after, threshold = self._next("unmask_requests"), self.cohort.parameters.threshold
+        if len(self._confirmed) < threshold:
+            raise AttemptFailed("confirmations", self.missing)
+        signatures = tuple((i, self._confirmed[i]) for i in sorted(self._confirmed)[:threshold])
+        self._openings = Openings(self.cohort, self._masking, self._survivors, self._dealt)
+        request = UnmaskRequest(self._ctx2, self._survivors, signatures)
+        return self._ask(after, self._survivors, request.encode())
+
+    def collect_unmask(self, answer: bytes) -> None:
+        """Takes one client's shares. Its signature is looked at only if one of them turns out to be wrong.
+
+        Raises:
+            ProtocolError: the answer is refused; the attempt goes on.
+        """
+        if (digest := self._unless_repeated("collect_unmask", answer)) is None:
+            return
         message = UnmaskAnswer.decode(answer)
-        self._check_sender(message.context, self.cohort.ctx2, message.sender)
-        self._seeds[message.sender] = bytearray(message.seed)
+        self._check_sender(message.context, self._ctx2, message.sender)
+        assert self._openings is not None
+        self._openings.add(message)
         self._accept(digest, message.sender)
 
     def aggregate(self) -> Aggregate:
-        """The sum, once every seed is there.
+        """The sum.
 
         Raises:
-            MembersMissing: a seed is missing.
+            AttemptFailed: too few shares came to open a secret; or a dealer is proven guilty, and named.
             ProtocolError: "aggregate-range": what is left cannot be a sum of such vectors.
         """
         after = self._next("aggregate")
-        if self.missing:
-            raise MembersMissing(self.missing, self.phase)
-        for seed in self._seeds.values():
-            add_mask(self._total, seed, -1)
-            erase(seed)
-        self._seeds.clear()
-        self.phase = after
+        assert self._openings is not None
+        masks, blamed = opened_masks(self._openings, self._key_of)
+        self.blamed = tuple(self._members[i] for i in blamed.wrong_shares)
+        if blamed.guilty or blamed.unopened:
+            guilty = [self._members[i] for i in blamed.guilty]
+            raise AttemptFailed("shares", {*guilty, *self.missing, *self.blamed}, guilty)
+        add_masks(self._total, masks, threads=self._threads)
+        for seed, _ in masks:
+            seed[:] = bytes(len(seed))
+        self.phase, self._openings, self._asked = after, None, ()
         values = centre(self._total, self.cohort.parameters.bits)
         bound = self._bound()
         if values.size and not -bound <= int(values.min()) <= int(values.max()) <= bound:
             raise ProtocolError("aggregate-range", "the sum has a coordinate that is out of range")
-        return Aggregate(values, len(self.cohort.masking))
+        return Aggregate(values, len(self._survivors))
+
+    # --- around the steps
 
     def _bound(self) -> int:
         """Largest absolute value of a coordinate of an honest sum, in integer units."""
-        rules, parameters, n = self._invitation.rules, self.cohort.parameters, len(self.cohort.masking)
+        rules, parameters, n = self._invitation.rules, self.cohort.parameters, len(self._survivors)
         noise = sum_noise(
             parameters.n, parameters.max_dropouts, rules.max_corrupt, rules.c_int, rules.noise_multiplier
         )
         return n * rules.c_int + int(12 * noise)
+
+    def _accused(self) -> set[Member]:
+        """Whom complaints leave out of the next attempt: one named by more than c, else both of a pair."""
+        named: dict[int, list[int]] = {}
+        for sender, dealer in self._complaints.items():
+            named.setdefault(dealer, []).append(sender)
+        out: set[int] = set()
+        for dealer, senders in named.items():
+            out |= {dealer} if len(senders) > self._invitation.rules.max_corrupt else {dealer, *senders}
+        return {self._members[i] for i in out if i in self._members}
+
+    def _key_of(self, index: int) -> bytes:
+        return self._members[index].key
+
+    def _ask(self, phase: str, asked: Collection[int], request: bytes) -> dict[int, bytes]:
+        """Enters the phase in which these members are asked."""
+        self.phase, self._asked, self._answered = phase, asked, set()
+        return dict.fromkeys(asked, request)
 
     def _next(self, step: str) -> str:
         """The phase after `step`, if it may be taken now."""
@@ -210,20 +388,29 @@ class ServerMachine:
             raise ProtocolError("phase", f"no {step} in the phase of {self.phase}")
         return after
 
+    def _check(
+        self, message: SetupAnswer | DealAnswer | MaskAnswer | Complaint | ConfirmAnswer, context: bytes
+    ) -> None:
+        """Refuses an answer to another request, from a stranger, without its signature, or a second one."""
+        self._check_sender(message.context, context, message.sender)
+        verify(self._key_of(message.sender), message.signature, *message.statement)
+
     def _check_sender(self, context: bytes, expected: bytes, sender: int) -> None:
-        """Refuses an answer to another request, from a stranger, or a second one that differs."""
         if context != expected:
             raise ProtocolError("context", "an answer belongs to another context")
-        if sender not in (self._members if self._cohort is None else self._cohort.masking):
+        if sender not in self._asked:
             raise ProtocolError("unknown-member", f"member {sender} is not asked")
-        if sender in self._answered[self.phase]:
+        if sender in self._answered:
             raise ProtocolError("duplicate", f"member {sender} has answered otherwise before")
 
-    def _unless_repeated(self, answer: bytes) -> bytes | None:
+    def _unless_repeated(self, step: str, answer: bytes) -> bytes | None:
         """The hash of an answer, or None where exactly this one has been accepted before."""
         digest = hashlib.sha256(answer).digest()
-        return None if digest in self._accepted else digest
+        if digest in self._accepted:
+            return None
+        self._next(step)
+        return digest
 
     def _accept(self, digest: bytes, sender: int) -> None:
         self._accepted.add(digest)
-        self._answered[self.phase].add(sender)
+        self._answered.add(sender)
