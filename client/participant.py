@@ -161,6 +161,17 @@ class Participant:
         self.num_clipped += encoded.clipped
         return encoded
 
+    @property
+    def pays_each_attempt(self) -> bool:
+        """Whether a repeated attempt is a release of its own, because its noise is drawn anew."""
+        return self.run.plan.unit == "client"
+
+    def noised(
+        self, encoded: EncodedUpdate, round_number: int, attempt: int, noise_share: float
+    ) -> EncodedUpdate:
+        """The encoded update with this client's share of the sum's noise, in integer units."""
+        return encoded
+
     def debit(self, run_id: str, round_number: int, attempt: int) -> None:
         """Enters one round's releases in the ledger; returns when they are on disk.
 

@@ -1,8 +1,8 @@
 """How an update leaves a site under the secure sum.
 
-    M0  guard, train, encode, answer with keys      M3  sign whose vectors are in the sum
-    M1  deal shares                                 M4  open one share of each client
-    M2  open the rows dealt; add noise, debit, mask
+M0  guard, train, encode, answer with keys      M3  sign whose vectors are in the sum
+M1  deal shares                                 M4  open one share of each client
+M2  open the rows dealt; add noise, debit, mask
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def setup(participant: Participant, request: bytes, arrays: Arrays) -> bytes:
     session = participant.session()
     if session is not None and (stored := session.machine.answered("setup", request)) is not None:
         return stored[0]
-    fresh = session is None or not _same_update(session, participant, own)
-    if fresh:
+    if session is not None and not _same_update(session, participant, own):
+        session = None
+    if session is None:
         participant.guard(own.run, own.round, arrays)
     elif session.sent and participant.run.plan.unit == "none":
         # Two sums over different cohorts differ by one client's update, which nothing else hides.
         raise Refused("attempt", "an update without privacy is sent once")
     machine = participant.machine()
     answer = machine.setup(request, own)  # refuses before anything is trained
-    if fresh:
+    if session is None:
         encoded = participant.encode(own.round, arrays, participant.update(own.round, arrays))
         session = Session(own.run, own.round, own.model, participant.run.digest, encoded, machine)
-    session.machine = machine  # the same finished update, under new masks
-    session.attempt = own.attempt
+    session.machine, session.attempt = machine, own.attempt  # the same finished update under new masks
     participant.sessions.save(session)
     return answer
 

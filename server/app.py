@@ -11,21 +11,25 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from server.state import RunState
+from server.sums import SumFile
 from strategies.exchange import find_members
 from strategies.factory import make_strategy
 from strategies.grids import PlainGrid
 from strategies.rounds import Rounds
 from strategies.scaling import learn_scaling
-from strategies.secure_grid import MAX_ATTEMPTS, Agreement, IdealSumGrid, SecureAggregationGrid
+from strategies.secure_grid import Agreement, Coordinator, IdealSumGrid, SecureAggregationGrid, SumMemory
 from tacit import config
 from tacit.config import Experiment
 from tacit.encoding import encoder_of, needs_statistics
-from tacit.errors import ConfigError, StorageError, TacitError
+from tacit.errors import ConfigError, ProtocolError, StorageError, TacitError
 from tacit.privacy.plan import PrivacyPlan
+from tacit.secagg.identity import Identity
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
+from tacit.secagg.signed_roster import SignedRoster
 from tacit.tasks import Task, load_task
 from tacit.tasks.weights import initial_arrays
 
@@ -61,7 +65,7 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
         experiment.secure_aggregation.deadline_seconds,
     )
     strategy = make_strategy(experiment)
-    grid = wrap(grid, experiment, plan, nodes, state)
+    grid = wrap(grid, experiment, plan, strategy, nodes, state)
     if needs_statistics(experiment) and not state.scaling:
         state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
     rounds = Rounds(experiment, plan, strategy, grid, nodes, state, state.run_id, state.scaling)
@@ -81,21 +85,56 @@ def check_monitor(experiment: Experiment, task: Task) -> None:
 
 
 def wrap(
-    grid: Grid, experiment: Experiment, plan: PrivacyPlan, nodes: dict[str, int], state: RunState
+    grid: Grid,
+    experiment: Experiment,
+    plan: PrivacyPlan,
+    strategy: Strategy,
+    nodes: dict[str, int],
+    state: RunState,
 ) -> Grid:
     """The grid that the strategy speaks to: with the secure sum inside, or without."""
     settings = experiment.secure_aggregation
     if not settings.enabled:
         return PlainGrid(grid, {node: label for label, node in nodes.items()}, settings.deadline_seconds)
     task = load_task(experiment)
-    members = {node: Member(i, label) for i, (label, node) in enumerate(nodes.items())}
-    agreement = Agreement(
-        run=state.run_id,
-        config=experiment.to_toml(),
-        members=members,
-        rules=Rules.of(settings),
-        encoder=lambda arrays: encoder_of(experiment, plan, task, arrays),
-        deadline_seconds=settings.deadline_seconds,
-        first_attempt=1 + MAX_ATTEMPTS * (state.starts - 1),
+
+    def agreement(members: dict[int, Member]) -> Agreement:
+        return Agreement(
+            run=state.run_id,
+            config=experiment.to_toml(),
+            members=members,
+            rules=Rules.of(settings, plan.sum_noise_multiplier),
+            encoder=lambda arrays: encoder_of(experiment, plan, task, arrays),
+            deadline_seconds=settings.deadline_seconds,
+        )
+
+    if settings.engine == "ideal":
+        anyone = {node: Member(i, label, b"") for i, (label, node) in enumerate(nodes.items())}
+        return IdealSumGrid(grid, agreement(anyone))
+    coordinator = coordinator_of(
+        Path(os.environ.get("TACIT_FEDERATION", ".")), SumFile(state.folder / "sums.json")
     )
-    return (IdealSumGrid if settings.engine == "ideal" else SecureAggregationGrid)(grid, agreement)
+    enrolled = {member.label: member for member in coordinator.roster.members}
+    if missing := [label for label in nodes if label not in enrolled]:
+        raise ConfigError(f"the roster has no {', '.join(missing)}", key="federation.sites")
+    members = {node: enrolled[label] for label, node in nodes.items()}
+    return SecureAggregationGrid(grid, strategy, agreement(members), coordinator)
+
+
+def coordinator_of(folder: Path, memory: SumMemory) -> Coordinator:
+    """This server, by the roster and the key in a folder.
+
+    Raises:
+        ConfigError: they are not there, or do not belong together.
+    """
+    path = folder / "roster.json"
+    try:
+        roster = SignedRoster.decode(path.read_bytes()).roster
+        identity = Identity.load(folder / "server.key")
+    except (OSError, ProtocolError, StorageError) as error:
+        raise ConfigError(
+            f"a secure sum needs the federation's roster and this server's key: {error}", source=path
+        ) from None
+    if identity.public != roster.server_key:
+        raise ConfigError("names another server key than server.key", source=path)
+    return Coordinator(roster, identity, memory)

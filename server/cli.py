@@ -36,15 +36,16 @@ def command(
         raise ConfigError("tacit server --insecure-loopback EXPERIMENT.toml --state DIR: both are needed")
     from tacit import config
 
-    serve(config.load(experiment), state, port=port, num_clients=clients)
+    serve(config.load(experiment), state, experiment.parent, port=port, num_clients=clients)
 
 
-def serve(experiment: Experiment, state: Path, *, port: int, num_clients: int) -> None:
+def serve(experiment: Experiment, state: Path, federation: Path, *, port: int, num_clients: int) -> None:
     """Runs one experiment with real nodes on this machine.
 
     Args:
         experiment: what to run.
         state: the server's state directory; made when missing.
+        federation: folder with the roster and this server's key.
         port: on 127.0.0.1, which is the only address it listens on; 0 = a free one.
         num_clients: nodes to wait for before the run starts; 0 = as many as the experiment declares.
 
@@ -57,7 +58,7 @@ def serve(experiment: Experiment, state: Path, *, port: int, num_clients: int) -
 
     state = state.resolve()
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    variables = {"TACIT_STATE": str(state)}
+    variables = {"TACIT_STATE": str(state), "TACIT_FEDERATION": str(federation.resolve())}
     with SuperLink(state / "flower", port=port, variables=variables) as link:
         with _progress() as progress:
             _wait_for_nodes(link, num_clients or _declared_clients(experiment), progress)

@@ -66,4 +66,3 @@ def roster_of(experiment: Experiment, enrolled: tuple[RosterMember, ...], server
 
 def _identity(path: Path) -> Identity:
     return Identity.load(path) if path.exists() else Identity.create(path)
-

@@ -69,6 +69,7 @@ def ray_variables(state: Path, sites: Path, scratch: str) -> dict[str, str]:
     variables = {
         "TACIT_STATE": str(state.resolve()),
         "TACIT_SITES": str(sites.resolve()),
+        "TACIT_FEDERATION": str(sites.resolve()),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     if "RAY_ADDRESS" not in os.environ:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 import tomli_w
 
+from simulations.enrolment import enrol
 from simulations.sites import PreparedSites, prepare_sites
 from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
@@ -187,6 +188,9 @@ def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> Prepa
     prepared = prepare_sites(experiment, table, schema, out, durable=durable)
     for i in range(len(prepared.sites)):
         _write_policy(prepared.folder / str(i), prepared.experiment)
+    secure = prepared.experiment.secure_aggregation
+    if secure.enabled and secure.engine == "protocol":
+        enrol(prepared.folder, prepared.experiment)
     return prepared
 
 
@@ -252,7 +256,8 @@ def run_local(simulation: Simulation) -> None:
     at_once = () if experiment.simulation.executor == "serial" else (train_cohort, train_ahead)
     grid = LocalGrid(client_app, run_config, len(experiment.federation.sites), *at_once)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
-    with environment(TACIT_STATE=str(simulation.state), TACIT_SITES=str(simulation.prepared.folder)):
+    sites = str(simulation.prepared.folder)
+    with environment(TACIT_STATE=str(simulation.state), TACIT_SITES=sites, TACIT_FEDERATION=sites):
         server_app(grid, context)
 
 

@@ -27,7 +27,7 @@ from client.training import LocalTrainer, record_losses
 from tacit.encoding import STATISTICS_ROUND
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Keys, Stream
-from tacit.secagg.contexts import Invitation
+from tacit.secagg.messages import SetupRequest
 from tacit.tasks import Records
 from tacit.tasks.weights import Arrays
 
@@ -273,4 +273,4 @@ def _client(message: Message, context: Context) -> Participant | None:
 def _round(message: Message) -> int:
     """The round of a training message, plain or of the protocol."""
     asked = fields(message)
-    return Invitation.decode(body(message)).round if "body" in asked else ids(asked)[1]
+    return SetupRequest.decode(body(message)).invitation.round if "body" in asked else ids(asked)[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, MutableSet
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -16,15 +16,18 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, WrappedGrid, count_refusals, size_of, spelled
+from strategies.mean_only import check_mean_only
 from tacit.encoding import config_digest
 from tacit.errors import ProtocolError, RunFailed
 from tacit.secagg.contexts import Invitation, model_digest
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.envelope import Signer
+from tacit.secagg.journal import MAX_ATTEMPTS
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
@@ -33,7 +36,33 @@ from tacit.secagg.roster import Roster
 from tacit.secagg.server import AttemptFailed, ServerMachine
 from tacit.update import Aggregate, Integers
 
-MAX_ATTEMPTS = 3
+
+class SumMemory:
+    """What has to be known from one sum to the next. This one forgets with its process.
+
+    Attributes:
+        round, attempt: the newest attempt that was made.
+        strikes: indices of members that are proven to have cheated.
+    """
+
+    def __init__(self) -> None:
+        self.round, self.attempt = -1, 0
+        self.strikes: set[int] = set()
+
+    def next_attempt(self, round_number: int) -> int:
+        """Number of the next attempt at a round, from 1; clients answer to no number twice."""
+        self.attempt = self.attempt + 1 if round_number == self.round else 1
+        self.round = round_number
+        self._changed()
+        return self.attempt
+
+    def strike(self, index: int) -> None:
+        """Remembers a member that has cheated."""
+        self.strikes.add(index)
+        self._changed()
+
+    def _changed(self) -> None:
+        """Called before what has changed is acted on."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +73,33 @@ class Agreement:
         run: Tacit's own id of the run.
         config: the experiment in canonical TOML.
         members: the member that is reached at each node.
-        roster: the members as they have signed it; the clients go by their own copy.
-        identity: the server's identity key.
         rules: how parameters follow from the size of a cohort.
         encoder: from the global model's arrays to the public encoding.
         deadline_seconds: per phase.
-        first_attempt: number of the first attempt of each round; a restarted server begins higher.
-        strikes: indices of members that are proven to have cheated; the grid adds to it.
-        threads: for the masks.
     """
 
     run: str
     config: str
     members: Mapping[int, Member]
-    roster: Roster
-    identity: Signer
     rules: Rules
     encoder: Callable[[Mapping[str, NDArray[Any]]], Encoder]
     deadline_seconds: float
-    first_attempt: int = 1
-    strikes: MutableSet[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """What makes a server the one of this federation.
+
+    Attributes:
+        roster: the members as they have signed it; the clients go by their own copy.
+        identity: the server's key, which the roster names.
+        memory: of earlier attempts and of members that have cheated.
+        threads: for the masks.
+    """
+
+    roster: Roster
+    identity: Signer
+    memory: SumMemory = field(default_factory=SumMemory)
     threads: int = 1
 
 
@@ -138,29 +174,51 @@ class SecureAggregationGrid(_SumGrid):
     Guarantees:
         The server's code receives masked updates only, and learns their sum or nothing.
         Who is proven to have cheated is asked no more.
+
+    Args:
+        grid: carries the messages.
+        strategy: the strategy that will use this grid; refused if it needs more than the mean.
+        agreement: of this run.
+        coordinator: who this server is.
+        mean_only: take the word of the caller that `strategy` needs the mean only.
     """
+
+    def __init__(
+        self,
+        grid: Grid,
+        strategy: Strategy,
+        agreement: Agreement,
+        coordinator: Coordinator,
+        *,
+        mean_only: bool = False,
+    ) -> None:
+        super().__init__(grid, agreement)
+        if not mean_only:
+            check_mean_only(strategy)
+        self._coordinator = coordinator
 
     def _sum(
         self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
     ) -> Aggregate:
-        agreement = self._agreement
-        fewest = agreement.rules.fewest(len(messages))
-        invited = everybody = [m for m in messages if self._member(m).index not in agreement.strikes]
-        for attempt in range(agreement.first_attempt, agreement.first_attempt + MAX_ATTEMPTS):
+        coordinator, memory = self._coordinator, self._coordinator.memory
+        fewest = self._agreement.rules.fewest(len(messages))
+        invited = everybody = self._without(messages, memory.strikes)
+        while (attempt := memory.next_attempt(round_of(messages[0]))) <= MAX_ATTEMPTS:
             if len(invited) < fewest:
                 break
             key = KeyPair(secrets.token_bytes(SECRET_KEY_BYTES))
             invitation = self._invitation(invited, arrays, encoder, attempt, key.public)
             members = [self._member(m) for m in invited]
-            machine = ServerMachine(invitation, members, agreement.identity, key, threads=agreement.threads)
+            machine = ServerMachine(
+                invitation, members, coordinator.identity, key, threads=coordinator.threads
+            )
             try:
                 return self._attempt(machine, invited, fewest)
             except AttemptFailed as error:
                 for member in error.guilty:
-                    agreement.strikes.add(member.index)
-                out = {member.index for member in error.without}
-                left = [m for m in invited if self._member(m).index not in out]
-                everybody = [m for m in everybody if self._member(m).index not in agreement.strikes]
+                    memory.strike(member.index)
+                left = self._without(invited, {member.index for member in error.without})
+                everybody = self._without(everybody, memory.strikes)
                 # A message may also just have been late.
                 invited = left if len(left) >= fewest else everybody
         raise RunFailed(
@@ -176,7 +234,7 @@ class SecureAggregationGrid(_SumGrid):
         models = {self._member(m).index: m for m in invited}
 
         def phase(
-            number: int, requests: Mapping[int, bytes], collect: Callable[[bytes], None], size: int = -1
+            number: int, requests: Mapping[int, bytes], collect: Callable[..., None], size: int = -1
         ) -> None:
             """Sends one phase's requests and takes what comes; an answer that is refused counts as none."""
             asked = [
@@ -231,7 +289,7 @@ class SecureAggregationGrid(_SumGrid):
     ) -> Invitation:
         agreement = self._agreement
         return Invitation(
-            roster=agreement.roster.digest(),
+            roster=self._coordinator.roster.digest(),
             run=agreement.run,
             round=round_of(messages[0]),
             attempt=attempt,
@@ -242,6 +300,9 @@ class SecureAggregationGrid(_SumGrid):
             rules=agreement.rules,
             server_pk=server_pk,
         )
+
+    def _without(self, messages: list[Message], members: Collection[int]) -> list[Message]:
+        return [message for message in messages if self._member(message).index not in members]
 
     def _member(self, message: Message) -> Member:
         return self._agreement.members[message.metadata.dst_node_id]

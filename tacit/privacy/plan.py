@@ -62,6 +62,7 @@ class PrivacyPlan:
     noise_multiplier: float
     metrics_noise_multiplier: float | None = None
     statistics_noise_multiplier: float | None = None
+    sum_noise_multiplier: float = 0.0
 
     def __post_init__(self) -> None:
         if self.debits < self.rounds:

@@ -202,7 +202,9 @@ class ClientMachine:
             cohort.parameters.share_threshold,
             self._random_bytes,
         )
-        reply = DealAnswer(cohort.ctx1, self.index, dealing.rows, dealing.own_commitment).signed(self._identity)
+        reply = DealAnswer(cohort.ctx1, self.index, dealing.rows, dealing.own_commitment).signed(
+            self._identity
+        )
         return state.advance(after, "deal", request, reply.encode())
 
     # --- M2
@@ -284,7 +286,9 @@ class ClientMachine:
         answers = message.answers()
         for v in self._among(message.survivors):
             if v not in answers:
-                raise ProtocolError("proof", "a neighbour is in the sum without proof that it sent its vector")
+                raise ProtocolError(
+                    "proof", "a neighbour is in the sum without proof that it sent its vector"
+                )
             verify(self._key_of(v), answers[v].signature, *answers[v].statement)
         self._sign_once(message.survivors)
         answer = ConfirmAnswer(state.ctx2, self.index, message.survivors).signed(self._identity)
@@ -304,7 +308,9 @@ class ClientMachine:
         after, message = self._next("unmask"), UnmaskRequest.decode(request)
         self._check_survivors(message.context, message.survivors)
         if len(message.signatures) < self.cohort.parameters.threshold:
-            raise ProtocolError("confirmations", f"only {len(message.signatures)} clients have signed this set")
+            raise ProtocolError(
+                "confirmations", f"only {len(message.signatures)} clients have signed this set"
+            )
         for answer in message.answers():
             if answer.sender not in message.survivors:
                 raise ProtocolError("unknown-member", "a set is signed by somebody who is not in it")
@@ -412,12 +418,19 @@ class ClientMachine:
 
     def _masked(self, values: Integers) -> MaskedUpdate:
         """y = x + PRG(b_u) + sum over v > u of PRG(s_uv) - sum over v < u of PRG(s_uv), modulo 2^b."""
-        state, key, u, bits = self._state, self._key(self._state.mask), self.index, self.cohort.parameters.bits
+        state, key, u, bits = (
+            self._state,
+            self._key(self._state.mask),
+            self.index,
+            self.cohort.parameters.bits,
+        )
         seeds = [(state.own_seed, 1)]
         for v in self._among(state.masking):
             if v != u:
                 peer = self.cohort.entries[v].mask_pk
-                seeds.append((key.mask_seed(peer, ctx2=state.ctx2, u=min(u, v), v=max(u, v)), 1 if v > u else -1))
+                seeds.append(
+                    (key.mask_seed(peer, ctx2=state.ctx2, u=min(u, v), v=max(u, v)), 1 if v > u else -1)
+                )
         words = to_words(values)
         add_masks(words, seeds, threads=self._threads)
         for seed, _ in seeds[1:]:

@@ -80,7 +80,7 @@ class KeyPair:
         HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=ctx1, info=info).derive_into(self._agreed[peer], key)
         return key
 
-    def tag(self, peer: bytes, vector: bytes, *, ctx2: bytes, sender: int) -> bytes:
+    def tag(self, peer: bytes, vector: bytes | memoryview, *, ctx2: bytes, sender: int) -> bytes:
         """16 bytes that bind a masked vector to its sender's signature: its GMAC (NIST SP 800-38D, section 3).
 
         The key is one that client and server agree on for this vector alone, so nobody between them can put another

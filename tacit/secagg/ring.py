@@ -194,7 +194,7 @@ def pack(words: Words, bits: int) -> bytes:
     return packed.tobytes()
 
 
-def check_packed(data: bytes, bits: int, length: int) -> None:
+def check_packed(data: bytes | memoryview, bits: int, length: int) -> None:
     """Refuses what `pack` cannot have made. Looks at sizes and the ends of the planes only.
 
     Raises:
@@ -222,7 +222,7 @@ def unpack(data: bytes, bits: int, length: int) -> Words:
     return words
 
 
-def add_packed(acc: Words, data: bytes, bits: int) -> None:
+def add_packed(acc: Words, data: bytes | memoryview, bits: int) -> None:
     """Adds packed words to a sum, in place, modulo 2^32. A block at a time: it takes no memory of its own.
 
     Args:

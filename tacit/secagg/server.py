@@ -1,16 +1,16 @@
 """The server's side of the secure sum. Bytes in, bytes or a typed error out; the caller does all I/O.
 
-    setup_request     M0: the signed invitation
-    collect_setup         takes the clients' keys until the caller stops waiting
-    deal_requests     M1: tells everyone who takes part
-    collect_dealt         takes the rows of shares, which only their recipients can open
-    mask_requests     M2: passes the rows on
-    collect_masked        adds up masked vectors; nothing else about an update ever comes in
-    confirm_requests  M3: says whose vectors have come
-    collect_confirmed     takes the signatures under that
-    unmask_requests   M4: shows enough of them
-    collect_unmask        takes shares
-    aggregate             opens and removes the masks: what is left is the sum
+setup_request     M0: the signed invitation
+collect_setup         takes the clients' keys until the caller stops waiting
+deal_requests     M1: tells everyone who takes part
+collect_dealt         takes the rows of shares, which only their recipients can open
+mask_requests     M2: passes the rows on
+collect_masked        adds up masked vectors; nothing else about an update ever comes in
+confirm_requests  M3: says whose vectors have come
+collect_confirmed     takes the signatures under that
+unmask_requests   M4: shows enough of them
+collect_unmask        takes shares
+aggregate             opens and removes the masks: what is left is the sum
 """
 
 from __future__ import annotations
@@ -250,7 +250,8 @@ class ServerMachine:
             complaint = Complaint.decode(answer)
             self._check(complaint, self._ctx2)
             self._complaints[complaint.sender] = complaint.dealer
-            return self._accept(digest, complaint.sender)
+            self._accept(digest, complaint.sender)
+            return
         message = MaskAnswer.decode(answer)
         self._check(message, self._ctx2)
         entry = self.cohort.entries[message.sender]

@@ -177,4 +177,6 @@ def _joined(openings: Openings, dealer: int, kind: Kind, shares: Mapping[int, Op
 def _committed(openings: Openings, dealer: int, sender: int, kind: Kind, opening: Opening) -> bool:
     cohort = openings.cohort
     position = cohort.graph.recipients(dealer).index(sender)
-    return check_opening(openings.dealt[dealer].commitment(position), cohort.ctx1, dealer, sender, kind, opening)
+    return check_opening(
+        openings.dealt[dealer].commitment(position), cohort.ctx1, dealer, sender, kind, opening
+    )
