@@ -208,11 +208,14 @@ def open_row(
         erase(key)
     shares = _with_hashes(plain, ctx1, u, v)
     erase(plain)
-    if _commitment(shares.inner_own, shares.inner_key, ctx1, u, v) != commitment:
+    try:
+        if _commitment(shares.inner_own, shares.inner_key, ctx1, u, v) != commitment:
+            raise ProtocolError("share", "a row does not match its commitment")
+        check_share(shares.own_share)
+        check_share(shares.key_share)
+    except ProtocolError:
         shares.erase()
-        raise ProtocolError("share", "a row does not match its commitment")
-    check_share(shares.own_share)
-    check_share(shares.key_share)
+        raise
     return shares
 
 
