@@ -124,7 +124,7 @@ def test_what_is_no_key_and_no_vector_is_an_error():
         with pytest.raises(ValueError, match="32 bytes"):
             keystream(key, 4)
         with pytest.raises(ValueError, match="32 bytes"):
-            add_masks(words, [(KEY, 1), (key, 1)])
+            add_masks(words, [(KEY, 1)] * 200 + [(key, 1)])
     for acc, sign in ((words.view(np.int32), 1), (words.reshape(2, 2), 1), (words, 2), (words, 0)):
         with pytest.raises(ValueError, match="uint32"):
             add_mask(acc, KEY, sign)

@@ -143,7 +143,7 @@ def test_an_opening_says_nothing_of_the_other_share_but_its_hash():
     ):
         encoded = shares.opening(kind).encode()
         assert encoded[:33] == shown
-        assert hidden not in encoded
+        assert hidden[1:] not in encoded  # the first byte is nearly always zero
         assert len(encoded) == sharing.OPENING_BYTES == 97
 
 
