@@ -126,7 +126,7 @@ def test_I20_one_row_more_moves_each_clipped_sum_by_at_most_the_clip_norm_and_no
     assert max(apart) <= CLIP + 1e-5
     held_out = kind == "a row that is held out"
     assert (max(apart) > 0.01) != held_out  # the row does take part: the test can fail
-    ours, theirs = (client.sessions.load() for client in (first, second))
+    ours, theirs = (client.session() for client in (first, second))
     assert np.array_equal(ours.encoded.values, theirs.encoded.values)  # delta, rounding and weight
     assert first.weight == second.weight
 
@@ -208,7 +208,7 @@ def test_I22_q_steps_normaliser_weight_plan_and_delta_check_are_unchanged_when_a
         seen.add(
             (
                 plan, plan.sampling_rate, plan.steps_per_round, tuple(played.normalisers), client.weight,
-                client.declared_rows, plan.delta, int(client.sessions.load().encoded.values[-1]),
+                client.declared_rows, plan.delta, int(client.session().encoded.values[-1]),
             )
         )  # fmt: skip
     assert len(seen) == 1
@@ -219,6 +219,6 @@ def test_G5_a_site_with_a_single_row_answers_like_any_other(usual, tmp_path):
     folders = [write_site(tmp_path / "north", data=rows(0, train=1))]
     folders += write_sites(tmp_path / "rest")[1:]
     round_ = Round(participants(usual, folders), model(usual.experiment)).keys().vectors()
-    encoded = round_.clients[0].sessions.load().encoded
+    encoded = round_.clients[0].session().encoded
     assert round_.sum().num_clients == 3
     assert np.abs(encoded.values[:-1]).max() > 100  # noise alone is an update like any other

@@ -84,7 +84,7 @@ def test_H10_a_session_reads_back_from_its_bytes(session):
     again = Session.decode(data)
     assert again.encode() == data
     assert np.array_equal(again.encoded.values, session.encoded.values)
-    assert (again.run, again.round, again.debited) == (session.run, session.round, session.debited)
+    assert (again.run, again.round, again.sent) == (session.run, session.round, session.sent)
 
 
 @given(st.binary(max_size=300), st.booleans())

@@ -1,6 +1,9 @@
 """Site folders on disk, an experiment over them, and a server's side of a round, for the tests of the client."""
 
+import hashlib
 from dataclasses import replace
+from datetime import date
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,18 @@ from client.app import app
 from client.participant import Participant, Run
 from client.sessions import FolderSessions, MemorySessions
 from client.site import Site
+from simulations.enrolment import VALIDITY, roster_of
 from simulations.local_grid import RUN_ID, identify_process
 from tacit import config
-from tacit.secagg.contexts import Invitation, model_digest, roster_digest, text_digest
+from tacit.secagg.contexts import Invitation, model_digest, text_digest
+from tacit.secagg.identity import Identity
+from tacit.secagg.keys import KeyPair
+from tacit.secagg.members import Member
+from tacit.secagg.messages import SetupRequest
 from tacit.secagg.parameters import Rules
+from tacit.secagg.roster import RosterMember
 from tacit.secagg.server import ServerMachine
+from tacit.secagg.signed_roster import SignedRoster
 from tacit.tasks.weights import initial_arrays
 
 LABELS = ("north", "south", "west")
@@ -84,7 +94,32 @@ def write_site(folder, label="north", data=None, policy=POLICY, durable=False):
     (folder / "data.csv").write_text(rows(LABELS.index(label)) if data is None else data)
     if policy is not None:
         (folder / "policy.toml").write_text(tomli_w.dumps(policy))
+    if label in LABELS:
+        Identity.create(folder / "identity.key", fixed(label))
+        (folder / "roster.json").write_bytes(signed_roster().encode())
     return folder
+
+
+def fixed(name):
+    """A source of the same bytes for the same name, so that sites made one by one know each other."""
+    return lambda n: hashlib.sha256(name.encode()).digest()[:n]
+
+
+SERVER_IDENTITY = Identity.generate(fixed("server"))
+
+
+@lru_cache
+def signed_roster():
+    """The three sites, signed by each of them."""
+    identities = [Identity.generate(fixed(label)) for label in LABELS]
+    enrolled = tuple(
+        RosterMember(Member(i, label, identity.public), date.today() + VALIDITY, DECLARED)
+        for i, (label, identity) in enumerate(zip(LABELS, identities, strict=True))
+    )
+    signed = SignedRoster(roster_of(experiment(), enrolled, SERVER_IDENTITY.public))
+    for identity in identities:
+        signed = signed.sign(identity)
+    return signed
 
 
 def write_sites(root, policy=POLICY):
@@ -108,20 +143,29 @@ def model(experiment, seed=None):
     return initial_arrays(task, private=private, seed=experiment.seed if seed is None else seed)
 
 
+SERVER_KEY = KeyPair(bytes(range(32)))
+
+
 def invitation(run, arrays, *, round_number=1, attempt=1, run_id="run-1", **changes):
-    """M0 as an honest server makes it."""
+    """The fields of M0 as an honest server makes them."""
     made = Invitation(
-        roster=roster_digest(run.members),
+        roster=signed_roster().roster.digest(),
         run=run_id,
         round=round_number,
         attempt=attempt,
         model=model_digest(arrays),
         config=text_digest(run.experiment.to_toml()),
         length=run.encoder(arrays).layout.size,
-        num_invited=len(run.members),
+        num_invited=len(run.experiment.federation.sites),
         rules=Rules.of(run.experiment.secure_aggregation),
+        server_pk=SERVER_KEY.public,
     )
     return replace(made, **changes)
+
+
+def setup_request(run, arrays, **fields):
+    """M0 as an honest server sends it."""
+    return SetupRequest(invitation(run, arrays, **fields)).signed(SERVER_IDENTITY).encode()
 
 
 class Round:
@@ -130,23 +174,40 @@ class Round:
     def __init__(self, clients, arrays, **fields):
         self.clients, self.arrays = clients, arrays
         self.invitation = invitation(clients[0].run, arrays, **{"num_invited": len(clients), **fields})
-        self.machine = ServerMachine(self.invitation, [client.member for client in clients])
+        self.indices = [LABELS.index(client.site.label) for client in clients]
+        members = [signed_roster().roster.members[i] for i in self.indices]
+        self.machine = ServerMachine(self.invitation, members, SERVER_IDENTITY, SERVER_KEY)
+        self.request = self.machine.setup_request()
+
+    def by_index(self, requests):
+        return [(client, requests[i]) for client, i in zip(self.clients, self.indices, strict=True)]
 
     def keys(self):
+        """M0 and M1: everybody has keys and shares."""
         for client in self.clients:
-            self.machine.collect_setup(submission.setup(client, self.invitation.encode(), self.arrays))
-        self.mask_request = self.machine.mask_requests()[0]
+            self.machine.collect_setup(submission.setup(client, self.request, self.arrays))
+        self.deal_requests = self.machine.deal_requests()
+        for client, request in self.by_index(self.deal_requests):
+            self.machine.collect_dealt(submission.deal(client, request))
+        self.mask_requests = self.machine.mask_requests()
         return self
 
+    @property
+    def mask_request(self):
+        """That of the first client."""
+        return self.mask_requests[self.indices[0]]
+
     def vectors(self):
-        for client in self.clients:
-            self.machine.collect_masked(submission.mask(client, self.mask_request))
-        self.unmask_request = self.machine.unmask_requests()[0]
+        for client, request in self.by_index(self.mask_requests):
+            self.machine.collect_masked(*submission.mask(client, request))
+        self.confirm_requests = self.machine.confirm_requests()
         return self
 
     def sum(self):
-        for client in self.clients:
-            self.machine.collect_unmask(submission.unmask(client, self.unmask_request))
+        for client, request in self.by_index(self.confirm_requests):
+            self.machine.collect_confirmed(submission.confirm(client, request))
+        for client, request in self.by_index(self.machine.unmask_requests()):
+            self.machine.collect_unmask(submission.unmask(client, request))
         return self.machine.aggregate()
 
 

@@ -21,7 +21,8 @@ from client.plain import ClippedUpdate
 from tacit.encoding import metric_names
 from tacit.errors import ConfigError, Refused
 from tacit.privacy.noise import Stream
-from tacit.secagg.messages import MaskAnswer, SetupAnswer, UnmaskAnswer
+from tacit.secagg.messages import ConfirmAnswer, DealAnswer, MaskAnswer, SetupAnswer, UnmaskAnswer
+from tacit.secagg.ring import packed_size
 from tacit.tasks import Records
 from tests.unit.client_sites import (
     CANARY,
@@ -36,12 +37,12 @@ from tests.unit.client_sites import (
     context,
     debits,
     experiment,
-    invitation,
     message,
     model,
     participant,
     participants,
     rows,
+    setup_request,
     write_site,
     write_sites,
 )
@@ -68,14 +69,14 @@ def contents(reply):
 
 def test_the_list_of_messages_at_the_top_is_the_list_of_handlers():
     assert set(handlers()) == {
-        "query.tacit", "train.default", "train.ideal", "train.tacit0", "train.tacit2", "train.tacit4"
+        "query.tacit", "train.default", "train.ideal", *(f"train.tacit{i}" for i in range(5))
     }  # fmt: skip
     for kind in handlers():
         name = kind.removesuffix(".default")
         assert f" {name} " in client_app.__doc__
 
 
-@pytest.mark.parametrize("kind", ["train.x", "train.tacit1", "evaluate", "query", "evaluate.tacit"])
+@pytest.mark.parametrize("kind", ["train.x", "train.tacit5", "evaluate", "query", "evaluate.tacit"])
 def test_B21_other_types_of_message_have_no_handler(tmp_path, private, arrays, kind):
     folder = write_site(tmp_path / "north", policy={**POLICY, **SINGLE})
     with pytest.raises(ValueError, match=r"No .* function registered"):
@@ -83,38 +84,44 @@ def test_B21_other_types_of_message_have_no_handler(tmp_path, private, arrays, k
 
 
 @pytest.mark.parametrize("metrics", [False, True])
-def test_I21_the_replies_of_a_secure_round_hold_keys_masked_words_and_a_seed_and_nothing_else(
-    tmp_path, metrics
-):
+def test_I21_the_replies_of_a_secure_round_hold_keys_shares_masked_words_and_nothing_else(tmp_path, metrics):
     """Canonical bytes with no room for more, and a masked vector of the public length."""
     share = {"privacy": {"record": {**RECORD, "metrics_share": 0.2}}, "evaluation": {"metrics": True}}
     settings = experiment(**(share if metrics else {}))
     start = model(settings)
     folders = write_sites(tmp_path)
-    run = Run(settings.to_toml())
-    round_ = Round(participants(run, folders), start)
-    first = round_.invitation.encode()
-    replies = [answer(folder, settings, "train.tacit0", start, body=first) for folder in folders]
-    for reply in replies:
-        assert contents(reply) == {"tacit": {"body"}}
-        entry = SetupAnswer.decode(reply.content["tacit"]["body"]).entry
-        assert (entry.counter, entry.site_head) == (0, bytes(32))
-        round_.machine.collect_setup(reply.content["tacit"]["body"])
-    second = round_.machine.mask_requests()[0]
-    reply = answer(folders[0], settings, "train.tacit2", body=second)
-    masked = MaskAnswer.decode(reply.content["tacit"]["body"])
-    assert contents(reply) == {"tacit": {"body"}}
+    round_ = Round(participants(Run(settings.to_toml()), folders), start)
+    machine = round_.machine
+
+    def phase(number, requests, kind, collect, **more):
+        replies = []
+        for i, request in requests.items():
+            reply = answer(folders[i], settings, f"train.tacit{number}", *more.values(), body=request)
+            vector = {"vector": {"words"}} if number == 2 else {}
+            assert contents(reply) == {"tacit": {"body"}, **vector}
+            body = reply.content["tacit"]["body"]
+            replies.append(kind(body))
+            collect(body, *([reply.content["vector"]["words"].numpy().tobytes()] if vector else []))
+        return replies
+
+    requests = dict.fromkeys(range(3), round_.request)
+    for setup in phase(0, requests, SetupAnswer.decode, machine.collect_setup, arrays=start):
+        assert setup.entry.counter == 1
+    phase(1, machine.deal_requests(), DealAnswer.decode, machine.collect_dealt)
+    sizes = []
+
+    def collect(body, vector):
+        sizes.append(len(vector))
+        machine.collect_masked(body, vector)
+
+    phase(2, machine.mask_requests(), MaskAnswer.decode, collect)
     size = sum(array.size for array in start.values())
-    assert masked.length == size + 1 + (3 if metrics else 0)  # model, weight; accuracy, loss and their number
-    round_.machine.collect_masked(reply.content["tacit"]["body"])
-    for folder in folders[1:]:
-        round_.machine.collect_masked(
-            answer(folder, settings, "train.tacit2", body=second).content["tacit"]["body"]
-        )
-    third = round_.machine.unmask_requests()[0]
-    reply = answer(folders[0], settings, "train.tacit4", body=third)
-    assert contents(reply) == {"tacit": {"body"}}
-    UnmaskAnswer.decode(reply.content["tacit"]["body"])
+    length = size + 1 + (3 if metrics else 0)  # model, weight; accuracy, loss and their number
+    assert sizes == [packed_size(length, machine.cohort.parameters.bits)] * 3
+    requests = machine.confirm_requests()
+    phase(3, requests, lambda body: ConfirmAnswer.decode(body, machine.survivors), machine.collect_confirmed)
+    phase(4, machine.unmask_requests(), UnmaskAnswer.decode, machine.collect_unmask)
+    assert machine.aggregate().num_clients == 3
 
 
 @pytest.mark.parametrize("weights", ["equal", "declared"])
@@ -256,7 +263,7 @@ def test_C4_an_update_that_is_not_finite_never_leaves(tmp_path, changes):
     folder = write_site(tmp_path / "north", policy=SINGLE if changes else POLICY)
     start = model(settings)
     kind = {str(PLAIN): "train", str(IDEAL): "train.ideal"}.get(str(changes), "train.tacit0")
-    fields = {} if changes else {"body": invitation(Run(settings.to_toml()), start).encode()}
+    fields = {} if changes else {"body": setup_request(Run(settings.to_toml()), start)}
     reply = answer(folder, settings, kind, start, **fields)
     assert (reply.error.reason, reply.has_content()) == ("refused:not-finite", False)
 
@@ -297,7 +304,7 @@ def test_K1_of_an_error_nothing_but_a_reason_code_leaves_the_site(
     """Bad data are this site's own business; the file and line are in its log, and no cell is anywhere."""
     caplog.set_level(logging.DEBUG)
     folder = write_site(tmp_path / "north", data=BAD_FILES[case])
-    body = invitation(Run(private.to_toml()), arrays).encode()
+    body = setup_request(Run(private.to_toml()), arrays)
     reply = answer(folder, private, "train.tacit0", arrays, body=body)
     assert (reply.error.reason, reply.has_content()) == ("refused:unavailable", False)
     seen = f"{reply} {caplog.text} {capfd.readouterr()}"
@@ -391,7 +398,7 @@ def test_a_message_that_is_none_is_refused_with_a_code_and_the_process_goes_on(
 ):
     spoil, reason = NOT_MESSAGES[case]
     folder = write_site(tmp_path / "north")
-    content = {"tacit": ConfigRecord({"body": invitation(Run(private.to_toml()), arrays).encode()})}
+    content = {"tacit": ConfigRecord({"body": setup_request(Run(private.to_toml()), arrays)})}
     content["arrays"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content |= spoil(arrays)
     if case == "no model":
@@ -414,7 +421,7 @@ def test_K1_no_secret_is_in_the_text_of_any_object(tmp_path, private, arrays):
         [client, *participants(client.run, [write_site(tmp_path / n, n) for n in LABELS[1:]])], arrays
     )
     round_.keys().vectors()
-    session = client.sessions.load()
+    session = client.session()
     state = session.machine._state
     secrets = [state.mask.secret().hex(), bytes(state.own_seed).hex(), repr(bytes(state.own_seed))]
     secrets += [str(v) for v in session.encoded.values if abs(v) > 9999]

@@ -20,10 +20,10 @@ from tests.unit.client_sites import (
     answer,
     debits,
     experiment,
-    invitation,
     model,
     participant,
     participants,
+    setup_request,
     write_site,
     write_sites,
 )
@@ -61,14 +61,14 @@ def test_a_site_whose_budget_is_spent_refuses_in_every_run_and_after_every_resta
     folders = write_sites(tmp_path, policy=CEILING)
     clients = participants(Run(private.to_toml()), folders)
     spend(clients, arrays, private.training.rounds)
-    again = invitation(clients[0].run, arrays, round_number=4).encode()
+    again = setup_request(clients[0].run, arrays, round_number=4)
     for client in (
         clients[0],
         participant(folders[0], private),
         participant(folders[0], private, on_disk=True),
     ):
         assert code(submission.setup, client, again, arrays) == "budget-spent"
-    other = invitation(clients[0].run, arrays, run_id="run-2").encode()
+    other = setup_request(clients[0].run, arrays, run_id="run-2")
     for client in (clients[0], participant(folders[0], private)):
         assert code(submission.setup, client, other, arrays) == "budget-spent"
     assert len(debits(folders[0])) == private.training.rounds
@@ -112,8 +112,8 @@ def test_of_two_runs_that_both_passed_the_guard_one_is_paid(tmp_path):
         Round(participants(run, folders), model(settings), run_id=name).keys() for name in ("one", "two")
     ]
     rounds[0].vectors().sum()
-    for client in rounds[1].clients:
-        assert code(submission.mask, client, rounds[1].mask_request) == "budget-spent"
+    for client, request in rounds[1].by_index(rounds[1].mask_requests):
+        assert code(submission.mask, client, request) == "budget-spent"
     assert [entry.run for entry in debits(folders[0])] == ["one"]
 
 
@@ -122,7 +122,7 @@ def test_B27_rounds_faster_than_the_policy_allows_are_refused(tmp_path, private,
         Run(private.to_toml()), write_sites(tmp_path, policy={**POLICY, "max_rounds_per_hour": 2})
     )
     spend(clients, arrays, 2)
-    third = invitation(clients[0].run, arrays, round_number=3).encode()
+    third = setup_request(clients[0].run, arrays, round_number=3)
     assert code(submission.setup, clients[0], third, arrays) == "rate"
 
 
@@ -133,8 +133,8 @@ def test_B9_a_sum_over_too_few_for_the_sites_policy_is_refused_before_anything_i
     folders = write_sites(tmp_path, policy={"min_honest": 3})  # as many as four less one corrupt
     clients = participants(Run(settings.to_toml()), folders)
     round_ = Round(clients, model(settings)).keys()
-    for client in clients:
-        assert code(submission.mask, client, round_.mask_request) == "cohort"
+    for client, request in round_.by_index(round_.mask_requests):
+        assert code(submission.mask, client, request) == "cohort"
     assert [debits(folder) for folder in folders] == [[], [], []]
 
 
@@ -184,7 +184,7 @@ POLICIES = {
 def test_policy_refusals_arrive_with_their_reason_code_and_nothing_else(tmp_path, arrays, reason):
     policy, changes = POLICIES[reason]
     folder = write_site(tmp_path / "north", policy={**POLICY, **policy})
-    for kind in ("train", "train.ideal", "train.tacit0", "train.tacit2", "train.tacit4"):
+    for kind in ("train", "train.ideal", *(f"train.tacit{i}" for i in range(5))):
         reply = answer(folder, experiment(**changes), kind, arrays)
         assert (reply.error.reason, reply.has_content()) == (f"refused:{reason}", False)
     assert not (folder / "ledger").exists()
@@ -200,7 +200,7 @@ def test_an_unprivate_run_is_refused_where_there_is_a_ceiling(tmp_path, arrays):
 
 def test_a_policy_tightened_between_two_messages_holds_from_the_next_start(tmp_path, private, arrays):
     folder = write_site(tmp_path / "north")
-    body = invitation(Run(private.to_toml()), arrays).encode()
+    body = setup_request(Run(private.to_toml()), arrays)
     first = answer(folder, private, "train.tacit0", arrays, sessions="folder", body=body)
     assert first.has_content()
     (folder / "policy.toml").write_text(tomli_w.dumps({**CEILING, "epsilon_ceiling": 1.0}))

@@ -1,4 +1,4 @@
-"""The three messages of a secure sum at a site: paid before sent, paid once, and kept between processes."""
+"""The five messages of a secure sum at a site: paid before sent, paid once, and kept between processes."""
 
 import os
 import stat
@@ -18,10 +18,10 @@ from tests.unit.client_sites import (
     answer,
     debits,
     experiment,
-    invitation,
     model,
     participant,
     participants,
+    setup_request,
     write_site,
     write_sites,
 )
@@ -54,7 +54,7 @@ def body(reply):
 
 def test_the_sum_of_a_round_is_that_of_the_encoded_updates(clients, arrays):
     total = Round(clients, arrays).keys().vectors().sum()
-    encoded = [client.sessions.load().encoded.values for client in clients]
+    encoded = [client.session().encoded.values for client in clients]
     assert np.array_equal(total.values, sum(encoded)) and total.num_clients == 3
     encoder: Encoder = clients[0].run.encoder(arrays)
     assert encoder.decode(total).total_weight == pytest.approx(3.0)
@@ -74,7 +74,7 @@ def test_the_ledger_is_written_and_fsynced_before_the_first_byte_of_an_update_le
         synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    made = clients[0].sessions.load().machine
+    made = clients[0].session().machine
     masked = type(made).mask
     at_mask = []
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def test_a_refused_request_costs_nothing(clients, arrays):
     round_ = Round(clients, arrays).keys()
     other = Round(clients[1:] + clients[:1], arrays, attempt=2)
     with pytest.raises(ProtocolError):
-        submission.mask(clients[0], other.invitation.encode())
+        submission.mask(clients[0], other.request)
     with pytest.raises(ProtocolError):
         submission.mask(clients[0], round_.mask_request[:-1])
     assert debits(clients[0].site.folder) == []
@@ -117,36 +117,44 @@ def test_a_repeated_request_gets_the_same_bytes_and_no_second_debit(clients, arr
 
 
 def test_a_repeated_invitation_trains_once(clients, arrays):
-    request = invitation(clients[0].run, arrays).encode()
+    request = setup_request(clients[0].run, arrays)
     first = submission.setup(clients[0], request, arrays)
-    encoded = clients[0].sessions.load().encoded
+    encoded = clients[0].session().encoded
     assert submission.setup(clients[0], request, arrays) == first
-    assert clients[0].sessions.load().encoded is encoded and clients[0].num_updates == 1
+    assert clients[0].session().encoded is encoded and clients[0].num_updates == 1
 
 
 def test_another_attempt_on_the_same_model_sends_the_same_update_under_new_masks_and_pays_once(
     clients, arrays
 ):
     first = Round(clients, arrays).keys()
-    answers = [submission.mask(client, first.mask_request) for client in clients]
-    held = [client.sessions.load().encoded.values for client in clients]
+    answers = [submission.mask(c, request)[1] for c, request in first.by_index(first.mask_requests)]
+    held = [client.session().encoded.values for client in clients]
     second = Round(clients, arrays, attempt=2).keys()
-    again = [submission.mask(client, second.mask_request) for client in clients]
+    again = [submission.mask(c, request)[1] for c, request in second.by_index(second.mask_requests)]
     assert all(a != b for a, b in zip(answers, again, strict=True))
-    assert all(client.sessions.load().encoded.values is v for client, v in zip(clients, held, strict=True))
+    assert all(client.session().encoded.values is v for client, v in zip(clients, held, strict=True))
     assert np.array_equal(second.vectors().sum().values, sum(held))
     assert [len(debits(client.site.folder)) for client in clients] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("change", ["model", "round", "run"])
-def test_another_model_round_or_run_is_trained_anew_and_paid_again(clients, arrays, change):
+@pytest.mark.parametrize("fields", [{"round_number": 2}, {"run_id": "run-2"}], ids=["round", "run"])
+def test_another_round_or_run_is_trained_anew_and_paid_again(clients, arrays, fields):
     Round(clients, arrays).keys().vectors()
-    other = {name: array + np.float32(1) for name, array in arrays.items()} if change == "model" else arrays
-    fields = {"round": {"round_number": 2}, "run": {"run_id": "run-2"}}.get(change, {})
-    before = clients[0].sessions.load().encoded
-    Round(clients, other, **fields).keys().vectors()
-    assert clients[0].sessions.load().encoded is not before
+    before = clients[0].session().encoded
+    Round(clients, arrays, **fields).keys().vectors()
+    assert clients[0].session().encoded is not before
     assert len(debits(clients[0].site.folder)) == 2
+
+
+def test_B32_another_attempt_with_another_model_is_refused_and_nothing_is_trained(clients, arrays):
+    Round(clients, arrays).keys().vectors()
+    before = clients[0].session().encoded
+    other = {name: array + np.float32(1) for name, array in arrays.items()}
+    with pytest.raises(ProtocolError) as error:
+        submission.setup(clients[0], setup_request(clients[0].run, other, attempt=2), other)
+    assert error.value.reason == "model"
+    assert clients[0].session().encoded is before and clients[0].num_updates == 1
 
 
 FOREIGN = {
@@ -159,11 +167,11 @@ FOREIGN = {
 
 @pytest.mark.parametrize("field", FOREIGN)
 def test_an_invitation_to_what_this_site_has_not_computed_itself_is_refused(clients, arrays, field):
-    request = invitation(clients[0].run, arrays, **FOREIGN[field]).encode()
+    request = setup_request(clients[0].run, arrays, **FOREIGN[field])
     with pytest.raises(ProtocolError) as error:
         submission.setup(clients[0], request, arrays)
     assert error.value.reason == "context"
-    assert clients[0].sessions.load() is None
+    assert clients[0].session() is None
 
 
 def test_an_update_is_paid_at_the_price_of_the_experiment_that_it_was_made_under(tmp_path, private, arrays):
@@ -194,11 +202,13 @@ folder, kind, request = sys.argv[1:]
 reply = answer(Path(folder), Path(folder, "experiment.toml").read_text(), kind,
                sessions="folder", body=Path(request).read_bytes())
 Path(request).with_suffix(".answer").write_bytes(reply.content["tacit"]["body"])
+if "vector" in reply.content:
+    Path(request).with_suffix(".vector").write_bytes(reply.content["vector"]["words"].numpy().tobytes())
 """
 
 
 def test_sessions_survive_a_process_per_message(tmp_path, private, run, arrays):
-    """As a stock Flower node runs a client: here M0 in this process, M2 and M4 each in one of its own."""
+    """As a stock Flower node runs a client: here M0 in this process, the other four each in one of its own."""
     folders = write_sites(tmp_path)
     (folders[0] / "experiment.toml").write_text(private.to_toml())
 
@@ -212,29 +222,36 @@ def test_sessions_survive_a_process_per_message(tmp_path, private, run, arrays):
 
     others = participants(run, folders[1:])
     round_ = Round([participant(folders[0], private), *others], arrays)
-    machine, first = round_.machine, round_.invitation.encode()
+    machine, first = round_.machine, round_.request
     machine.collect_setup(
         body(answer(folders[0], private, "train.tacit0", arrays, sessions="folder", body=first))
     )
     for client in others:
         machine.collect_setup(submission.setup(client, first, arrays))
-    second = machine.mask_requests()[0]
-    masked = serve("train.tacit2", second)
-    machine.collect_masked(masked)
-    for client in others:
-        machine.collect_masked(submission.mask(client, second))
-    third = machine.unmask_requests()[0]
-    machine.collect_unmask(serve("train.tacit4", third))
-    for client in others:
-        machine.collect_unmask(submission.unmask(client, third))
-    restored = FolderSessions(folders[0]).load()
+
+    def phase(kind, requests, collect, step):
+        collect(serve(kind, requests[0]))
+        for i, client in enumerate(others, start=1):
+            collect(step(client, requests[i]))
+        return requests[0]
+
+    phase("train.tacit1", machine.deal_requests(), machine.collect_dealt, submission.deal)
+    requests = machine.mask_requests()
+    masked = serve("train.tacit2", requests[0])
+    vector = (tmp_path / "train.tacit2.vector").read_bytes()
+    machine.collect_masked(masked, vector)
+    for i, client in enumerate(others, start=1):
+        machine.collect_masked(*submission.mask(client, requests[i]))
+    phase("train.tacit3", machine.confirm_requests(), machine.collect_confirmed, submission.confirm)
+    phase("train.tacit4", machine.unmask_requests(), machine.collect_unmask, submission.unmask)
+    restored = participant(folders[0], private, on_disk=True).session()
     total = machine.aggregate().values
-    assert np.array_equal(
-        total, sum(s.encoded.values for s in (restored, *(c.sessions.load() for c in others)))
-    )
+    assert np.array_equal(total, sum(s.encoded.values for s in (restored, *(c.session() for c in others))))
     assert len(debits(folders[0])) == 1
     # ... and a repeat in one more process, this one, is answered with the bytes that were sent.
-    assert body(answer(folders[0], private, "train.tacit2", sessions="folder", body=second)) == masked
+    again = answer(folders[0], private, "train.tacit2", sessions="folder", body=requests[0])
+    assert body(again) == masked
+    assert again.content["vector"]["words"].numpy().tobytes() == vector
     assert len(debits(folders[0])) == 1
 
 
@@ -243,7 +260,7 @@ def test_K2_a_session_is_for_its_owner_alone(tmp_path, private, arrays):
     try:
         folder = write_site(tmp_path / "north")
         client = participant(folder, private, on_disk=True)
-        submission.setup(client, invitation(client.run, arrays).encode(), arrays)
+        submission.setup(client, setup_request(client.run, arrays), arrays)
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder / "sessions").rglob("*")}
@@ -251,18 +268,18 @@ def test_K2_a_session_is_for_its_owner_alone(tmp_path, private, arrays):
     assert stat.S_IMODE((folder / "sessions").stat().st_mode) == 0o700
     (folder / "sessions" / "round").chmod(0o640)
     with pytest.raises(StorageError, match="lets other users in"):
-        client.sessions.load()
+        client.session()
 
 
 def test_a_session_reads_back_as_it_was(tmp_path, clients, arrays):
     Round(clients, arrays).keys().vectors()
-    session = clients[0].sessions.load()
+    session = clients[0].session()
     folder = FolderSessions(tmp_path)
-    assert folder.load() is None
+    assert folder.load(clients[0].machine) is None
     folder.save(session)
-    again = folder.load()
+    again = folder.load(clients[0].machine)
     assert again.encode() == session.encode()
-    assert (again.run, again.round, again.model, again.experiment, again.debited) == (
+    assert (again.run, again.round, again.model, again.experiment, again.sent) == (
         session.run, session.round, session.model, session.experiment, True
     )  # fmt: skip
     assert np.array_equal(again.encoded.values, session.encoded.values)
@@ -271,16 +288,16 @@ def test_a_session_reads_back_as_it_was(tmp_path, clients, arrays):
 def test_a_damaged_session_is_refused_at_every_byte(tmp_path, clients, arrays):
     Round(clients, arrays).keys()
     folder = FolderSessions(tmp_path)
-    folder.save(clients[0].sessions.load())
+    folder.save(clients[0].session())
     file = tmp_path / "sessions" / "round"
     whole = file.read_bytes()
-    assert isinstance(folder.load(), Session)
+    assert isinstance(folder.load(clients[0].machine), Session)
     spoilt = [whole[:n] for n in range(0, len(whole), 41)] + [whole + b"x"]
     spoilt += [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(0, len(whole), 7)]
     for data in spoilt:
         file.write_bytes(data)
         with pytest.raises(StorageError):
-            folder.load()
+            folder.load(clients[0].machine)
 
 
 def test_F1_a_session_that_cannot_be_written_ends_the_message_and_nothing_leaves(tmp_path, private, arrays):
@@ -292,6 +309,6 @@ def test_F1_a_session_that_cannot_be_written_ends_the_message_and_nothing_leaves
         "train.tacit0",
         arrays,
         sessions="folder",
-        body=invitation(Run(private.to_toml()), arrays).encode(),
+        body=setup_request(Run(private.to_toml()), arrays),
     )
     assert (reply.error.reason, reply.has_content()) == ("refused:unavailable", False)
