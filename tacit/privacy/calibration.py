@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tacit.errors import ConfigError
-from tacit.privacy.accountant import Event, epsilon_pld, grid
+from tacit.privacy.accountant import Event, epsilon_claimed, grid
 
 _MAX_NOISE: Final = 1e6
 _TOLERANCE: Final = 0.005  # of the target: how much of a budget may stay unused
@@ -22,7 +22,7 @@ def calibrate(releases: Callable[[float], tuple[Event, ...]], epsilon: float, de
     fine = grid(epsilon)
 
     def log_cost(log_noise: float, interval: float) -> float:
-        return _log(epsilon_pld(releases(math.exp(log_noise)), delta, interval))
+        return _log(epsilon_claimed(releases(math.exp(log_noise)), delta, interval))
 
     wanted = _log((1 - _TOLERANCE / 2) * epsilon)
     x = _root(lambda x: log_cost(x, 10 * fine) - _log(epsilon), start=4.0 * max(1.0, 1 / epsilon))
@@ -36,7 +36,7 @@ def calibrate(releases: Callable[[float], tuple[Event, ...]], epsilon: float, de
         slope = min((y_next - y) / (x_next - x), -0.1)
         x, y = x_next, y_next
     step = _TOLERANCE / 5
-    while epsilon_pld(releases(math.exp(x)), delta, fine) > epsilon:
+    while epsilon_claimed(releases(math.exp(x)), delta, fine) > epsilon:
         x, step = x + step, 2 * step
     return math.exp(x)
 

@@ -4,6 +4,11 @@ A debit is on disk before it is answered, and what was debited stays spent, resu
 file is refused, because using it would spend the same budget twice: its own `.head` file and what peers
 remember (`witness`) show it.
 
+One file holds debits of both units, and each unit has a figure of its own. That for records has the debits for records
+in it and those for clients of all runs that did not protect records themselves, each with half its noise multiplier:
+another record gives a client another vector, and that is two replaced by zeros. (Where a run protected both, its noise
+on the sum came after what the records had paid for.) That for clients has the debits for clients in it.
+
 Guarantees:
     When `debit` returns, its record is in the file and, if durable, on the disk.
     What is spent never decreases, whatever crashes: a record cut short counts, charged like the dearest one.
@@ -20,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from tacit.errors import StorageError
-from tacit.privacy.accountant import Event, compose, epsilon_pld, epsilon_rdp, fits, grid
+from tacit.privacy.accountant import Event, compose, epsilon_claimed, epsilon_rdp, fits, grid
 from tacit.privacy.chain_file import ChainFile, Head
 
 
@@ -71,7 +76,9 @@ class Ledger:
         self._file = file
         self._entries = list(entries)
         self._kinds = {entry.event for entry in self._entries}
-        self._composed = compose(*(entry.event for entry in self._entries))
+        self._composed: dict[tuple[str, str], tuple[Event, ...]] = {}  # by run and unit
+        for entry in self._entries:
+            self._compose(entry)
 
     @classmethod
     def open(cls, path: Path, *, witness: tuple[int, str] | None = None, durable: bool = True) -> Ledger:
@@ -161,20 +168,26 @@ class Ledger:
         )
         self._entries.append(Entry.of(record))
         self._kinds.add(event)
-        self._composed = compose(*self._composed, event)
+        self._compose(self._entries[-1])
         return self._entries[-1]
 
-    def spent(self, delta: float) -> float:
-        """Epsilon of everything in the ledger, at `delta`, by Renyi DP."""
-        return epsilon_rdp(self._charged((), delta), delta)
+    def spent(self, delta: float, unit: str = "record") -> float:
+        """Epsilon of everything in the ledger for one unit, at `delta`, by Renyi DP."""
+        return epsilon_rdp(self._charged((), delta, unit), delta)
 
-    def spent_by_run(self, run: str, delta: float) -> float:
-        """Epsilon of one run's debits, at `delta`, by privacy loss distributions: the run's own figure."""
-        events = [entry.event for entry in self._entries if entry.run == run]
-        return epsilon_pld(events, delta, grid(epsilon_rdp(events, delta)))
+    def spent_by_run(self, run: str, delta: float, unit: str = "record") -> float:
+        """Epsilon of one run's debits for a unit, at `delta`, by the method of the run's own figure."""
+        events = self._composed.get((run, unit), ())
+        return epsilon_claimed(events, delta, grid(epsilon_rdp(events, delta)))
 
     def would_exceed(
-        self, event: Event | Iterable[Event], ceiling: float, delta: float, *, run: str = ""
+        self,
+        event: Event | Iterable[Event],
+        ceiling: float,
+        delta: float,
+        *,
+        run: str = "",
+        unit: str = "record",
     ) -> bool:
         """Whether one more release would take the data set over its ceiling.
 
@@ -183,7 +196,8 @@ class Ledger:
             ceiling: the data set's epsilon.
             delta: the data set's delta.
             run: the run that asks. While the ledger has no other, its events were fixed before the first of
-                them and the tighter figure of privacy loss distributions admits them too.
+                them and the tighter figure that a run claims admits them too.
+            unit: of the release; the other unit's figure is not looked at.
 
         Guarantees:
             Releases admitted by this are (ceiling, delta)-DP together, even when each was chosen after seeing
@@ -191,16 +205,30 @@ class Ledger:
             second run began, each of the two cases has its own delta: (ceiling, 2 delta).
         """
         events = (event,) if isinstance(event, Event) else tuple(event)
-        charged = self._charged(events, delta)
+        charged = self._charged(events, delta, unit)
         if fits(charged, ceiling, delta):
             return False
         if not run or any(entry.run != run for entry in self._entries):
             return True
-        return all(epsilon_pld(charged, delta, width * grid(ceiling)) > ceiling for width in (10, 1))
+        return all(epsilon_claimed(charged, delta, width * grid(ceiling)) > ceiling for width in (10, 1))
 
-    def _charged(self, more: tuple[Event, ...], delta: float) -> tuple[Event, ...]:
-        """The composition of the ledger and `more`, each debit cut short charged like the dearest of them."""
-        events = self._composed + more
+    def _compose(self, entry: Entry) -> None:
+        key = entry.run, entry.unit
+        self._composed[key] = compose(*self._composed.get(key, ()), entry.event)
+
+    def _of_unit(self, unit: str) -> tuple[Event, ...]:
+        """What counts towards one unit's figure."""
+        events: list[Event] = []
+        for (run, of), composed in self._composed.items():
+            if of in (unit, "none"):
+                events += composed
+            elif unit == "record" and (run, "record") not in self._composed:
+                events += (event.doubled() for event in composed)
+        return tuple(events)
+
+    def _charged(self, more: tuple[Event, ...], delta: float, unit: str) -> tuple[Event, ...]:
+        """One unit's events and `more`, each debit cut short charged like the dearest there is."""
+        events = self._of_unit(unit) + more
         kinds = self._kinds.union(more)
         if self.num_torn and kinds:
             dearest = max(kinds, key=lambda event: epsilon_rdp(event, delta))

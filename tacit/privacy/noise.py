@@ -56,7 +56,7 @@ class Stream:
 
     def uniform(self, shape: int | tuple[int, ...]) -> NDArray[np.float64]:
         """Multiples of 2**-53 in [0, 1), eight bytes each, shape `shape`."""
-        words = self._words(_size(shape))
+        words = self.words(_size(shape))
         words >>= np.uint64(11)
         values = words.astype(np.float64)
         values *= 2.0**-53
@@ -74,7 +74,7 @@ class Stream:
         """
         if not 0 <= q <= 1:
             raise ValueError(f"a probability is within [0, 1], not {q}")
-        words = self._words(n)
+        words = self.words(n)
         if q == 1:
             return np.ones(n, dtype=np.bool_)
         return words < np.uint64(int(math.ldexp(q, 64)))  # ldexp only moves the exponent: exact
@@ -127,7 +127,8 @@ class Stream:
         sums: NDArray[np.float64] = draws.sum(axis=1).reshape(-1)[:n]
         return sums
 
-    def _words(self, n: int) -> NDArray[np.uint64]:
+    def words(self, n: int) -> NDArray[np.uint64]:
+        """The next `8 n` bytes as little-endian 64-bit words, shape (n,)."""
         return self._draw(8 * n).view("<u8")
 
     def _draw(self, n: int) -> NDArray[np.uint8]:

@@ -7,12 +7,14 @@ Guarantees:
     All releases of a plan together (training, metrics, statistics) cost at most `epsilon` at `delta`.
     A plan whose noise does not keep its claim cannot be constructed.
     A run without privacy takes the same path with noise 0, and its epsilon is infinity.
+
+A run may protect records, clients, or both. Each unit then has a figure of its own, and none is made of the two.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -20,23 +22,26 @@ from tacit.config import Experiment
 from tacit.errors import ConfigError
 from tacit.privacy.accountant import Event, epsilon_pld, grid
 from tacit.privacy.calibration import calibrate
+from tacit.privacy.client_plan import ClientPlan
 
 RELATION: Final = "add or remove one record"
+SUM: Final = "sum"  # purpose of a debit: the vector that goes into a round's sum, whatever is in it
 
 _MAX_STEPS: Final = 2_000_000
 
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """Everything that a run releases about records, and what it costs.
+    """Everything that a run releases, and what it costs. All but `client` is about records.
 
     Attributes:
-        unit: what one neighbouring data set has more than the other: one row of one site, or nothing.
-        relation: the neighbouring relation in words; "none" without privacy.
-        epsilon: what the run claims, computed for all `debits`; infinity without privacy.
+        unit: what one neighbouring data set has more than the other: one row of one site; or, where only clients
+            are protected, "client": then nothing is promised for records, and all noise of the plan is in `client`.
+        relation: the neighbouring relation in words; "none" without privacy for records.
+        epsilon: what the run claims for records, computed for all `debits`; infinity without privacy for them.
         target_epsilon: what was asked for; `epsilon` is just below it.
-        delta: of the claim; 0 without privacy.
-        accountant: method behind `epsilon`; "none" without privacy.
+        delta: of the claim; 0 without.
+        accountant: method behind `epsilon`; "none" without.
         sampling_rate: q; a record is in a step's batch with this probability.
         steps_per_round: noisy optimiser steps per round.
         rounds: rounds of the run.
@@ -46,9 +51,10 @@ class PrivacyPlan:
         metrics_noise_multiplier: the same for a round's metric sums over their per-record bound; None when
             no metrics are sent.
         statistics_noise_multiplier: the same for the one release of federated scaling; None without it.
+        client: the promise for everything that one client has; None without.
     """
 
-    unit: Literal["record", "none"]
+    unit: Literal["record", "client", "none"]
     relation: str
     epsilon: float
     target_epsilon: float
@@ -62,12 +68,14 @@ class PrivacyPlan:
     noise_multiplier: float
     metrics_noise_multiplier: float | None = None
     statistics_noise_multiplier: float | None = None
-    sum_noise_multiplier: float = 0.0
+    client: ClientPlan | None = None
 
     def __post_init__(self) -> None:
         if self.debits < self.rounds:
             raise ValueError(f"a plan for {self.debits} debits cannot pay for {self.rounds} rounds")
-        if self.unit == "none":
+        if self.unit == ("client" if self.client is None else "none"):
+            raise ValueError(f"the unit {self.unit!r} does not fit the plan for clients")
+        if self.unit != "record":
             if self.epsilon != math.inf:
                 raise ValueError("a run without privacy has an epsilon of infinity")
         elif epsilon_pld(self.events(self.debits), self.delta, grid(self.target_epsilon)) > self.epsilon:
@@ -138,17 +146,16 @@ class PrivacyPlan:
         """The plan of an experiment. Its own fields are all that the plan depends on.
 
         Raises:
-            ConfigError: the experiment asks for a unit that is not available, or no noise keeps its budget.
+            ConfigError: no noise keeps the budget, or the experiment does not say what pays for a release.
         """
         training, columns = experiment.training, experiment.data.columns
         metrics = experiment.evaluation.metrics
         statistics = columns is not None and columns.scaling == "federated"
-        if experiment.privacy.client is not None:
-            raise ConfigError("[privacy.client] is not available in this version")
+        client = ClientPlan.of(experiment)
         record = experiment.privacy.record
         if record is None:
             return cls(
-                unit="none",
+                unit="none" if client is None else "client",
                 relation="none",
                 epsilon=math.inf,
                 target_epsilon=math.inf,
@@ -157,18 +164,19 @@ class PrivacyPlan:
                 sampling_rate=training.sampling_rate,
                 steps_per_round=training.local_steps,
                 rounds=training.rounds,
-                debits=training.rounds,
+                debits=training.rounds if client is None else client.debits,
                 max_grad_norm=None,
                 noise_multiplier=0.0,
                 metrics_noise_multiplier=0.0 if metrics else None,
                 statistics_noise_multiplier=0.0 if statistics else None,
+                client=client,
             )
         if statistics and record.statistics_share == 0:
             raise ConfigError(
                 "federated scaling in a private run must be paid for: set a share, e.g. 0.05",
                 key="privacy.record.statistics_share",
             )
-        return cls.from_budget(
+        plan = cls.from_budget(
             record.epsilon,
             record.delta,
             sampling_rate=training.sampling_rate,
@@ -179,6 +187,32 @@ class PrivacyPlan:
             metrics_share=record.metrics_share if metrics else 0.0,
             statistics_share=record.statistics_share if statistics else 0.0,
         )
+        return replace(plan, client=client)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether anything is promised."""
+        return self.unit != "none"
+
+    @property
+    def sum_noise_multiplier(self) -> float:
+        """z of the noise that clients add inside the secure sum; 0 where they add none."""
+        distributed = self.client is not None and self.client.placement == "distributed"
+        return self.client.noise_multiplier if self.client is not None and distributed else 0.0
+
+    @property
+    def central_noise_multiplier(self) -> float:
+        """z of the noise that the server adds to a sum; 0 where it adds none."""
+        central = self.client is not None and self.client.placement == "central"
+        return self.client.noise_multiplier if self.client is not None and central else 0.0
+
+    def delta_of(self, purpose: str) -> float:
+        """Delta of the promise that a debit for `purpose` counts towards."""
+        return self.client.delta if self.client is not None and purpose == SUM else self.delta
+
+    def debits_of(self, purpose: str) -> int:
+        """How many debits for `purpose` the plan pays for."""
+        return self.client.debits if self.client is not None and purpose == SUM else self.debits
 
     def round_event(self) -> Event:
         """What one round of training releases: one debit."""
@@ -195,11 +229,18 @@ class PrivacyPlan:
         return None if noise is None else Event("gaussian", noise)
 
     def releases(self, round_number: int) -> dict[str, Event]:
-        """What one round releases, by purpose: the statistics in round 0, else training and any metrics."""
+        """What one round releases, by purpose: the statistics in round 0, else training and any metrics.
+
+        With a promise for clients there is also the sum that all of it goes through. `unit_of` says which unit an
+        event belongs to.
+        """
+        events: dict[str, Event | None] = {}
         if round_number == 0:
-            events = {"statistics": self.statistics_event()}
-        else:
-            events = {"training": self.round_event(), "metrics": self.metrics_event()}
+            events["statistics"] = self.statistics_event()
+        elif self.unit != "client":
+            events |= {"training": self.round_event(), "metrics": self.metrics_event()}
+        if self.client is not None:
+            events[SUM] = self.client.event()
         return {purpose: event for purpose, event in events.items() if event is not None}
 
     def events(self, debits: int) -> tuple[Event, ...]:
@@ -216,13 +257,21 @@ class PrivacyPlan:
     def epsilon_after(self, debits: int) -> float:
         """Epsilon of the first `debits` debits, at the plan's delta: information, for a curve over rounds.
 
-        A grid ten times coarser than that of the claim keeps a point at some hundredths of a second, and the
-        figure an upper bound. Up to `self.debits` it is never above `self.epsilon`.
+        For records; for clients where only they are protected. A grid ten times coarser than that of the claim
+        keeps a point at some hundredths of a second, and the figure an upper bound. Up to `self.debits` it is
+        never above `self.epsilon`.
         """
+        if self.unit == "client" and self.client is not None:
+            return self.client.epsilon_after(debits)
         if self.unit == "none":
             return math.inf if self.events(debits) else 0.0
         epsilon = epsilon_pld(self.events(debits), self.delta, 10 * grid(self.target_epsilon))
         return min(epsilon, self.epsilon) if debits <= self.debits else epsilon
+
+
+def unit_of(purpose: str) -> Literal["record", "client"]:
+    """The unit of privacy that a debit for `purpose` counts towards."""
+    return "client" if purpose == SUM else "record"
 
 
 def _events(

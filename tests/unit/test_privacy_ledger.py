@@ -93,11 +93,35 @@ def test_I11_runs_restarts_and_aborted_attempts_cost_as_one_composition(path: Pa
         assert ledger.spent_by_run("nobody", DELTA) == 0
 
 
-def test_record_and_client_events_compose_in_one_ledger(path: Path) -> None:
+SUM = Event("discrete_gaussian_sum", 2.0, num_shares=8, share_std=46000.0)
+
+
+def test_each_unit_has_its_own_figure_in_one_ledger(path: Path) -> None:
+    with Ledger.open(path, durable=False) as ledger:
+        for number in (1, 2):
+            ledger.debit("both", number, 1, "training", "record", ROUND)
+            ledger.debit("both", number, 1, "sum", "client", SUM)
+        assert ledger.spent(DELTA, "client") == epsilon_rdp(SUM.repeated(2), DELTA)
+        assert ledger.spent(DELTA) == epsilon_rdp(ROUND.repeated(2), DELTA)
+        assert ledger.spent_by_run("both", DELTA) == epsilon_pld(ROUND.repeated(2), DELTA)
+        assert ledger.spent_by_run("both", DELTA, "client") == ledger.spent(DELTA, "client")
+        ledger.debit("clients", 1, 1, "sum", "client", SUM)
+        assert ledger.spent(DELTA, "client") == pytest.approx(epsilon_rdp(SUM.repeated(3), DELTA))
+        # For a record it is as if its client had sent another vector: two replaced by zeros.
+        replaced = Event("gaussian", 1.0)
+        assert ledger.spent(DELTA) == pytest.approx(epsilon_rdp([ROUND.repeated(2), replaced], DELTA))
+    with Ledger.open(path, durable=False) as ledger:
+        assert ledger.spent(DELTA) == pytest.approx(epsilon_rdp([ROUND.repeated(2), replaced], DELTA))
+
+
+def test_a_ceiling_holds_for_each_unit(path: Path) -> None:
+    alone = epsilon_rdp(SUM, DELTA)
     with Ledger.open(path, durable=False) as ledger:
         ledger.debit("a", 1, 1, "training", "record", ROUND)
-        ledger.debit("a", 1, 1, "training", "client", METRICS)
-        assert ledger.spent(DELTA) == pytest.approx(epsilon_rdp([ROUND, METRICS], DELTA), abs=1e-9)
+        assert not ledger.would_exceed(SUM, 1.01 * alone, DELTA, run="a", unit="client")
+        ledger.debit("a", 1, 1, "sum", "client", SUM)
+        assert ledger.would_exceed(SUM, 1.01 * alone, DELTA, run="a", unit="client")
+        assert not ledger.would_exceed(ROUND, 3.0, DELTA, run="a")
 
 
 def test_a_release_without_noise_costs_infinity(path: Path) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from tacit import config
 from tacit.errors import ConfigError
-from tacit.privacy.accountant import Event, epsilon_pld, grid
-from tacit.privacy.plan import PrivacyPlan
+from tacit.privacy.accountant import Event, epsilon_pld, epsilon_rdp, grid
+from tacit.privacy.client_plan import ClientPlan
+from tacit.privacy.plan import SUM, PrivacyPlan, unit_of
+from tacit.secagg.parameters import Rules
 
 BUDGET: dict[str, Any] = {
     "epsilon": 1.0,
@@ -150,14 +152,98 @@ def test_statistics_that_nobody_pays_for_are_refused() -> None:
         PrivacyPlan.of(experiment(RECORD + "statistics_share = 0.0\n" + SCHEMA))
 
 
-def test_the_unit_client_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^\[privacy.client\] is not available in this version$"):
-        PrivacyPlan.of(experiment("[privacy.client]\nepsilon = 1.0\ndelta = 1e-4"))
+def clients(text: str, num_sites: int = 40) -> config.Experiment:
+    return experiment(text, rows=(100,) * num_sites)
+
+
+CLIENT = "[privacy.client]\nepsilon = 2.0\ndelta = 1e-3\n"
+SECURE = "[secure_aggregation]\nmax_dropouts = 4\nmax_corrupt = 2\n"
+
+
+def test_all_sums_of_a_plan_for_clients_together_cost_at_most_epsilon_and_hardly_less() -> None:
+    plan = PrivacyPlan.of(clients(CLIENT + SECURE + "[training]\nrounds = 30"))
+    promise = plan.client
+    assert promise and promise.debits == plan.debits == 33 and promise.num_shares == 34
+    assert promise.share_std * math.sqrt(34) == pytest.approx(promise.noise_multiplier * 2**16)
+    cost = epsilon_rdp(promise.event().repeated(33), 1e-3)
+    assert cost == promise.epsilon == plan.epsilon_after(33) <= 2.0 and cost > 0.99 * 2.0
+    assert promise.epsilon_replaced == epsilon_rdp(promise.event().doubled().repeated(33), 1e-3)
+    assert (plan.unit, plan.max_grad_norm, plan.noise_multiplier) == ("client", None, 0.0)
+    assert plan.releases(3) == {SUM: promise.event()} and unit_of(SUM) == "client"
+    assert plan.sum_noise_multiplier == promise.noise_multiplier and plan.central_noise_multiplier == 0
+    assert plan.delta_of(SUM) == 1e-3 and plan.debits_of(SUM) == 33
+
+
+def test_no_cohort_of_a_run_gets_less_noise_or_more_shares_than_its_plan() -> None:
+    """Who did not answer makes the cohort smaller; then there are fewer shares, and each is larger."""
+    made = clients(CLIENT + SECURE)
+    promise = PrivacyPlan.of(made).client
+    assert promise
+    rules = Rules.of(made.secure_aggregation, promise.noise_multiplier)
+    for n in range(36, 41):
+        parameters = rules.parameters(n)
+        shares = n - parameters.max_dropouts - 2
+        assert shares <= promise.num_shares and parameters.noise_share >= promise.share_std
+        assert parameters.noise_share * math.sqrt(shares) >= promise.noise_multiplier * 2**16 * (1 - 1e-12)
+
+
+def test_a_plan_for_clients_whose_noise_does_not_keep_its_claim_cannot_be_constructed() -> None:
+    promise = PrivacyPlan.of(clients(CLIENT)).client
+    assert promise
+    changes = (
+        {"epsilon": 1.9},
+        {"epsilon_replaced": 2.5},
+        {"noise_multiplier": 3.0},
+        {"noise_multiplier": 0.0},
+        {"debits": 30},
+        {"debits": 19},
+        {"delta": 1e-4},
+        {"share_std": 0.6},
+    )
+    for change in changes:
+        with pytest.raises(ValueError, match=r"does not keep its epsilon|cannot pay"):
+            dataclasses.replace(promise, **change)
+
+
+def test_both_units_have_a_figure_each() -> None:
+    plan = PrivacyPlan.of(experiment(RECORD.replace("1e-4", "1e-3") + CLIENT.replace("1e-3", "0.1")))
+    record, client = plan.releases(1)["training"], plan.releases(1)[SUM]
+    assert plan.unit == "record" and plan.client and list(plan.releases(1)) == ["training", SUM]
+    assert record == PrivacyPlan.of(experiment(RECORD.replace("1e-4", "1e-3"))).round_event()
+    assert client == PrivacyPlan.of(experiment(CLIENT.replace("1e-3", "0.1"))).releases(1)[SUM]
+    assert (plan.delta, plan.client.delta) == (1e-3, 0.1)
+    assert plan.epsilon_after(plan.debits) == pytest.approx(plan.epsilon, rel=1e-3)
+
+
+def test_central_noise_is_one_draw_of_the_server() -> None:
+    plan = PrivacyPlan.of(clients(CLIENT + 'noise = "central"'))
+    promise = plan.client
+    assert promise and promise.num_shares == 1
+    assert promise.share_std == pytest.approx(promise.noise_multiplier * 2**16)
+    assert plan.sum_noise_multiplier == 0 and plan.central_noise_multiplier == promise.noise_multiplier
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 50.0, 1e6])
+def test_shares_of_few_units_cost_more_and_are_paid_for(epsilon: float) -> None:
+    def plan(num_shares: int) -> ClientPlan:
+        return ClientPlan.from_budget(
+            epsilon, 1e-3, rounds=1, debits=1, placement="distributed", num_shares=num_shares, c_int=2**8
+        )
+
+    few, many = plan(1), plan(10**6)
+    assert many.noise_multiplier > 1.5 * few.noise_multiplier
+    assert many.share_std * 1000 == pytest.approx(many.noise_multiplier * 2**8)
+
+
+def test_a_plan_for_clients_needs_its_cohort() -> None:
+    with pytest.raises(ConfigError, match=r"federation.sites"):
+        PrivacyPlan.of(config.loads('name = "plan"\n' + CLIENT))
 
 
 def test_I22_no_argument_of_a_plan_could_carry_a_data_set() -> None:
-    numbers = {"float", "int", "float | None", "Literal['record', 'none']", "Literal['PLD', 'none']", "str"}
-    for function in (PrivacyPlan, PrivacyPlan.from_budget):
+    numbers = {"float", "int", "float | None", "Literal['record', 'client', 'none']", "str"}
+    numbers |= {"Literal['PLD', 'none']", "Literal['distributed', 'central']", "ClientPlan | None"}
+    for function in (PrivacyPlan, PrivacyPlan.from_budget, ClientPlan, ClientPlan.from_budget):
         assert {p.annotation for p in inspect.signature(function).parameters.values()} <= numbers
     assert list(inspect.signature(PrivacyPlan.of).parameters) == ["experiment"]
 
