@@ -1,4 +1,7 @@
-"""The journal of secure sums: what was answered, masked and signed stays so, over restarts and kills."""
+"""The journal of secure sums: what was answered, masked and signed stays so, over restarts and kills.
+
+Longer than 400 lines because each event is forgotten in its own way: by a restart, a kill, a cut, an old copy.
+"""
 
 from __future__ import annotations
 

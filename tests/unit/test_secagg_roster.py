@@ -1,4 +1,7 @@
-"""Rosters: what may be agreed on, who has to sign it, and that a client never goes back to an older one."""
+"""Rosters: what may be agreed on, who has to sign it, and that a client never goes back to an older one.
+
+Longer than 400 lines because each thing that nobody may sign has its own case, and all are built from one roster.
+"""
 
 from __future__ import annotations
 
