@@ -203,6 +203,7 @@ class SecureAggregationGrid(_SumGrid):
         coordinator, memory = self._coordinator, self._coordinator.memory
         fewest = self._agreement.rules.fewest(len(messages))
         invited = everybody = self._without(messages, memory.strikes)
+        refused = Counter[str]()
         while (attempt := memory.next_attempt(round_of(messages[0]))) <= MAX_ATTEMPTS:
             if len(invited) < fewest:
                 break
@@ -215,6 +216,7 @@ class SecureAggregationGrid(_SumGrid):
             try:
                 return self._attempt(machine, invited, fewest)
             except AttemptFailed as error:
+                refused.update(self.facts.refusals)
                 for member in error.guilty:
                     memory.strike(member.index)
                 left = self._without(invited, {member.index for member in error.without})
@@ -223,7 +225,7 @@ class SecureAggregationGrid(_SumGrid):
                 invited = left if len(left) >= fewest else everybody
         raise RunFailed(
             f"no sum over at least {fewest} of {len(messages)} sites in {MAX_ATTEMPTS} attempts; "
-            f"sites refused in the last: {spelled(self.facts.refusals)}"
+            f"sites refused: {spelled(refused)}"
         )
 
     def _attempt(self, machine: ServerMachine, invited: list[Message], fewest: int) -> Aggregate:
@@ -246,9 +248,10 @@ class SecureAggregationGrid(_SumGrid):
             for answer in answers:
                 if answer.has_error():
                     continue
-                bytes_up[answer.metadata.src_node_id] += size_of(answer.content) + len(_body(answer))
                 try:
-                    collect(*((_body(answer),) if size < 0 else (_body(answer), _vector(answer, size))))
+                    body = _body(answer)
+                    bytes_up[answer.metadata.src_node_id] += size_of(answer.content) + len(body)
+                    collect(body, *([_vector(answer, size)] if size >= 0 else []))
                 except ProtocolError as error:
                     refusals[error.reason] += 1
 
@@ -260,12 +263,12 @@ class SecureAggregationGrid(_SumGrid):
         requests = machine.mask_requests()
         size = packed_size(machine.length, machine.cohort.parameters.bits)
         phase(2, requests, machine.collect_masked, size)
-        refusals["complaint"] += len(machine.complaints)
+        refusals.update({"complaint": len(machine.complaints)} if machine.complaints else {})
         phase(3, machine.confirm_requests(), machine.collect_confirmed)
         phase(4, machine.unmask_requests(), machine.collect_unmask)
         self.facts = RoundFacts(
             survivors=tuple(self._label(nodes[i]) for i in machine.survivors),
-            refusals=+refusals,
+            refusals=refusals,
             bytes_up=max(bytes_up.values()),
             bits=machine.cohort.parameters.bits,
             threshold=machine.cohort.parameters.threshold,

@@ -91,15 +91,16 @@ class Federation:
         participant.participant_of.cache_clear()
         participant.run_of.cache_clear()
         text = self.experiment.to_toml()
-        with environment(TACIT_SITES=str(self.sites)), one_thread():
+        sites = str(self.sites)
+        with environment(TACIT_SITES=sites, TACIT_FEDERATION=sites), one_thread():
             run_config = {"experiment": text}
             nodes = grid(app, run_config, len(self.labels), executor, ahead)  # type: ignore[arg-type]
             plan = PrivacyPlan.of(self.experiment)
             members = find_members(nodes, self.labels, 5.0)
             store = state(folder, text, self.experiment.checkpoints.keep)
             try:
-                wrapped = wrap(nodes, self.experiment, plan, members, store)
                 chosen = strategy or make_strategy(self.experiment)
+                wrapped = wrap(nodes, self.experiment, plan, chosen, members, store)
                 yield Rounds(self.experiment, plan, chosen, wrapped, members, store, store.run_id)
             finally:
                 store.close()
@@ -156,7 +157,7 @@ def opened_sums() -> Iterator[list[tuple[int, ...]]]:
     class Noting(ServerMachine):
         def aggregate(self) -> Aggregate:
             aggregate = super().aggregate()
-            opened.append(tuple(self.cohort.masking))
+            opened.append(self.survivors)
             return aggregate
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,6 @@
 """The secure sum as a grid: exact against the plain mean, through drop-outs, refusals and garbage, in every engine."""
 
-from collections import Counter
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -115,7 +115,8 @@ def test_protocol_and_ideal_sum_give_bit_identical_models(
         for key in ("cohort", "survivors", "refusals", "metrics", "bits", "threshold", "epsilon"):
             assert a[key] == b[key], key
         assert (a["num_clipped"], b["num_clipped"]) == (None, 0)
-        assert abs(a["bytes_up"] - b["bytes_up"]) < 256
+        # Shares, openings and signatures; and the header of the array that the vector travels in.
+        assert 0 < a["bytes_up"] - b["bytes_up"] < 250 * 6 + 1200
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -157,25 +158,13 @@ def reference(federation: Federation, folder: Path, sites: set[int]) -> Arrays:
     return federation.run(folder, app=Misbehaving(absent))
 
 
-@pytest.mark.parametrize(
-    ("step", "sites", "attempts"),
-    [
-        ("tacit0", {3}, 1),
-        ("tacit0", {0, 5}, 1),
-        ("tacit2", {3}, 2),
-        ("tacit2", {1, 2}, 2),
-        ("tacit4", {4}, 2),
-    ],
-)
+@pytest.mark.parametrize("sites", [{3}, {0, 5}], ids=["one", "two"])
+@pytest.mark.parametrize("step", ["tacit0", "tacit1", "tacit2", "tacit3", "tacit4"])
 @pytest.mark.parametrize("how", ["crash", "refusal"])
-def test_A5_drop_outs_within_the_allowance_leave_the_exact_sum_of_the_others(
-    make: Callable[..., Federation],
-    tmp_path: Path,
-    step: str,
-    sites: set[int],
-    attempts: int,
-    how: str,
+def test_A5_drop_outs_within_the_allowance_leave_the_exact_sum_in_one_attempt(
+    make: Callable[..., Federation], tmp_path: Path, step: str, sites: set[int], how: str
 ) -> None:
+    """Of the others, or of all where the vectors were sent before."""
     federation, ideal = make(ONE_ROUND), make(ONE_ROUND, "secure_aggregation.engine=ideal")
     refusing = Misbehaving(
         lambda m, real, site: refusal(m, "busy") if is_step(m, step) and site in sites else None
@@ -183,19 +172,18 @@ def test_A5_drop_outs_within_the_allowance_leave_the_exact_sum_of_the_others(
     app = failing(step, sites) if how == "crash" else refusing
     with opened_sums() as opened:
         model = federation.run(tmp_path / "run", app=app)
-    others = set(range(6)) - sites
+    others = set(range(6)) - (sites if step in ("tacit0", "tacit1", "tacit2") else set())
     assert opened == [tuple(sorted(others))]
     assert same(model, reference(ideal, tmp_path / "ideal", others))
     assert last_row(tmp_path / "run")["survivors"] == [federation.labels[i] for i in sorted(others)]
-    assert sum(kind == "train.tacit0" and site == min(others) for site, kind in app.asked) == attempts
-    if step == "tacit0":
-        reason = "busy" if how == "refusal" else "RuntimeError: gone"
-        [(found, count)] = last_row(tmp_path / "run")["refusals"].items()
-        assert found.startswith(reason)
-        assert count == len(sites)
+    assert sum(kind == "train.tacit0" and site == 1 for site, kind in app.asked) == 1
+    reason = "busy" if how == "refusal" else "RuntimeError: gone"
+    [(found, count)] = last_row(tmp_path / "run")["refusals"].items()
+    assert found.startswith(reason)
+    assert count == len(sites)
 
 
-@pytest.mark.parametrize("step", ["tacit0", "tacit2", "tacit4"])
+@pytest.mark.parametrize("step", ["tacit0", "tacit1", "tacit2", "tacit3", "tacit4"])
 def test_more_drop_outs_than_allowed_end_the_run_with_the_counts_by_reason(
     make: Callable[..., Federation], tmp_path: Path, step: str
 ) -> None:
@@ -208,19 +196,18 @@ def test_more_drop_outs_than_allowed_end_the_run_with_the_counts_by_reason(
         make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
     assert opened == []
     assert "no sum over at least 4 of 6 sites in 3 attempts" in str(failure.value)
-    assert "budget-spent (2), range (1)" in str(failure.value)
+    # Over all attempts; an update without privacy that was sent once is not sent again.
+    assert re.search(r"budget-spent \(\d+\).*range \(\d+\)", str(failure.value))
 
 
 def test_no_sum_is_over_fewer_than_n_minus_D_however_the_sites_vanish(
     make: Callable[..., Federation], tmp_path: Path
 ) -> None:
-    """Two vanish with their keys sent, then a third before: the second attempt alone would allow it."""
-    asked = Counter[int]()
+    """One vanishes before it has sent keys, two with their keys sent: each alone would be allowed."""
 
     def what(message: Message, real: Any, site: int) -> Message | None:
-        asked[site] += is_step(message, "tacit0")
-        early = is_step(message, "tacit2") and site in (0, 1)
-        late = is_step(message, "tacit0") and site == 2 and asked[2] == 2
+        early = is_step(message, "tacit0") and site == 2
+        late = is_step(message, "tacit2") and site in (0, 1)
         return refusal(message, "gone") if early or late else None
 
     with opened_sums() as opened, pytest.raises(RunFailed):
@@ -258,21 +245,21 @@ def test_a_second_attempt_sends_the_same_update_and_costs_nothing(
     private: Federation, tmp_path: Path
 ) -> None:
     encoded: dict[int, list[bytes]] = {}
+    vanishing = {0, 1, 2}  # so that too few confirm, with all vectors sent
 
     def note(message: Message, real: Any, site: int) -> Message | None:
         if is_step(message, "tacit2"):
-            session = participant_of(
-                private.experiment.to_toml(), private.sites / str(site), True
-            ).sessions.load()
+            session = participant_of(private.experiment.to_toml(), private.sites / str(site), True).session()
             assert session is not None
             encoded.setdefault(site, []).append(session.encoded.values.tobytes())
-        if is_step(message, "tacit2") and site == 3:
+        if is_step(message, "tacit3") and site in vanishing:
+            vanishing.discard(site)
             raise RuntimeError("gone")
         return None
 
     private.run(tmp_path / "run", app=Misbehaving(note))
-    assert all(len(vectors) == 2 and len(set(vectors)) == 1 for s, vectors in encoded.items() if s != 3)
-    assert [ledger_entries(private.sites / str(i)) for i in range(6)] == [1, 1, 1, 0, 1, 1]
+    assert all(len(vectors) == 2 and len(set(vectors)) == 1 for vectors in encoded.values())
+    assert [ledger_entries(private.sites / str(i)) for i in range(6)] == [1] * 6
 
 
 def test_a_server_that_is_started_again_gets_the_same_updates_and_costs_nothing(
@@ -331,7 +318,7 @@ def test_too_many_spent_budgets_end_the_run_and_cost_nobody_anything(
     private: Federation, tmp_path: Path
 ) -> None:
     spend(private, (1, 3, 4))
-    with pytest.raises(RunFailed, match=r"budget-spent \(3\)"):
+    with pytest.raises(RunFailed, match=r"sites refused: budget-spent \(9\)"):
         private.run(tmp_path / "run")
     assert [ledger_entries(private.sites / str(i)) for i in range(6)] == [0, 1, 0, 1, 1, 0]
 
