@@ -180,9 +180,30 @@ class RecordPrivacy(Budget):
 
 
 class ClientPrivacy(Budget):
-    """`[privacy.client]`: everything one client has; noise inside the secure sum, or at a trusted server."""
+    """`[privacy.client]`: everything one client has; noise inside the secure sum, or at a trusted server.
+
+    Attributes:
+        noise: "distributed" = each client adds its share inside the secure sum; "central" = the server adds it to
+            the sum, and is trusted with what it sees before.
+        model_share: share of the clip norm that the model has; metrics and quantile bit share the rest (squares
+            add up to 1).
+        target_quantile: the clip norm adapts until this share of the updates is below it; 0 = it stays
+            `secure_aggregation.update_clip`, where it begins in any case.
+        clip_learning_rate: how fast it adapts.
+        clip_range: smallest and largest clip norm that it may become.
+    """
 
     noise: Literal["distributed", "central"] = "distributed"
+    model_share: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    target_quantile: Fraction = 0.0
+    clip_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    clip_range: Annotated[tuple[Positive, Positive], Field(strict=False)] = (1e-3, 100.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClientPrivacy:
+        if self.clip_range[0] > self.clip_range[1]:
+            raise ValueError("clip_range: the smallest comes first")
+        return self
 
 
 class Privacy(Frozen):
@@ -198,7 +219,7 @@ class SecureAggregation(Frozen):
     Attributes:
         engine: "protocol" = the cryptographic protocol; "ideal" = the same encoding and integer sum without
             cryptography (simulation only).
-        protocol: "preview" = between honest parties; no protection against a lying server yet.
+        protocol: "tacit-1" = designed to hold against a server that lies (docs/protocol.md).
         max_corrupt: c, members that may collude with the server.
         max_dropouts: D, members of a cohort that may vanish in a round.
         update_clip: Euclidean norm that one client's update is cut at.
@@ -207,7 +228,7 @@ class SecureAggregation(Frozen):
 
     enabled: bool = True
     engine: Literal["protocol", "ideal"] = "protocol"
-    protocol: Literal["preview"] = "preview"
+    protocol: Literal["tacit-1"] = "tacit-1"
     max_corrupt: Count = 1
     max_dropouts: Annotated[int, Field(ge=0)] = 0
     update_clip: Positive = 10.0
@@ -334,6 +355,8 @@ class Experiment(Frozen):
         record = self.privacy.record
         if self.evaluation.patience and not self.evaluation.metrics:
             raise ValueError("evaluation.patience reads metrics: set evaluation.metrics = true")
+        if self.privacy.client is not None:
+            self._check_client_privacy(self.privacy.client)
         if record is None:
             return
         if self.evaluation.metrics and record.metrics_share == 0:
@@ -345,6 +368,22 @@ class Experiment(Frozen):
             raise ValueError(
                 f"privacy.record.delta must be below 1/{population}, one over the rows of the smallest declared site"
             )
+
+    def _check_client_privacy(self, client: ClientPrivacy) -> None:
+        secure, members = self.secure_aggregation, len(self.federation.sites)
+        if client.noise == "distributed" and not secure.enabled:
+            raise ValueError(
+                'privacy.client.noise = "distributed" needs secure_aggregation.enabled: one share of the noise '
+                "protects no single update"
+            )
+        if self.strategy.weights != "equal":
+            raise ValueError('privacy.client counts every client alike: strategy.weights must be "equal"')
+        if self.data.columns is not None and self.data.columns.scaling == "federated":
+            raise ValueError('data.schema.scaling = "federated" is not paid for by privacy.client')
+        if members and client.delta >= 1 / members:
+            raise ValueError(f"privacy.client.delta must be below 1/{members}, one over the declared sites")
+        if client.target_quantile and not client.clip_range[0] <= secure.update_clip <= client.clip_range[1]:
+            raise ValueError("secure_aggregation.update_clip is outside privacy.client.clip_range")
 
     @property
     def cohort_size(self) -> int:

@@ -197,7 +197,7 @@ class SecureSum(Part):
 
     Attributes:
         engine: "protocol" = masked; "ideal" = the same integer sum without cryptography (simulation only).
-        protocol: its name; "preview" does not protect against a lying server.
+        protocol: its name.
         bits: width of one word on the wire.
         threshold: clients that must answer for the sum to open.
         bytes_up_per_client: sent by one client in one round.

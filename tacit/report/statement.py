@@ -283,11 +283,10 @@ def _secure_sum(record: RunRecord) -> Section:
         "On: the coordinating server receives masked updates; the protocol is designed to let it learn only "
         "their sum."
     ]
-    if secure.protocol == "preview":
-        sentences.append(
-            'The protocol is "preview": no protection against a lying server yet. It holds while the server '
-            "and the clients follow it."
-        )
+    sentences.append(
+        "It is designed to hold when the server lies, as long as no more members collude with it than the "
+        "stated number. No outside cryptographer has reviewed it."
+    )
     points = [("Protocol", secure.protocol)]
     points += [("Word width", f"{secure.bits} bits")] if secure.bits is not None else []
     points += [("Threshold", f"{secure.threshold} clients")] if secure.threshold is not None else []

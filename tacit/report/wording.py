@@ -33,7 +33,7 @@ def trusted(unit: Unit, *, noise: str = "", secure: SecureSum | None = None) -> 
         return PrivacyEntry.nothing().trusted
     if noise != "distributed" or secure is None or not secure.enabled:
         return "the coordinating server: it sees each client's clipped update before the noise is added"
-    if secure.protocol == "preview" or secure.engine == "ideal":
+    if secure.engine == "ideal":
         return "the coordinating server and the clients, to follow the protocol"
     return "no single party; at most the stated number of clients may collude with the coordinating server"
 

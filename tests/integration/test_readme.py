@@ -163,7 +163,7 @@ def test_what_is_not_there_yet_is_refused(folder: Path) -> None:
     for words in (["server", "my.toml", "--state", "s"], ["client", "--site", "."]):
         assert _tacit(*words) == 2
     assert _tacit("simulate", "my.toml", "--set", "privacy={client={epsilon=1.0,delta=1e-5}}", "--quiet") == 2
-    with pytest.raises(ConfigError, match="input should be 'preview'"):
+    with pytest.raises(ConfigError, match="input should be 'tacit-1'"):
         config.load(Path("my.toml"), ['secure_aggregation.protocol="full"'])
 
 

@@ -113,7 +113,7 @@ def test_the_report_has_the_keys_that_other_tools_rely_on(private_run: tuple[Pat
     assert entry["noise_multiplier"] > 0.1
     assert set(SECURE) <= set(content["secure_aggregation"])
     assert content["secure_aggregation"]["enabled"] is True
-    assert content["secure_aggregation"]["protocol"] == "preview"
+    assert content["secure_aggregation"]["protocol"] == "tacit-1"
     assert content["secure_aggregation"]["threshold"] == 4
     assert 0 <= content["secure_aggregation"]["clipped_fraction"] <= 1
     assert set(content["timings"]) >= {"sites", "rounds", "evaluation", "baselines"}

@@ -86,7 +86,7 @@ def test_the_commands_of_the_page_train_privately_and_not_privately(folder: Path
     for report in (private, plain):
         assert report["experiment"]["task"]["kind"] == "my_task:Digits"
         assert report["secure_aggregation"]["enabled"] is True
-        assert report["secure_aggregation"]["protocol"] == "preview"
+        assert report["secure_aggregation"]["protocol"] == "tacit-1"
         assert list(report["final"]["metrics"]) == ["accuracy"]
         assert len(report["final"]["sites"]) == 5
     accuracy = [entry["metrics"]["accuracy"] for entry in plain["rounds"]]

@@ -105,7 +105,7 @@ def run_record(
         ),
         "privacy": (entry() if private else PrivacyEntry.nothing(),),
         "secure_aggregation": SecureSum(
-            enabled=True, engine="protocol", protocol="preview", bits=21, threshold=3,
+            enabled=True, engine="protocol", protocol="tacit-1", bits=21, threshold=3,
             bytes_up_per_client=1387, clipped_fraction=0.0125,
         ),
         "partition": tuple(
@@ -178,11 +178,11 @@ def sentinel_record() -> RunRecord:
         ),
         partition=(SiteSlice(label="x", rows=7301, train=7401, test=7501, labels={"0": 7601, "1": 7701}),),
         secure_aggregation=SecureSum(
-            enabled=True, engine="protocol", protocol="preview", clipped_fraction=0.719),
+            enabled=True, engine="protocol", protocol="tacit-1", clipped_fraction=0.719),
     )  # fmt: skip
 
 
-def client_record(noise: str, protocol: str = "preview", engine: str = "protocol") -> RunRecord:
+def client_record(noise: str, protocol: str = "tacit-1", engine: str = "protocol") -> RunRecord:
     base = run_record()
     secure = SecureSum(enabled=noise == "distributed", engine=engine, protocol=protocol, bits=24, threshold=3)
     client = {"epsilon": 4.0, "delta": 1e-5, "noise": noise}

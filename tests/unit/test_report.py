@@ -156,7 +156,7 @@ STATEMENTS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
             "nobody outside the site",
             "factor of at most e^epsilon = 2.72",
             "at most 2.8 % of cases",
-            "no protection against a lying server yet",
+            "designed to hold when the server lies",
             "The pooled and local-only baselines",
             "final.sites",
             "Tuning",
@@ -206,7 +206,7 @@ STATEMENTS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
             "they are not one promise",
             "replacing everything one client contributes by nothing",
             "its share of the noise",
-            "the coordinating server and the clients, to follow the protocol",
+            "no single party; at most the stated number of clients may collude",
         ),
         (),
     ),
@@ -219,14 +219,14 @@ STATEMENTS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
         ("its share of the noise", "designed to let it learn only"),
     ),
     "ideal": (
-        lambda: run_record(secure_aggregation=SecureSum(enabled=True, engine="ideal", protocol="preview")),
+        lambda: run_record(secure_aggregation=SecureSum(enabled=True, engine="ideal", protocol="tacit-1")),
         ("without cryptography. Nothing was masked in this run.",),
         ("On: the coordinating server receives masked",),
     ),
     "no secure sum": (
         lambda: run_record(secure_aggregation=SecureSum(enabled=False)),
         ("Off: the coordinating server receives each client's update by itself", "already private"),
-        ("masked update", "preview"),
+        ("masked update", "tacit-1"),
     ),
     "weak": (
         lambda: run_record(privacy=(entry(epsilon=8.0, target_epsilon=7.0, epsilon_spent=9.0),)),
@@ -299,7 +299,7 @@ def test_summary_shows_federated_beside_baselines_with_epsilon_bytes_and_time() 
     output = io.StringIO()
     Console(file=output, width=200).print(summary_table(record))
     text = output.getvalue()
-    cost = ("4 sites, 20 rounds in", "1.4 kB up per client", "preview", "0.9996 (delta 0.0001, record)")
+    cost = ("4 sites, 20 rounds in", "1.4 kB up per client", "tacit-1", "0.9996 (delta 0.0001, record)")
     for words in (
         "failed: [bold]x[/bold]",
         "Federated",
