@@ -38,7 +38,7 @@ class SiteJournal:
         with self._open() as journal:
             journal.answered(run, round, attempt, model, config, ctx0)
 
-    def see_peers(self, peers: Mapping[int, tuple[int, bytes]]) -> None:
+    def see_peers(self, peers: Mapping[int, int]) -> None:
         """See `Journal`."""
         with self._open() as journal:
             journal.see_peers(peers)

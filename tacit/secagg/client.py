@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Final, NoReturn, Protocol
 
-from tacit.errors import ProtocolError, Refused
+from tacit.errors import ProtocolError, Refused, StorageError
 from tacit.secagg.client_state import ClientState
 from tacit.secagg.contexts import Cohort, Invitation, cohort_of
 from tacit.secagg.encoding import Writer
-from tacit.secagg.envelope import write_set
 from tacit.secagg.identity import Identity, verify
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair, check_public, erase
 from tacit.secagg.members import NONCE_BYTES, Entry
@@ -58,7 +57,7 @@ class Journal(Protocol):
         self, run: str, round: int, attempt: int, model: bytes, config: bytes, ctx0: bytes
     ) -> None: ...
 
-    def see_peers(self, peers: Mapping[int, tuple[int, bytes]]) -> None: ...  # noqa: D102
+    def see_peers(self, peers: Mapping[int, int]) -> None: ...  # noqa: D102
 
     def masked(self, ctx0: bytes, ctx2: bytes) -> None: ...  # noqa: D102
 
@@ -189,7 +188,7 @@ class ClientMachine:
         self._roster.check_cohort(tuple(cohort.entries), self._today)
         for answer in message.answers():
             verify(self._key_of(answer.sender), answer.signature, *answer.statement)
-        self._journal.see_peers({e.index: (e.counter, e.site_head) for e in message.entries})
+        self._journal.see_peers({entry.index: entry.counter for entry in message.entries})
         state.own_seed, state.cohort = bytearray(self._random_bytes(KEY_BYTES)), cohort
         recipients = [(v, cohort.entries[v].enc_pk) for v in cohort.graph.recipients(self.index)]
         dealing = deal(
@@ -236,6 +235,8 @@ class ClientMachine:
                 shares[dealer] = self._opened(dealer, *message.row(position))
             except ProtocolError:
                 complaint = Complaint(ctx2, self.index, dealer).signed(self._identity)
+                for opened in shares.values():
+                    opened.erase()
                 state.erase()
                 return state.advance(after, "complain", request, complaint.encode())
         state.masking, state.ctx2, state.shares = message.masking, ctx2, shares
@@ -350,11 +351,11 @@ class ClientMachine:
         """This machine with the state that was exported.
 
         Raises:
-            StorageError: these are not the bytes of an export, or it is somebody else's.
+            StorageError: these are not the bytes of an export, or it is another member's.
         """
         state = ClientState.decode(exported)
         if state.index != self.index:
-            raise ProtocolError("member", "the session belongs to another member")
+            raise StorageError("the session of a secure sum belongs to another member")
         self._state = state
         return self
 
@@ -402,9 +403,8 @@ class ClientMachine:
 
     def _sign_once(self, survivors: tuple[int, ...]) -> None:
         """Journals the set that this client helps to open; another one in this context is refused for ever."""
-        writer = Writer("survivors").data(self._state.ctx2)
-        write_set(writer, survivors)
-        self._journal.sign(self._state.ctx2, writer.hash())
+        digest = Writer("survivors").data(self._state.ctx2).numbers(survivors).hash()
+        self._journal.sign(self._state.ctx2, digest)
 
     def _check_range(self, values: Integers) -> None:
         """Refuses a vector that is not d long, or has a coordinate that could make the sum wrap around."""

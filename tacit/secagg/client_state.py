@@ -92,10 +92,7 @@ class ClientState:
         writer.number(len(entries))
         for entry in entries:
             entry.write(writer)
-        writer.number(len(self.masking))
-        for index in self.masking:
-            writer.number(index)
-        writer.data(self.ctx2).number(len(self.shares))
+        writer.numbers(self.masking).data(self.ctx2).number(len(self.shares))
         for dealer, shares in self.shares.items():
             writer.number(dealer).data(shares.encode())
         writer.number(len(self.answers))
@@ -111,9 +108,12 @@ class ClientState:
             StorageError: these are not the bytes of a state.
         """
         try:
-            return cls._read(Reader(data, _LABEL))
+            state = cls._read(Reader(data, _LABEL))
         except ProtocolError:
-            raise StorageError("the session of a secure sum is damaged") from None
+            state = None
+        if state is None or state.encode() != data:
+            raise StorageError("the session of a secure sum is damaged")
+        return state
 
     @classmethod
     def _read(cls, reader: Reader) -> ClientState:
@@ -127,10 +127,10 @@ class ClientState:
             state.invitation, state.entry = Invitation.read(reader), Entry.read(reader)
         state.enc, state.mask = _read_pair(reader), _read_pair(reader)
         state.own_seed = bytearray(_read_optional(reader, KEY_BYTES))
-        entries = [Entry.read(reader) for _ in range(reader.number())]
+        entries = tuple(Entry.read(reader) for _ in range(reader.number()))
         if entries and state.invitation is not None:
             state.cohort = cohort_of(state.invitation, entries)
-        state.masking = tuple(reader.number() for _ in range(reader.number()))
+        state.masking = reader.numbers()
         state.ctx2 = _read_optional(reader, HASH_BYTES)
         for _ in range(reader.number()):
             dealer = reader.number()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -100,10 +101,7 @@ def ctx1(ctx0: bytes, entries: Sequence[Entry], parameters: Parameters) -> bytes
 
 def ctx2(context1: bytes, masking: Sequence[int]) -> bytes:
     """The context of the clients that mask: ctx1 and the sorted U2."""
-    writer = Writer("ctx2").data(context1).number(len(masking))
-    for index in masking:
-        writer.number(index)
-    return writer.hash()
+    return Writer("ctx2").data(context1).numbers(masking).hash()
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,8 @@ class Cohort:
             raise ProtocolError("cohort-size", f"only {len(members)} of {self.parameters.n} clients")
 
 
-def cohort_of(invitation: Invitation, entries: Sequence[Entry]) -> Cohort:
+@lru_cache(maxsize=2)  # a simulation shows the same entries to every client
+def cohort_of(invitation: Invitation, entries: tuple[Entry, ...]) -> Cohort:
     """Checks U1 against the invitation and derives what follows from it.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from math import copysign, isfinite
 from typing import Final
 
@@ -44,6 +45,13 @@ class Writer:
         if not 0 <= value <= _MAX_NUMBER:
             raise ValueError(f"{value} is not a number of 64 bits")
         self._parts.append(struct.pack(">Q", value))
+        return self
+
+    def numbers(self, values: Sequence[int]) -> Writer:
+        """How many numbers there are, and they."""
+        if values and not 0 <= min(values) <= max(values) <= _MAX_NUMBER:
+            raise ValueError("not all of these are numbers of 64 bits")
+        self.number(len(values))._parts.append(struct.pack(f">{len(values)}Q", *values))
         return self
 
     def real(self, value: float) -> Writer:
@@ -94,6 +102,11 @@ class Reader:
         """An unsigned integer of 64 bits."""
         value: int = struct.unpack(">Q", self._take(8))[0]
         return value
+
+    def numbers(self) -> tuple[int, ...]:
+        """What `Writer.numbers` wrote; their order is the caller's to check."""
+        size = 8 * self.number()
+        return struct.unpack(f">{size // 8}Q", self._take(size))
 
     def real(self) -> float:
         """A finite float64."""

@@ -73,15 +73,3 @@ def open_(data: bytes, label: str, *, from_server: bool = False) -> tuple[Reader
     if (sender == SERVER) != from_server or sender > SERVER:
         raise ProtocolError("sender", "a request comes from the server and an answer from a member")
     return reader, context, sender
-
-
-def write_set(writer: Writer, indices: tuple[int, ...]) -> None:
-    """How many, then the indices."""
-    writer.number(len(indices))
-    for index in indices:
-        writer.number(index)
-
-
-def read_set(reader: Reader) -> tuple[int, ...]:
-    """The reverse of `write_set`; the order is the caller's to check."""
-    return tuple(reader.number() for _ in range(reader.number()))

@@ -162,7 +162,7 @@ def verify(
         ProtocolError: "signature", or "identity-key" if nothing may be verified under this key.
     """
     try:
-        _public_key(public).verify(signature, _signed_bytes(label, context, sender, body_hash))
+        _check_signature(public, signature, _signed_bytes(label, context, sender, body_hash))
     except InvalidSignature:
         raise ProtocolError("signature", f"the signature of member {sender} under a {label}") from None
 
@@ -188,6 +188,11 @@ def readable(digest: bytes) -> str:
     """A hash in groups of four hexadecimal digits."""
     text = digest.hex()
     return " ".join(text[i : i + 4] for i in range(0, len(text), 4))
+
+
+@lru_cache(maxsize=4096)  # a simulation shows the same good signature to every client; a bad one is not kept
+def _check_signature(public: bytes, signature: bytes, signed: bytes) -> None:
+    _public_key(public).verify(signature, signed)
 
 
 @lru_cache(maxsize=4096)

@@ -72,7 +72,6 @@ class Journal:
         self._store = store
         self._runs: dict[str, Attempt] = {}
         self._peers: dict[str, int] = {}  # counter by index, which JSON makes a text
-        self._last_peers = ""
         self._num_answered = self._num_lost = 0
         for record in records:
             self._apply(record)
@@ -138,30 +137,25 @@ class Journal:
                     )
         self._write({"answered": [run, round, attempt, *hashes]})
 
-    def see_peers(self, peers: Mapping[int, tuple[int, bytes]]) -> None:
-        """Before M1 is answered: what the peers' entries say of their own journals.
+    def see_peers(self, peers: Mapping[int, int]) -> None:
+        """Before M1 is answered: what the entries of U1, this client's own among them, say of their journals.
 
         Each attempt that a peer answers moves its counter on, so that a counter seen before means an old copy
-        of its journal. Only the very same list may come again. (Two runs of one federation at the same time would
+        of its journal. Nor does the same list come again: a client that has lost what it dealt must not deal anew,
+        because a key that seals shares is good for one row. (Two runs of one federation at the same time would
         get in each other's way here.)
 
         Args:
-            peers: counter and site head by roster index; signatures already checked.
+            peers: counter by roster index; signatures already checked.
 
         Raises:
             ProtocolError: "peer-counter".
         """
-        writer = Writer("peers").number(len(peers))
-        for index, (counter, head) in sorted(peers.items()):
-            writer.number(index).number(counter).data(head)
-        digest = writer.hash().hex()
-        if digest == self._last_peers:
-            return
-        counters = {str(index): counter for index, (counter, _) in peers.items()}
+        counters = {str(index): counter for index, counter in peers.items()}
         for member, counter in counters.items():
             if counter <= self._peers.get(member, -1):
                 raise ProtocolError("peer-counter", f"member {member}: {counter} after {self._peers[member]}")
-        self._write({"peers": [digest, counters]})
+        self._write({"peers": counters})
 
     def masked(self, ctx0: bytes, ctx2: bytes) -> None:
         """Before y leaves, once for each attempt: y is never computed again.
@@ -207,8 +201,7 @@ class Journal:
             case {"answered": [str(run), *rest]}:
                 self._runs[run] = Attempt(*rest)
                 self._num_answered += 1
-            case {"peers": [str(digest), dict() as counters]}:
-                self._last_peers = digest
+            case {"peers": dict(counters)}:
                 self._peers |= counters
             case {"masked": [str(ctx0), str(ctx2)]}:
                 self._change(lambda attempt: attempt.ctx0 == ctx0, ctx2=ctx2)

@@ -20,7 +20,7 @@ from typing import ClassVar, Final
 from tacit.errors import ProtocolError
 from tacit.secagg.contexts import Invitation
 from tacit.secagg.encoding import HASH_BYTES, Reader, Writer
-from tacit.secagg.envelope import SIGNATURE_BYTES, Signed, Statement, open_, read_set, start, write_set
+from tacit.secagg.envelope import SIGNATURE_BYTES, Signed, Statement, open_, start
 from tacit.secagg.members import SERVER, Entry, check_increasing
 from tacit.secagg.sharing import COMMITMENT_BYTES, OPENING_BYTES, SEALED_BYTES
 
@@ -211,14 +211,14 @@ class MaskRequest:
     def encode(self) -> bytes:
         """Canonical bytes."""
         writer = start("M2/request", self.context, SERVER)
-        write_set(writer, self.masking)
+        writer.numbers(self.masking)
         return writer.data(self.rows).finish()
 
     @classmethod
     def decode(cls, data: bytes) -> MaskRequest:
         """The reverse of `encode`; `ProtocolError` for any other bytes."""
         reader, context, _ = open_(data, "M2/request", from_server=True)
-        message = cls(context, read_set(reader), reader.data())
+        message = cls(context, reader.numbers(), reader.data())
         reader.end()
         if len(message.rows) % ROW_BYTES:
             raise ProtocolError("encoding", "rows of shares are cut short")
@@ -315,7 +315,7 @@ class ConfirmRequest:
     def encode(self) -> bytes:
         """Canonical bytes."""
         writer = start("M3/request", self.context, SERVER)
-        write_set(writer, self.survivors)
+        writer.numbers(self.survivors)
         writer.number(len(self.proofs))
         for index, tag, signature in self.proofs:
             writer.number(index).data(tag).data(signature)
@@ -325,7 +325,7 @@ class ConfirmRequest:
     def decode(cls, data: bytes) -> ConfirmRequest:
         """The reverse of `encode`; `ProtocolError` for any other bytes."""
         reader, context, _ = open_(data, "M3/request", from_server=True)
-        survivors = read_set(reader)
+        survivors = reader.numbers()
         proofs = tuple(
             (reader.number(), reader.data(TAG_BYTES), reader.data(SIGNATURE_BYTES))
             for _ in range(reader.number())
@@ -352,7 +352,7 @@ class ConfirmAnswer(Signed):
     signature: bytes = b""
 
     def _write(self, writer: Writer) -> None:
-        write_set(writer, self.survivors)
+        writer.numbers(self.survivors)
 
     def encode(self) -> bytes:
         """Canonical bytes."""
@@ -393,7 +393,7 @@ class UnmaskRequest:
     def encode(self) -> bytes:
         """Canonical bytes."""
         writer = start("M4/request", self.context, SERVER)
-        write_set(writer, self.survivors)
+        writer.numbers(self.survivors)
         writer.number(len(self.signatures))
         for index, signature in self.signatures:
             writer.number(index).data(signature)
@@ -403,7 +403,7 @@ class UnmaskRequest:
     def decode(cls, data: bytes) -> UnmaskRequest:
         """The reverse of `encode`; `ProtocolError` for any other bytes."""
         reader, context, _ = open_(data, "M4/request", from_server=True)
-        survivors = read_set(reader)
+        survivors = reader.numbers()
         signatures = tuple((reader.number(), reader.data(SIGNATURE_BYTES)) for _ in range(reader.number()))
         reader.end()
         return cls(context, survivors, signatures)

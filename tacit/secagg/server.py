@@ -23,9 +23,9 @@ import numpy as np
 
 from tacit.errors import ProtocolError
 from tacit.secagg.contexts import Cohort, Invitation, cohort_of
-from tacit.secagg.envelope import Signer
+from tacit.secagg.envelope import Signed, Signer
 from tacit.secagg.identity import verify
-from tacit.secagg.keys import KeyPair, check_public
+from tacit.secagg.keys import KeyPair, check_public, erase
 from tacit.secagg.members import Member, check_distinct
 from tacit.secagg.messages import (
     Complaint,
@@ -82,12 +82,15 @@ class ServerMachine:
         The aggregate is the exact integer sum over every client of U3, or there is none.
         A refused answer changes nothing; an identical repeat of an accepted one is accepted again.
         Who sent a share that is not the one dealt, or dealt shares of nothing, is named by proof.
+        No share comes in before T clients have signed one set of survivors.
 
     Args:
         invitation: what the clients are invited to; its `server_pk` is that of `key`.
         members: whom. As many as `invitation.num_invited`.
         identity: signs the invitation.
         key: the server's key of this attempt.
+        counters: the last counter of each member's journal that any client was shown. Clients refuse a cohort in
+            which one goes back, so whoever does that is kept out of it.
         threads: for the masks; the sum is the same for any number.
 
     Raises:
@@ -101,6 +104,7 @@ class ServerMachine:
         identity: Signer,
         key: KeyPair,
         *,
+        counters: Mapping[int, int] | None = None,
         threads: int = 1,
     ) -> None:
         self.phase = "keys"
@@ -109,7 +113,7 @@ class ServerMachine:
         if len(self._members) != invitation.num_invited or invitation.server_pk != key.public:
             raise ValueError("the invitation is for another number of members, or another key")
         invitation.rules.parameters(invitation.num_invited)
-        self._threads = threads
+        self._counters, self._threads = counters or {}, threads
         self._setups: dict[int, SetupAnswer] = {}
         self._cohort: Cohort | None = None
         self._dealt: dict[int, DealAnswer] = {}
@@ -176,6 +180,8 @@ class ServerMachine:
         check_public(entry.enc_pk)
         check_public(entry.mask_pk)
         check_distinct([*(setup.entry for setup in self._setups.values()), entry])
+        if entry.counter <= self._counters.get(entry.index, -1):
+            raise ProtocolError("peer-counter", f"the journal of member {entry.index} has not gone on")
         self._setups[entry.index] = message
         self._accept(digest, entry.index)
 
@@ -205,9 +211,9 @@ class ServerMachine:
         if (digest := self._unless_repeated("collect_dealt", answer)) is None:
             return
         message = DealAnswer.decode(answer)
+        self._check(message, self.cohort.ctx1)
         if message.num_rows != len(self.cohort.graph.recipients(message.sender)):
             raise ProtocolError("rows", "a dealer has not one row for each of its neighbours and itself")
-        self._check(message, self.cohort.ctx1)
         self._dealt[message.sender] = message
         self._accept(digest, message.sender)
 
@@ -249,6 +255,9 @@ class ServerMachine:
         if Complaint.is_one(answer):
             complaint = Complaint.decode(answer)
             self._check(complaint, self._ctx2)
+            dealers = self.cohort.graph.recipients(complaint.sender)
+            if complaint.dealer not in dealers or complaint.dealer not in self._masking:
+                raise ProtocolError("unknown-member", "a complaint about somebody who has dealt no such row")
             self._complaints[complaint.sender] = complaint.dealer
             self._accept(digest, complaint.sender)
             return
@@ -317,7 +326,7 @@ class ServerMachine:
         return self._ask(after, self._survivors, request.encode())
 
     def collect_unmask(self, answer: bytes) -> None:
-        """Takes one client's shares. Its signature is looked at only if one of them turns out to be wrong.
+        """Takes one client's shares.
 
         Raises:
             ProtocolError: the answer is refused; the attempt goes on.
@@ -325,7 +334,7 @@ class ServerMachine:
         if (digest := self._unless_repeated("collect_unmask", answer)) is None:
             return
         message = UnmaskAnswer.decode(answer)
-        self._check_sender(message.context, self._ctx2, message.sender)
+        self._check(message, self._ctx2)
         assert self._openings is not None
         self._openings.add(message)
         self._accept(digest, message.sender)
@@ -339,14 +348,16 @@ class ServerMachine:
         """
         after = self._next("aggregate")
         assert self._openings is not None
-        masks, blamed = opened_masks(self._openings, self._key_of)
-        self.blamed = tuple(self._members[i] for i in blamed.wrong_shares)
-        if blamed.guilty or blamed.unopened:
+        masks, blamed = opened_masks(self._openings)
+        self.blamed = tuple(self._members[i] for i in sorted(blamed.wrong_shares))
+        failed = blamed.guilty or blamed.unopened
+        if not failed:
+            add_masks(self._total, masks, threads=self._threads)
+        for seed, _ in masks:
+            erase(seed)
+        if failed:
             guilty = [self._members[i] for i in blamed.guilty]
             raise AttemptFailed("shares", {*guilty, *self.missing, *self.blamed}, guilty)
-        add_masks(self._total, masks, threads=self._threads)
-        for seed, _ in masks:
-            seed[:] = bytes(len(seed))
         self.phase, self._openings, self._asked = after, None, ()
         values = centre(self._total, self.cohort.parameters.bits)
         bound = self._bound()
@@ -372,10 +383,7 @@ class ServerMachine:
         out: set[int] = set()
         for dealer, senders in named.items():
             out |= {dealer} if len(senders) > self._invitation.rules.max_corrupt else {dealer, *senders}
-        return {self._members[i] for i in out if i in self._members}
-
-    def _key_of(self, index: int) -> bytes:
-        return self._members[index].key
+        return {self._members[i] for i in out}
 
     def _ask(self, phase: str, asked: Collection[int], request: bytes) -> dict[int, bytes]:
         """Enters the phase in which these members are asked."""
@@ -389,20 +397,16 @@ class ServerMachine:
             raise ProtocolError("phase", f"no {step} in the phase of {self.phase}")
         return after
 
-    def _check(
-        self, message: SetupAnswer | DealAnswer | MaskAnswer | Complaint | ConfirmAnswer, context: bytes
-    ) -> None:
+    def _check(self, message: Signed, context: bytes) -> None:
         """Refuses an answer to another request, from a stranger, without its signature, or a second one."""
-        self._check_sender(message.context, context, message.sender)
-        verify(self._key_of(message.sender), message.signature, *message.statement)
-
-    def _check_sender(self, context: bytes, expected: bytes, sender: int) -> None:
-        if context != expected:
+        sender = message.sender
+        if message.context != context:
             raise ProtocolError("context", "an answer belongs to another context")
         if sender not in self._asked:
             raise ProtocolError("unknown-member", f"member {sender} is not asked")
         if sender in self._answered:
             raise ProtocolError("duplicate", f"member {sender} has answered otherwise before")
+        verify(self._members[sender].key, message.signature, *message.statement)
 
     def _unless_repeated(self, step: str, answer: bytes) -> bytes | None:
         """The hash of an answer, or None where exactly this one has been accepted before."""

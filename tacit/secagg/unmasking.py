@@ -8,12 +8,11 @@ nothing, and its own commitments prove it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tacit.errors import ProtocolError
 from tacit.secagg.contexts import Cohort
-from tacit.secagg.identity import verify
 from tacit.secagg.keys import KeyPair
 from tacit.secagg.messages import DealAnswer, UnmaskAnswer
 from tacit.secagg.shamir import join
@@ -61,19 +60,15 @@ class Openings:
         return f"<Openings from {len(self._answers)} clients>"
 
     def add(self, answer: UnmaskAnswer) -> None:
-        """Takes one client's answer; `ProtocolError` where it has not one opening for each dealer."""
+        """Takes one client's answer, whose signature is good.
+
+        Raises:
+            ProtocolError: it has not one opening for each dealer.
+        """
         places = self._dealers_of(answer.sender)
         if answer.num_openings != len(places):
             raise ProtocolError("openings", "there is not one share of each neighbour")
         self._answers[answer.sender], self._places[answer.sender] = answer, places
-
-    def drop(self, sender: int) -> None:
-        """Forgets one client's answer."""
-        del self._answers[sender]
-
-    def answer(self, sender: int) -> UnmaskAnswer:
-        """One client's answer."""
-        return self._answers[sender]
 
     def of(self, dealer: int) -> Iterator[tuple[int, Opening]]:
         """Who has sent a share of this dealer, and which, by increasing sender."""
@@ -98,19 +93,16 @@ class Openings:
         return {v: i for i, v in enumerate(self.masking)}
 
 
-def opened_masks(
-    openings: Openings, key_of: Callable[[int], bytes]
-) -> tuple[list[tuple[bytearray, int]], Blame]:
+def opened_masks(openings: Openings) -> tuple[list[tuple[bytearray, int]], Blame]:
     """The masks that have to be added to the sum, seed and sign; and who is to blame for those that are not there.
 
     Args:
         openings: the shares that came.
-        key_of: identity key of a member, for the signature under a wrong share.
     """
     masks: list[tuple[bytearray, int]] = []
     blame = Blame()
     for dealer, kind in openings.needed():
-        secret = _secret(openings, dealer, kind, blame, key_of)
+        secret = _secret(openings, dealer, kind, blame)
         if secret is None:
             continue
         if kind == "own":
@@ -132,9 +124,7 @@ def _pair_masks(openings: Openings, dealer: int, secret: bytes) -> Iterator[tupl
     key.erase()
 
 
-def _secret(
-    openings: Openings, dealer: int, kind: Kind, blame: Blame, key_of: Callable[[int], bytes]
-) -> bytes | None:
+def _secret(openings: Openings, dealer: int, kind: Kind, blame: Blame) -> bytes | None:
     """The dealer's secret, or None and an entry of `blame`."""
     threshold = openings.cohort.parameters.share_threshold
     shares = dict(openings.of(dealer))
@@ -143,13 +133,7 @@ def _secret(
     for sender, opening in list(shares.items()):
         if not _committed(openings, dealer, sender, kind, opening):
             del shares[sender]
-            answer = openings.answer(sender)
-            try:
-                verify(key_of(sender), answer.signature, *answer.statement)
-            except ProtocolError:
-                openings.drop(sender)  # it never came from there
-            else:
-                blame.wrong_shares.add(sender)
+            blame.wrong_shares.add(sender)
     if len(shares) < threshold:
         blame.unopened.add(dealer)
         return None
