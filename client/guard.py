@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,10 @@ from client.site import Site
 from tacit.config import Experiment
 from tacit.encoding import STATISTICS, STATISTICS_ROUND, empty_statistics, needs_statistics
 from tacit.errors import PrivacyBudgetExceeded, Refused
+from tacit.privacy.accountant import Event
+from tacit.privacy.adaptive import clip_value
 from tacit.privacy.ledger import Ledger
+from tacit.privacy.plan import SUM, PrivacyPlan, unit_of
 from tacit.tasks.weights import array_shapes
 
 if TYPE_CHECKING:
@@ -52,26 +55,62 @@ def check(run: Run, site: Site, run_id: str, round_number: int, arrays: Arrays) 
         if is_statistics
         else array_shapes(run.trainer.model),
     )
-    if run.plan.unit != "none":
+    if run.plan.is_private:
         with site.ledger() as ledger:
             check_budget(run, site, ledger, run_id, round_number)
 
 
-def check_budget(run: Run, site: Site, ledger: Ledger, run_id: str, round_number: int) -> None:
+def check_budget(
+    run: Run, site: Site, ledger: Ledger, run_id: str, round_number: int, *, again: bool = False
+) -> None:
     """Raises `Refused` unless the site's ledger allows one more of this round's releases, now."""
-    releases = run.plan.releases(round_number)
-    purpose = next(iter(releases))
-    made = [entry for entry in ledger.entries if entry.purpose == purpose]
-    allowed = 1 if round_number == STATISTICS_ROUND else run.plan.debits
-    if sum(entry.run == run_id for entry in made) >= allowed:
-        raise PrivacyBudgetExceeded(f"all debits of this run for {purpose} are made")
-    ceiling, delta = site.policy.epsilon_ceiling, site.policy.delta or run.plan.delta
-    if ceiling is not None and ledger.would_exceed(releases.values(), ceiling, delta, run=run_id):
-        raise PrivacyBudgetExceeded(f"one more round would exceed epsilon {ceiling} of {site.data_set!r}")
+    releases = priced(run.plan, round_number, again=again)
+    for purpose in releases:
+        made = sum(entry.run == run_id and entry.purpose == purpose for entry in ledger.entries)
+        if made >= (1 if round_number == STATISTICS_ROUND else run.plan.debits_of(purpose)):
+            raise PrivacyBudgetExceeded(f"all debits of this run for {purpose} are made")
+    for unit in sorted({unit_of(purpose) for purpose in releases}):
+        events = [event for purpose, event in releases.items() if unit_of(purpose) == unit]
+        _check_ceiling(run, site, ledger, run_id, unit, events)
+    first = next(iter(releases))
+    times = [entry.time for entry in ledger.entries if entry.purpose == first]
     hourly = site.policy.max_rounds_per_hour
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
-    if len(made) >= hourly and datetime.fromisoformat(made[-hourly].time) > an_hour_ago:
+    if len(times) >= hourly and datetime.fromisoformat(times[-hourly]) > an_hour_ago:
         raise Refused("rate", f"{hourly} rounds within the last hour")
+
+
+def priced(plan: PrivacyPlan, round_number: int, *, again: bool) -> dict[str, Event]:
+    """What a round releases, by purpose; of an update that was paid for before, only what its new noise costs."""
+    releases = plan.releases(round_number)
+    return {SUM: releases[SUM]} if again and SUM in releases else releases
+
+
+def _check_ceiling(
+    run: Run, site: Site, ledger: Ledger, run_id: str, unit: str, events: Sequence[Event]
+) -> None:
+    ceiling = site.policy.epsilon_ceiling
+    own = run.plan.client.delta if unit == "client" and run.plan.client is not None else run.plan.delta
+    if ceiling is not None and ledger.would_exceed(
+        events, ceiling, site.policy.delta or own, run=run_id, unit=unit
+    ):
+        raise PrivacyBudgetExceeded(f"one more round would exceed epsilon {ceiling} of {site.data_set!r}")
+
+
+def check_clip(run: Run, site: Site, clip: str) -> None:
+    """Raises `Refused` unless the clip norm in force is one that the experiment and this site allow.
+
+    Whatever it is, an update takes no more of the sum than its bound in integers: it is use that depends on it.
+    """
+    budget = run.experiment.privacy.client
+    adapts = budget is not None and budget.target_quantile > 0
+    if budget is None or not adapts or not clip:
+        if clip or adapts:
+            raise Refused("clip", "a clip norm is sent where it adapts, and nowhere else")
+        return
+    value = clip_value(clip)
+    if not budget.clip_range[0] <= value <= min(budget.clip_range[1], site.policy.max_update_norm):
+        raise Refused("clip", f"a clip norm of {value:g} is out of range")
 
 
 def check_cohort(run: Run, site: Site, num_masking: int) -> None:

@@ -24,8 +24,9 @@ from tacit import config
 from tacit.config import Experiment
 from tacit.encoding import STATISTICS_ROUND, encoder_of
 from tacit.errors import Refused
+from tacit.privacy.discrete import add_noise
 from tacit.privacy.noise import Keys, SeededKeys, Stream, SystemKeys
-from tacit.privacy.plan import PrivacyPlan
+from tacit.privacy.plan import PrivacyPlan, unit_of
 from tacit.secagg.client import ClientMachine
 from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder
@@ -46,9 +47,9 @@ class Run:
         self.trainer = LocalTrainer(self.task, self.plan, self.experiment)
         self.keys = keys_for(self.experiment, self.plan)
 
-    def encoder(self, arrays: Arrays) -> Encoder:
-        """The public encoding of this run's updates."""
-        return encoder_of(self.experiment, self.plan, self.task, arrays)
+    def encoder(self, arrays: Arrays, clip: float | None = None) -> Encoder:
+        """The public encoding of this run's updates; with the clip norm in force, where it adapts."""
+        return encoder_of(self.experiment, self.plan, self.task, arrays, clip)
 
 
 def keys_for(experiment: Experiment, plan: PrivacyPlan) -> Keys:
@@ -77,7 +78,7 @@ class Participant:
         if site.label not in labels:
             raise Refused("not-a-member", f"the experiment declares no site {site.label!r}")
         self.position = labels.index(site.label)
-        self.task, self.scaling = run.task, ""
+        self.task, self.scaling, self.clip = run.task, "", ""
         # Where sessions end with the process, the journal may as well.
         in_memory = isinstance(sessions, MemorySessions)
         self._journal = MemoryJournal() if in_memory else SiteJournal(site.folder, durable=site.durable)
@@ -108,6 +109,15 @@ class Participant:
             self.task = scaled(self.run.task, scaling)
             self.scaling = scaling
             self._records.clear()
+
+    def clip_at(self, clip: str) -> None:
+        """Takes the clip norm in force from here on, as the text that travels; empty where it does not adapt.
+
+        Raises:
+            Refused: "clip", it is none, or not within what the experiment and this site allow.
+        """
+        guard.check_clip(self.run, self.site, clip)
+        self.clip = clip
 
     def machine(self) -> ClientMachine:
         """This site in a new attempt of a secure sum.
@@ -153,10 +163,15 @@ class Participant:
         return LocalUpdate(delta, self.weight, self._metrics(round_number, arrays))
 
     def encode(self, round_number: int, arrays: Arrays, update: LocalUpdate) -> EncodedUpdate:
-        """Clips to the public update norm and rounds to integers; rounding follows the seed."""
-        seeded = SeededKeys(self.run.experiment.seed)
-        rounding = Stream(seeded.key("rounding", self.site.label, round_number))
-        encoded = self.run.encoder(arrays).encode(update, rounding.uniform)
+        """Clips to the public update norm and rounds to integers.
+
+        Rounding follows the seed, but under a promise for clients it is as secret as the noise.
+        """
+        run = self.run
+        keys = SeededKeys(run.experiment.seed) if run.plan.client is None else run.keys
+        rounding = Stream(keys.key("rounding", self.site.label, round_number))
+        encoder = run.encoder(arrays, float(self.clip) if self.clip else None)
+        encoded = encoder.encode(update, rounding.uniform)
         self.num_updates += 1
         self.num_clipped += encoded.clipped
         return encoded
@@ -164,16 +179,36 @@ class Participant:
     @property
     def pays_each_attempt(self) -> bool:
         """Whether a repeated attempt is a release of its own, because its noise is drawn anew."""
-        return self.run.plan.unit == "client"
+        return self.run.plan.sum_noise_multiplier > 0
 
     def noised(
         self, encoded: EncodedUpdate, round_number: int, attempt: int, noise_share: float
     ) -> EncodedUpdate:
-        """The encoded update with this client's share of the sum's noise, in integer units."""
-        return encoded
+        """The encoded update with this client's share of the sum's noise.
 
-    def debit(self, run_id: str, round_number: int, attempt: int) -> None:
+        Args:
+            encoded: bounded, without noise; kept for another attempt.
+            round_number: of the run.
+            attempt: of the round; each draws its own noise.
+            noise_share: scale of the noise in integer units, as it follows from the cohort; 0 = none.
+
+        Guarantees:
+            Each noise vector has a key of its own, from the operating system in a private run.
+        """
+        if noise_share == 0:
+            return encoded
+        stream = Stream(self.run.keys.key("share", self.site.label, round_number, attempt))
+        return EncodedUpdate(add_noise(encoded.values, noise_share, stream), encoded.clipped)
+
+    def debit(self, run_id: str, round_number: int, attempt: int, *, again: bool = False) -> None:
         """Enters one round's releases in the ledger; returns when they are on disk.
+
+        Args:
+            run_id: Tacit's own id of the run.
+            round_number: of the run.
+            attempt: of the round.
+            again: the same finished update has been paid for in an earlier attempt, and only the noise on the sum
+                is new.
 
         Raises:
             Refused: budget or policy do not allow it any more; since `guard` another run may have spent it.
@@ -182,12 +217,13 @@ class Participant:
             The ledger is written and fsynced before the first byte of an update leaves.
         """
         plan = self.run.plan
-        if plan.unit == "none":
+        if not plan.is_private:
             return
         with self.site.ledger() as ledger:
-            guard.check_budget(self.run, self.site, ledger, run_id, round_number)
-            for purpose, event in plan.releases(round_number).items():
-                ledger.debit(run_id, round_number, attempt, purpose, plan.unit, event, delta=plan.delta)
+            guard.check_budget(self.run, self.site, ledger, run_id, round_number, again=again)
+            for purpose, event in guard.priced(plan, round_number, again=again).items():
+                delta, unit = plan.delta_of(purpose), unit_of(purpose)
+                ledger.debit(run_id, round_number, attempt, purpose, unit, event, delta=delta)
 
     def _metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
         run, noise = self.run, self.run.plan.metrics_noise_multiplier

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tacit.encoding import WEIGHT
 from tacit.errors import ProtocolError, Refused
+from tacit.secagg.parameters import Rules
 from tacit.secagg.ring import clip_norm
 from tacit.tasks.weights import Arrays
 from tacit.update import EncodedUpdate, LocalUpdate
@@ -75,6 +76,10 @@ def require_permission(participant: Participant) -> None:
 def update(participant: Participant, fields: ConfigRecord, arrays: Arrays) -> RecordDict:
     """Guard, train, debit, send: the whole round of one client without a secure sum."""
     require_permission(participant)
+    if participant.run.plan.client is not None:
+        raise Refused(
+            "single-update", "what is promised for clients holds for the sum of their encoded vectors"
+        )
     run_id, round_number = ids(fields)
     participant.guard(run_id, round_number, arrays)
     local = participant.update(round_number, arrays)
@@ -91,9 +96,16 @@ def encoded(participant: Participant, fields: ConfigRecord, arrays: Arrays) -> R
 
 
 def contribution(participant: Participant, run_id: str, round_number: int, arrays: Arrays) -> EncodedUpdate:
-    """Guard, train, encode, debit: one client's vector. The caller is the ideal sum."""
+    """Guard, train, encode, add noise, debit: one client's vector. The caller is the ideal sum.
+
+    The share of the noise is that of a cohort that is complete, as it is in a first attempt.
+    """
     participant.guard(run_id, round_number, arrays)
     vector = participant.encode(round_number, arrays, participant.update(round_number, arrays))
+    experiment, noise = participant.run.experiment, participant.run.plan.sum_noise_multiplier
+    if noise > 0:
+        share = Rules.of(experiment.secure_aggregation, noise).parameters(experiment.cohort_size).noise_share
+        vector = participant.noised(vector, round_number, 1, share)
     participant.debit(run_id, round_number, attempt=1)
     return vector
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import sqrt
+from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from tacit.config import Experiment
 from tacit.data.statistics import constants_from, sensitivity, statistics_size
 from tacit.errors import ConfigError, ProtocolError
 from tacit.privacy.plan import PrivacyPlan
+from tacit.secagg.client_encoder import ClientLevelEncoder
 from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder, MetricRange
 from tacit.update import Layout
@@ -47,11 +48,20 @@ def metric_names(task: Task) -> tuple[str, ...]:
 
 
 def encoder_of(
-    experiment: Experiment, plan: PrivacyPlan, task: Task, arrays: Mapping[str, NDArray[Any]]
+    experiment: Experiment,
+    plan: PrivacyPlan,
+    task: Task,
+    arrays: Mapping[str, NDArray[Any]],
+    clip: float | None = None,
 ) -> Encoder:
     """The encoder of the vectors that answer these arrays.
 
-    A sum of metrics or statistics is bounded by four times the largest declared size plus ten times its noise.
+    A sum of metrics or statistics is bounded by four times the largest declared size plus ten times its noise. Under
+    a promise for clients the bound is what its noise is in proportion to; there it is the number of rows that the
+    largest declared size holds out.
+
+    Args:
+        clip: the clip norm in force, where it adapts; else it is that of the experiment.
     """
     settings = experiment.secure_aggregation
     rows = max((site.rows for site in experiment.federation.sites), default=1)
@@ -62,8 +72,17 @@ def encoder_of(
         return Encoder(Layout.of(arrays), bound, c_int)
     names = metric_names(task) if plan.metrics_noise_multiplier is not None else ()
     noise = (plan.metrics_noise_multiplier or 0.0) * sqrt(len(names))
-    ranges = {name: MetricRange(4 * rows + 10 * noise, 2.0**-10) for name in names}
-    return Encoder(Layout.of(arrays, names), settings.update_clip, c_int, ranges)
+    budget = experiment.privacy.client
+    if budget is not None and plan.unit == "client":
+        held_out = rows if experiment.task.is_own else ceil(rows * experiment.data.test_fraction)
+        ranges = {name: MetricRange(float(max(1, held_out)), 2.0**-10) for name in names}
+    else:
+        ranges = {name: MetricRange(4 * rows + 10 * noise, 2.0**-10) for name in names}
+    clip = settings.update_clip if clip is None else clip
+    if budget is None:
+        return Encoder(Layout.of(arrays, names), clip, c_int, ranges)
+    layout = Layout.of(arrays, names, "bit" if budget.target_quantile else "")
+    return ClientLevelEncoder(layout, clip, c_int, ranges, budget.model_share)
 
 
 def empty_statistics(experiment: Experiment) -> dict[str, NDArray[np.float32]]:
@@ -101,9 +120,12 @@ def scaling_constants(text: str) -> Constants:
     return constants
 
 
-def config_digest(experiment_toml: str, scaling: str) -> bytes:
-    """What ctx0 says of the configuration: the experiment and, once known, the scaling."""
-    return text_digest(f"{experiment_toml}\n# scaling: {scaling}\n" if scaling else experiment_toml)
+def config_digest(experiment_toml: str, scaling: str, clip: str = "") -> bytes:
+    """What ctx0 says of the configuration: the experiment and, where they exist, the scaling and the clip in force."""
+    parts = [experiment_toml]
+    parts += [f"# scaling: {scaling}"] if scaling else []
+    parts += [f"# clip: {clip}"] if clip else []
+    return text_digest("\n".join(parts) + "\n" if len(parts) > 1 else experiment_toml)
 
 
 def _record_bound(experiment: Experiment) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,20 +38,28 @@ class _Secret:
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands where in the flat vector: the model's arrays in order, then metrics, then the weight.
+    """What stands where in the flat vector: the model's arrays in order, then metrics, then one number more, if any.
 
     Attributes:
         arrays: name and shape of each model array, in the order in which they are laid out.
         metrics: names of the metric sums that ride behind the model.
+        last: what the last coordinate is: the aggregation weight; a bit that says whether the update was shorter
+            than the clip norm; or there is none.
     """
 
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     metrics: tuple[str, ...] = ()
+    last: Literal["weight", "bit", ""] = "weight"
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Floats], metrics: tuple[str, ...] = ()) -> Layout:
+    def of(
+        cls,
+        arrays: Mapping[str, Floats],
+        metrics: tuple[str, ...] = (),
+        last: Literal["weight", "bit", ""] = "weight",
+    ) -> Layout:
         """The layout of these arrays, in their own order."""
-        return cls(tuple((name, tuple(a.shape)) for name, a in arrays.items()), metrics)
+        return cls(tuple((name, tuple(a.shape)) for name, a in arrays.items()), metrics, last)
 
     @property
     def model_size(self) -> int:
@@ -60,8 +68,8 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Length of the whole vector: model, metrics, one weight."""
-        return self.model_size + len(self.metrics) + 1
+        """Length of the whole vector."""
+        return self.model_size + len(self.metrics) + bool(self.last)
 
     def flatten(self, arrays: Mapping[str, Floats]) -> NDArray[np.float64]:
         """The model block as one float64 vector of shape (model_size,)."""
@@ -96,6 +104,8 @@ class LocalUpdate(_Secret):
 @dataclass(frozen=True, repr=False)
 class EncodedUpdate(_Secret):
     """A local update as signed integers: shape (layout.size,), Euclidean norm of the model block <= C_int.
+
+    With a promise for clients that is the norm of the whole vector, before noise is added to it.
 
     Attributes:
         values: the vector.

@@ -52,6 +52,17 @@ class WordStream(Protocol):
         ...
 
 
+def add_noise(values: Integers, std: float, stream: WordStream) -> Integers:
+    """A bounded vector, or a sum of them, with noise; a client's share and a server's noise are both added here.
+
+    Args:
+        values: shape (d,).
+        std: scale of the noise in each coordinate, in integer units; 0 = none.
+        stream: serves this one vector.
+    """
+    return values + discrete_gaussian(stream, values.size, std)
+
+
 def discrete_gaussian(stream: WordStream, n: int, std: float) -> Integers:
     """Independent draws from the discrete Gaussian of scale `std`.
 

@@ -54,11 +54,14 @@ class Mean(NamedTuple):
         arrays: weighted mean of the clients' deltas, float64, by name.
         total_weight: sum of the weights.
         metrics: metric sums over all clients, by name.
+        below_clip: share of the clients whose update was not longer than the clip norm, with noise; None where the
+            vectors have no such bit.
     """
 
     arrays: dict[str, NDArray[np.float64]]
     total_weight: float
     metrics: dict[str, float]
+    below_clip: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tacit.privacy.discrete import discrete_gaussian
+from tacit.privacy.discrete import add_noise, discrete_gaussian
 from tacit.privacy.noise import SeededKeys, Stream, SystemKeys
+from tacit.secagg.parameters import Rules
 
 KEYS = SeededKeys(20261122)
 SIGMAS = (0.1, 1.0, 4.0, 25.0, 100.0, 1e3, 1e4, 65536.0)
@@ -97,6 +98,20 @@ def test_I2_noises_of_m_clients_add_up_to_m_times_the_variance() -> None:
     assert abs(total.var() / variance - 1) < 5 * math.sqrt(
         2 / n
     )  # 0.7 %: a variance of 1.01 times as much is seen
+
+
+@pytest.mark.parametrize(("n", "max_dropouts", "max_corrupt"), [(100, 20, 10), (10, 2, 1), (5, 1, 1)])
+def test_I13_what_remains_after_every_drop_out_and_c_clients_without_noise_is_all_of_the_noise(
+    n: int, max_dropouts: int, max_corrupt: int
+) -> None:
+    z, c_int, d = 1.0, 2**10, 200_000
+    share = Rules(max_corrupt, max_dropouts, c_int, z).parameters(n).noise_share
+    honest = n - max_dropouts - max_corrupt
+    streams = (Stream(KEYS.key("I13", n, client)) for client in range(honest))
+    total = sum((add_noise(np.zeros(d, np.int64), share, s) for s in streams), np.zeros(d, np.int64))
+    error = math.sqrt(2 / d)
+    assert total.var() >= (z * c_int) ** 2 * (1 - 5 * error)
+    assert total.var() <= (z * c_int) ** 2 * (1 + 5 * error)  # and no more than that is lost
 
 
 def test_I15_no_two_noise_vectors_are_equal() -> None:
