@@ -6,7 +6,7 @@ Neither a client nor a server may import this module, because it has both sides 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from typing import Final
 
@@ -22,7 +22,14 @@ from tacit.secagg.server import ServerMachine
 from tacit.update import Aggregate, EncodedUpdate
 
 TODAY: Final = date(2030, 1, 1)
-STEPS: Final = ("setup", "deal", "mask", "confirm", "unmask")
+# What the clients do in each step -> how the server asks for it, and takes it.
+STEPS: Final = {
+    "setup": ("setup_request", "collect_setup"),
+    "deal": ("deal_requests", "collect_dealt"),
+    "mask": ("mask_requests", "collect_masked"),
+    "confirm": ("confirm_requests", "collect_confirmed"),
+    "unmask": ("unmask_requests", "collect_unmask"),
+}
 
 Gone = Mapping[str, Collection[int]]
 
@@ -120,20 +127,24 @@ class Attempt:
 
     def run(self) -> Aggregate:
         """All five steps."""
-        server, request = self.server, self.server.setup_request()
-        self.answers("setup", dict.fromkeys(range(len(self.clients)), request), server.collect_setup)
-        self.answers("deal", server.deal_requests(), server.collect_dealt)
-        self.masked(server.mask_requests())
-        self.answers("confirm", server.confirm_requests(), server.collect_confirmed)
-        self.answers("unmask", server.unmask_requests(), server.collect_unmask)
-        return server.aggregate()
+        for step in STEPS:
+            self.deliver(step, self.requests(step))
+        return self.server.aggregate()
 
-    def answers(self, step: str, requests: Mapping[int, bytes], collect: Callable[[bytes], None]) -> None:
-        """Everybody's answer to one step but M2."""
+    def requests(self, step: str) -> dict[int, bytes]:
+        """What the server asks in this step, by index. Who wants to lie changes it before it is delivered."""
+        asked = getattr(self.server, STEPS[step][0])()
+        return dict.fromkeys(range(len(self.clients)), asked) if step == "setup" else dict(asked)
+
+    def deliver(self, step: str, requests: Mapping[int, bytes]) -> None:
+        """Everybody's answer to one step, back at the server."""
+        if step == "mask":
+            self.masked(requests)
+            return
+        more = (self.invitation,) if step == "setup" else ()
         for index, request in self._present(step, requests).items():
-            client = self.clients[index]
-            more = (self.invitation,) if step == "setup" else ()
-            collect(getattr(client, step)(request, *more))
+            answer = getattr(self.clients[index], step)(request, *more)
+            getattr(self.server, STEPS[step][1])(answer)
 
     def masked(self, requests: Mapping[int, bytes]) -> None:
         """Everybody's vector, or complaint."""
@@ -145,7 +156,8 @@ class Attempt:
                 self.server.collect_masked(*self.clients[index].mask(request, self.encoded[index]))
 
     def _present(self, step: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
-        past = STEPS[: STEPS.index(step) + 1]
+        steps = tuple(STEPS)
+        past = steps[: steps.index(step) + 1]
         absent = {index for before in past for index in self.gone.get(before, ())}
         return {index: request for index, request in requests.items() if index not in absent}
 
