@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from simulations.enrolment import enrol
 from simulations.run import Clock, Simulation, run_local
 from simulations.sites import PreparedSites, prepare_sites
 from simulations.sources import load_source
@@ -32,7 +33,9 @@ def three_sites(out: Path, *overrides: str) -> PreparedSites:
     """Breast cancer over three sites, on disk; without privacy unless `overrides` say so."""
     experiment = config.loads(EXPERIMENT, overrides=overrides)
     table, schema = load_source(experiment.data)
-    return prepare_sites(experiment, table, schema, out)
+    prepared = prepare_sites(experiment, table, schema, out)
+    enrol(prepared.folder, prepared.experiment)
+    return prepared
 
 
 def local_model(out: Path, *overrides: str) -> dict[str, NDArray[np.float32]]:

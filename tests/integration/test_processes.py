@@ -23,7 +23,7 @@ from tacit.errors import RunFailed
 
 pytestmark = pytest.mark.processes
 
-ROUNDS = "training.rounds=1"  # three exchanges, each of several seconds of Flower's waiting and of imports
+ROUNDS = "training.rounds=1"  # six exchanges, each of several seconds of Flower's waiting and of imports
 TACIT = str(Path(sysconfig.get_path("scripts")) / "tacit")
 
 
@@ -45,7 +45,8 @@ class Rehearsal:
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     folder = tmp_path_factory.mktemp("rehearsal")
     prepared = three_sites(folder, ROUNDS)
-    (folder / "experiment.toml").write_text(prepared.experiment.to_toml())
+    experiment = prepared.folder / "experiment.toml"  # beside the roster, as `tacit partition` puts it
+    experiment.write_text(prepared.experiment.to_toml())
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     state, address = folder / "state", f"127.0.0.1:{port}"
@@ -55,7 +56,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
             ("client", "--site", str(prepared.folder / str(i)), "--superlink", address) for i in range(3)
         ]
         clients = [stack.enter_context(_tacit(folder, outside, *site)) for site in sites]
-        arguments = (str(folder / "experiment.toml"), "--state", str(state), "--port", str(port))
+        arguments = (str(experiment), "--state", str(state), "--port", str(port))
         server = stack.enter_context(_tacit(folder, outside, "server", *arguments))
         server_code = server.wait(timeout=200)
         for client in clients:
