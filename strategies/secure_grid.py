@@ -43,11 +43,13 @@ class SumMemory:
     Attributes:
         round, attempt: the newest attempt that was made.
         strikes: indices of members that are proven to have cheated.
+        counters: of each member's journal, as clients were last shown it. Not worth a file: the clients remember.
     """
 
     def __init__(self) -> None:
         self.round, self.attempt = -1, 0
         self.strikes: set[int] = set()
+        self.counters: dict[int, int] = {}
 
     def next_attempt(self, round_number: int) -> int:
         """Number of the next attempt at a round, from 1; clients answer to no number twice."""
@@ -211,7 +213,12 @@ class SecureAggregationGrid(_SumGrid):
             invitation = self._invitation(invited, arrays, encoder, attempt, key.public)
             members = [self._member(m) for m in invited]
             machine = ServerMachine(
-                invitation, members, coordinator.identity, key, threads=coordinator.threads
+                invitation,
+                members,
+                coordinator.identity,
+                key,
+                counters=memory.counters,
+                threads=coordinator.threads,
             )
             try:
                 return self._attempt(machine, invited, fewest)
@@ -259,7 +266,9 @@ class SecureAggregationGrid(_SumGrid):
         if len(invited) - len(machine.missing) < fewest:
             # Below n - D of the whole cohort, though it may be enough for an attempt with fewer invited.
             raise AttemptFailed("keys", machine.missing)
-        phase(1, machine.deal_requests(), machine.collect_dealt)
+        requests = machine.deal_requests()
+        self._coordinator.memory.counters |= {i: e.counter for i, e in machine.cohort.entries.items()}
+        phase(1, requests, machine.collect_dealt)
         requests = machine.mask_requests()
         size = packed_size(machine.length, machine.cohort.parameters.bits)
         phase(2, requests, machine.collect_masked, size)
