@@ -149,6 +149,8 @@ class PrivacyEntry(Part):
         mechanism: what adds the noise, in words.
         epsilon_spent: epsilon of the releases really made. Information, never the claim.
         epsilon_if_os_noise: with seeded noise, the epsilon had the noise come from the operating system.
+        epsilon_replaced: of unit "client": epsilon where a client contributes something else instead of nothing.
+        max_colluding: of unit "client" with the noise of many: clients that may collude with the server.
     """
 
     unit: Unit
@@ -164,6 +166,8 @@ class PrivacyEntry(Part):
     mechanism: str = ""
     epsilon_spent: Number = None
     epsilon_if_os_noise: Number = None
+    epsilon_replaced: Number = None
+    max_colluding: Count | None = None
 
     @classmethod
     def nothing(cls) -> PrivacyEntry:
@@ -187,8 +191,11 @@ class PrivacyEntry(Part):
                 raise ValueError('unit "none" has no finite epsilon')
             if not (self.noise_multiplier > 0 and self.delta > 0):
                 raise ValueError("a finite epsilon needs noise and a delta above 0")
-        elif self.epsilon_spent is not None and math.isfinite(self.epsilon_spent):
-            raise ValueError("a finite epsilon_spent under an infinite epsilon")
+            return self
+        for name in ("epsilon_spent", "epsilon_replaced"):
+            value = getattr(self, name)
+            if value is not None and math.isfinite(value):
+                raise ValueError(f"a finite {name} under an infinite epsilon")
         return self
 
 

@@ -154,6 +154,13 @@ def _promise(entry: PrivacyEntry) -> Section:
     ]
     if entry.mechanism:
         points.append(("Mechanism", entry.mechanism))
+    if entry.epsilon_replaced is not None:
+        other = (
+            f"{upper(entry.epsilon_replaced)} at the same delta, where a client contributes something else"
+        )
+        points.append(("Epsilon for another contribution instead of none", other))
+    if entry.max_colluding is not None:
+        points.append(("Clients that may collude with the server", f"at most {entry.max_colluding}"))
     if entry.epsilon_spent is not None:
         spent = f"{upper(entry.epsilon_spent)} for the releases really made; information, not the promise"
         points.append(("Epsilon of what was spent", spent))

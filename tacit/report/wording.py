@@ -31,6 +31,8 @@ def trusted(unit: Unit, *, noise: str = "", secure: SecureSum | None = None) -> 
         return "nobody outside the site: each update is private before it leaves the site that made it"
     if unit == "none":
         return PrivacyEntry.nothing().trusted
+    if noise != "distributed" and secure is not None and secure.enabled and secure.engine == "protocol":
+        return "the coordinating server: it sees the exact sum of each round before it adds the noise"
     if noise != "distributed" or secure is None or not secure.enabled:
         return "the coordinating server: it sees each client's clipped update before the noise is added"
     if secure.engine == "ideal":
@@ -55,6 +57,8 @@ def not_covered(unit: Unit, *, simulation: bool) -> tuple[str, ...]:
             "A person with several records: with r records the exposure is r times epsilon; delta grows too.",
         )
         points.append("Floating-point attacks: record-level noise is drawn in double precision, not exactly.")
+    if unit == "client":
+        points.append("Training at the site: what a site's own people see of its updates and models there.")
     if simulation:
         points += [
             "The pooled and local-only baselines: they are trained without privacy.",

@@ -1,0 +1,103 @@
+"""From a run's plan and ledgers to the entries of its promises: one per unit of privacy, each with its own figures."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Iterable, Sequence
+
+from tacit.config import Experiment
+from tacit.privacy.client_plan import ClientPlan
+from tacit.privacy.ledger import Entry
+from tacit.privacy.plan import SUM, PrivacyPlan
+from tacit.report.record import PrivacyEntry, SecureSum
+from tacit.report.wording import RELATIONS, not_covered, trusted
+
+
+def privacy_entries(
+    experiment: Experiment,
+    plan: PrivacyPlan,
+    ledgers: Iterable[Sequence[Entry]],
+    *,
+    secure: SecureSum,
+    simulation: bool,
+) -> tuple[PrivacyEntry, ...]:
+    """What the run promises for each unit, and what the site that paid most has paid.
+
+    Args:
+        experiment: whose plan it is.
+        plan: what is promised.
+        ledgers: the entries of each site's ledger that belong to this run.
+        secure: how updates were added up.
+        simulation: one machine had all rows.
+    """
+    if not plan.is_private:
+        return (PrivacyEntry.nothing(),)
+    paid = list(ledgers)
+    entries = []
+    if plan.unit == "record":
+        entries.append(_record(plan, _most(paid, "training"), simulation))
+    if plan.client is not None:
+        entries.append(_client(experiment, plan.client, _most(paid, SUM), secure, simulation))
+    return tuple(_void(entry) if experiment.insecure_seeded_noise else entry for entry in entries)
+
+
+def _most(ledgers: Sequence[Sequence[Entry]], purpose: str) -> int:
+    """Debits for a purpose at the site that made most of them."""
+    return max((sum(entry.purpose == purpose for entry in entries) for entries in ledgers), default=0)
+
+
+def _record(plan: PrivacyPlan, debits: int, simulation: bool) -> PrivacyEntry:
+    return PrivacyEntry(
+        unit="record",
+        relation=RELATIONS["record"],
+        epsilon=plan.epsilon,
+        delta=plan.delta,
+        target_epsilon=plan.target_epsilon,
+        accountant=_method(plan.accountant),
+        noise_multiplier=plan.noise_multiplier,
+        debits=plan.debits,
+        trusted=trusted("record"),
+        not_covered=not_covered("record", simulation=simulation),
+        mechanism="DP-SGD: Poisson-sampled, clipped per record, Gaussian noise at the site in every step",
+        epsilon_spent=plan.epsilon_after(debits),
+    )
+
+
+def _client(
+    experiment: Experiment, plan: ClientPlan, debits: int, secure: SecureSum, simulation: bool
+) -> PrivacyEntry:
+    clipped = "each client's vector is cut at the clip norm and rounded to integers"
+    if plan.placement == "central":
+        how = f"{clipped}; the server adds discrete Gaussian noise to their sum"
+    else:
+        how = (
+            f"{clipped}, and each client adds discrete Gaussian noise to its own; the noise of "
+            f"{plan.num_shares} clients is counted, which is what is left when all that may vanish or collude do"
+        )
+    return PrivacyEntry(
+        unit="client",
+        relation=RELATIONS["client"],
+        epsilon=plan.epsilon,
+        delta=plan.delta,
+        target_epsilon=plan.target_epsilon,
+        accountant=_method("RDP"),
+        noise_multiplier=plan.noise_multiplier,
+        debits=plan.debits,
+        trusted=trusted("client", noise=plan.placement, secure=secure),
+        not_covered=not_covered("client", simulation=simulation),
+        mechanism=how,
+        epsilon_spent=plan.epsilon_after(debits),
+        epsilon_replaced=plan.epsilon_replaced,
+        max_colluding=experiment.secure_aggregation.max_corrupt if plan.placement == "distributed" else None,
+    )
+
+
+def _void(entry: PrivacyEntry) -> PrivacyEntry:
+    """The same entry where the noise can be drawn again from a seed."""
+    infinite = {"epsilon": math.inf, "epsilon_spent": math.inf, "epsilon_replaced": None}
+    return entry.model_copy(update={**infinite, "epsilon_if_os_noise": entry.epsilon})
+
+
+def _method(name: str) -> str:
+    return f"{name} (dp-accounting {importlib.metadata.version('dp-accounting')})"

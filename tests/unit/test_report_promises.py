@@ -1,0 +1,68 @@
+"""One entry per unit of privacy, with that unit's own figures, and who must be trusted for it."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tacit import config
+from tacit.privacy.plan import PrivacyPlan
+from tacit.report.promises import privacy_entries
+from tacit.report.record import PrivacyEntry, SecureSum
+
+SITES = "".join(f'[[federation.sites]]\nlabel = "s{i}"\nrows = 500\n' for i in range(20))
+RECORD = "[privacy.record]\nepsilon = 4.0\ndelta = 1e-3\n"
+CLIENT = "[privacy.client]\nepsilon = 2.0\ndelta = 1e-2\n"
+CENTRAL = CLIENT + 'noise = "central"\n'
+SECURE = SecureSum(enabled=True, engine="protocol", protocol="tacit-1")
+
+
+def entries(text: str, secure: SecureSum = SECURE, paid: str = "training sum") -> tuple[PrivacyEntry, ...]:
+    experiment = config.loads(f'name = "promises"\n{text}\n{SITES}')
+    plan = PrivacyPlan.of(experiment)
+    ledgers: Any = [
+        [SimpleNamespace(purpose=purpose) for purpose in paid.split() * times] for times in (3, 5)
+    ]
+    return privacy_entries(experiment, plan, ledgers, secure=secure, simulation=True)
+
+
+def test_each_unit_has_its_own_figures() -> None:
+    record, client = entries(RECORD + CLIENT)
+    assert (record.unit, record.delta, record.target_epsilon) == ("record", 1e-3, 4.0)
+    assert (client.unit, client.delta, client.target_epsilon) == ("client", 1e-2, 2.0)
+    assert record.epsilon <= 4.0 and client.epsilon <= 2.0 < (client.epsilon_replaced or 0)
+    assert record.accountant.startswith("PLD") and client.accountant.startswith("RDP")
+    plan = PrivacyPlan.of(config.loads(f'name = "promises"\n{RECORD + CLIENT}\n{SITES}'))
+    assert plan.client is not None and client.noise_multiplier == plan.client.noise_multiplier
+    assert client.epsilon_spent == plan.client.epsilon_after(5)  # of the site that paid most
+    assert record.epsilon_spent == plan.epsilon_after(5)
+    assert "zeros" in client.relation and "19 clients" in client.mechanism and client.max_colluding == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "secure", "trusted"),
+    [
+        (CLIENT, SECURE, "no single party"),
+        (CLIENT, SecureSum(enabled=True, engine="ideal", protocol="tacit-1"), "to follow the protocol"),
+        (CENTRAL, SECURE, "the coordinating server: it sees the exact sum"),
+        (CENTRAL, SecureSum(enabled=False), "the coordinating server: it sees each client's clipped update"),
+    ],
+)
+def test_the_entry_names_who_must_be_trusted(text: str, secure: SecureSum, trusted: str) -> None:
+    (entry,) = entries(text, secure, "sum")
+    assert trusted in entry.trusted
+    assert ("the server adds" in entry.mechanism) == (text is CENTRAL)
+    assert (entry.max_colluding is None) == (text is CENTRAL)
+
+
+def test_seeded_noise_promises_nothing_for_either_unit() -> None:
+    for entry in entries("insecure_seeded_noise = true\n" + RECORD + CLIENT):
+        assert entry.epsilon == entry.epsilon_spent == math.inf and entry.epsilon_replaced is None
+        assert entry.epsilon_if_os_noise is not None and entry.epsilon_if_os_noise <= entry.target_epsilon
+
+
+def test_without_privacy_there_is_one_entry_that_says_so() -> None:
+    assert entries("") == (PrivacyEntry.nothing(),)
