@@ -77,6 +77,8 @@ def test_a_site_whose_budget_is_spent_refuses_in_every_run_and_after_every_resta
 def test_without_a_ceiling_each_run_has_its_own_budget_and_all_are_in_the_ledger(tmp_path, private, arrays):
     clients = participants(Run(private.to_toml()), write_sites(tmp_path))
     spend(clients, arrays, 4)
+    beyond = invitation(clients[0].run, arrays, round_number=4).encode()
+    assert code(submission.setup, clients[0], beyond, arrays) == "budget-spent"
     Round(clients, arrays, run_id="run-2").keys().vectors()
     assert [(entry.run, entry.round) for entry in debits(tmp_path / "north")][3:] == [
         ("run-1", 4),
