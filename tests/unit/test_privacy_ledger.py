@@ -350,7 +350,7 @@ try:
     Ledger.open(pathlib.Path({str(path)!r}))
 except StorageError as error:
     assert "in use by another process" in str(error)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10  # 0.4 on a quiet machine
     print("refused")
 """
     with Ledger.open(path):
