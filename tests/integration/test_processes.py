@@ -136,6 +136,17 @@ def test_a_server_told_to_stop_says_so_and_leaves_no_process_behind(tmp_path: Pa
     assert still_running(tmp_path) == []
 
 
+def test_a_server_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    (tmp_path / "experiment.toml").write_text('name = "alone"\n')
+    with contextlib.closing(Outside()) as outside:
+        arguments = (str(tmp_path / "experiment.toml"), "--state", str(tmp_path / "state"), "--port", "0")
+        with _tacit(tmp_path, outside, "server", *arguments) as server:
+            _wait_for((tmp_path / "state" / "flower" / "flower-superexec.log").exists)
+            server.kill()
+            server.wait()
+            _wait_for(lambda: still_running(tmp_path) == [])
+
+
 def test_a_node_that_fails_says_so(tmp_path: Path) -> None:
     """Whatever listens at that address, it is no SuperLink."""
     with (
@@ -179,7 +190,7 @@ def test_a_refused_submission_says_why(link: SuperLink) -> None:
 
 def test_a_superlink_that_dies_is_noticed(tmp_path: Path) -> None:
     with SuperLink(tmp_path / "home") as link:
-        link._processes["flower-superlink"].kill()
+        link._groups["flower-superlink"].leader.kill()
         with pytest.raises(RunFailed, match="flower-superlink ended with code -9"):
             _wait_for(lambda: link.check() is not None)
 
