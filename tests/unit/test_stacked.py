@@ -16,6 +16,7 @@ from tacit.errors import ConfigError, RunFailed
 from tacit.privacy.noise import SeededKeys
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records
+from tacit.tasks.models import Classifier
 from tacit.tasks.tabular import TabularClassification
 from tests.unit.client_sites import RECORD, experiment
 from tests.unit.small_federation import PRIVATE as PRIVATE_RUN
@@ -200,6 +201,16 @@ def test_a_task_that_fails_gives_the_reason_that_it_gives_serially(tmp_path: Pat
             federation.run(tmp_path / f"run-{ahead is train_ahead}", ahead=ahead)
 
 
+@pytest.mark.parametrize("privacy", [(), (PRIVATE_RUN,)], ids=["none", "record"])
+def test_G6_records_of_another_width_are_named_when_clients_are_trained_at_once(
+    tmp_path: Path, privacy, caplog
+):
+    federation = Federation(tmp_path, "task.kind=tests.unit.test_stacked:Narrow", *privacy)
+    with pytest.raises(RunFailed, match="unavailable"):
+        federation.run(tmp_path / "run", ahead=train_ahead)
+    assert "task.model: the model takes 29 features, the records have 30" in caplog.text
+
+
 class WithDropout(TabularClassification):
     """The built-in task with a model that draws."""
 
@@ -219,3 +230,10 @@ class MeanLoss(WithDropout):
 
     def loss(self, outputs, targets):
         return super().loss(outputs, targets).mean()
+
+
+class Narrow(WithDropout):
+    """A model for records with a feature less."""
+
+    def model(self):
+        return Classifier(nn.Linear(self.num_features - 1, 2), inputs=self.num_features - 1)
