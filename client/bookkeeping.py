@@ -45,6 +45,9 @@ class Passed(NamedTuple):
     inputs: Tensor
     gradient: Tensor
 
+    def __repr__(self) -> str:
+        return f"<Passed: {len(self.inputs)} rows>"
+
     def squared_norms(self, bias: bool) -> Tensor:
         """Squared Euclidean norm of each record's gradient, shape (rows,), in float64."""
         # Not in float32: |a|^2 could overflow while |g|^2 vanishes, and a long gradient would pass for a short one.

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from client.bookkeeping import Passed
 from client.training import LocalTrainer
 from simulations import stacked
+from simulations.evaluate import SiteRecords
 from simulations.source_schemas import breast_cancer
 from simulations.stacked import Job, StackedTrainer, train_ahead, unstackable
 from tacit import config
@@ -70,6 +72,18 @@ def assert_same(serial, ahead, arrays, cohort, number=2):
                 values, expected[name], atol=1e-5, rtol=1e-5, err_msg=f"{job.site} {name}"
             )
     assert not ahead._ahead
+
+
+def test_K1_nothing_that_holds_records_prints_them():
+    records = Records(torch.full((2, 3), 40.5), torch.full((2,), 77))
+    held = (
+        Job("north", records, 2),
+        Passed(records.features, records.features),
+        SiteRecords("n", records, records),
+    )
+    text = repr((records, *held)) + f"{records} {held}"
+    assert repr(records) == str(records) == "<Records: 2 rows>"
+    assert not any(part in text for part in ("40.5", "77", "tensor"))
 
 
 OPTIMIZERS = {
