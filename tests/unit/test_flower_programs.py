@@ -103,7 +103,7 @@ def _group(output: Path, program: str, *arguments: str, patience: float) -> Grou
 
 def _pids(output: Path, number: int) -> list[int]:
     """What so many processes have written about themselves."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(lines := output.read_text().splitlines() if output.exists() else []) < number:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -126,10 +126,10 @@ def test_a_node_that_is_gone_leaves_none_of_its_processes(tmp_path: Path) -> Non
 
 def test_ending_a_group_gives_time_to_end_well(tmp_path: Path) -> None:
     start = time.monotonic()
-    with _group(tmp_path / "pids", "import time; time.sleep(600)", patience=30) as group:
+    with _group(tmp_path / "pids", "import time; time.sleep(600)", patience=120) as group:
         pass
     assert group.leader.returncode == -signal.SIGTERM
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 KILLED = f"""
@@ -147,7 +147,7 @@ with group:
 def test_a_group_ends_too_when_its_owner_is_killed(tmp_path: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path)
     pids = _pids(tmp_path / "pids", 2)
-    assert all(map(_runs, pids[:1]))
+    assert _runs(pids[0], seconds=0.1)
     owner.kill()
     owner.wait()
     assert not any(_runs(pid) for pid in pids)
@@ -203,9 +203,9 @@ def test_a_signal_while_a_process_starts_loses_no_process(tmp_path: Path) -> Non
     assert not any(_runs(int(pid)) for pid in done.stdout.split())
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process exists and is more than a zombie that nobody has waited for yet."""
-    deadline = time.monotonic() + 2
+def _runs(pid: int, seconds: float = 60) -> bool:
+    """Whether a process, after so long, still exists and is more than a zombie that nobody has waited for yet."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             os.kill(pid, 0)
