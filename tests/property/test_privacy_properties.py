@@ -59,7 +59,7 @@ def test_I12_more_noise_costs_less(event: Event, factor: float) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(history=st.lists(events | repeated, max_size=5), data=st.data())
+@given(history=st.lists(repeated, max_size=6), data=st.data())
 def test_I11_a_history_costs_the_same_in_any_order_and_grouping(
     history: list[Event], data: st.DataObject
 ) -> None:
