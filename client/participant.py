@@ -76,6 +76,7 @@ class Participant:
         self.member = run.members[labels.index(site.label)]
         self.task, self.scaling = run.task, ""
         self._records: dict[str, Records] = {}
+        self._entered = ""  # id of the run without privacy that the ledger knows of
         self.num_updates = self.num_clipped = 0  # stay at the site
 
     @property
@@ -141,6 +142,8 @@ class Participant:
     def debit(self, run_id: str, round_number: int, attempt: int) -> None:
         """Enters one round's releases in the ledger; returns when they are on disk.
 
+        A run without privacy is entered with its first release only: that costs infinity, which more cannot exceed.
+
         Raises:
             Refused: budget or policy do not allow it any more; since `guard` another run may have spent it.
 
@@ -148,12 +151,14 @@ class Participant:
             The ledger is written and fsynced before the first byte of an update leaves.
         """
         plan = self.run.plan
-        if plan.unit == "none":
+        if run_id == self._entered:
             return
         with self.site.ledger() as ledger:
-            guard.check_budget(self.run, self.site, ledger, run_id, round_number)
+            if plan.unit != "none":
+                guard.check_budget(self.run, self.site, ledger, run_id, round_number)
             for purpose, event in plan.releases(round_number).items():
                 ledger.debit(run_id, round_number, attempt, purpose, plan.unit, event, delta=plan.delta)
+        self._entered = run_id if plan.unit == "none" else ""
 
     def _metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
         run, noise = self.run, self.run.plan.metrics_noise_multiplier

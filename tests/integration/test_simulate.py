@@ -175,7 +175,9 @@ def test_set_privacy_none_is_said_and_json_prints_nothing_but_the_report(
     [entry] = content["privacy"]
     assert (entry["unit"], entry["epsilon"], entry["target_epsilon"]) == ("none", "inf", "inf")
     assert "privacy" not in content["experiment"] or content["experiment"]["privacy"] == {}
-    assert not list((tmp_path / "out" / "sites").glob("*/ledger"))
+    for row in content["ledger"]:
+        assert (row["entries"], row["round"], row["event"]["noise_multiplier"]) == (1, 1, 0.0)
+    assert len(content["ledger"]) == len(content["final"]["sites"])
 
 
 # -- what is printed ---------------------------------------------------------------------------------------------

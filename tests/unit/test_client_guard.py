@@ -86,6 +86,27 @@ def test_without_a_ceiling_each_run_has_its_own_budget_and_all_are_in_the_ledger
     ]
 
 
+def test_a_run_without_privacy_is_in_the_ledger_and_no_ceiling_holds_after_it(tmp_path, private, arrays):
+    """Before its first update leaves, once in this process; what it has cost is infinite, for good."""
+    open_run = Run(experiment(private=False).to_toml())
+    clients = participants(open_run, write_sites(tmp_path))
+    for number in (1, 2):
+        Round(clients, moved(arrays, number), round_number=number, run_id="open").keys().vectors()
+    (entry,) = debits(tmp_path / "north")
+    assert (entry.run, entry.round, entry.unit, entry.event) == (
+        "open",
+        1,
+        "none",
+        open_run.plan.round_event(),
+    )
+    (tmp_path / "north" / "policy.toml").write_text(tomli_w.dumps(CEILING))
+    later = participant(tmp_path / "north", private)
+    asked = invitation(later.run, arrays, run_id="later").encode()
+    assert code(submission.setup, later, asked, arrays) == "budget-spent"
+    with later.site.ledger() as ledger:
+        assert ledger.spent(1e-3) == np.inf
+
+
 def test_metrics_count_towards_the_ceiling(tmp_path):
     """What a round releases besides the update is part of its price before it, and not only after."""
     record = {**RECORD, "metrics_share": 0.5}
