@@ -67,6 +67,7 @@ class Group:
         # Linux can signal a child when its parent dies, but only the child itself, not what it has started.
         self._watch = subprocess.Popen(
             [sys.executable, "-IS", __file__, str(self.leader.pid), str(patience)],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -103,7 +103,7 @@ def test_parameters_are_counted_as_the_model_has_them(model: str) -> None:
 def test_a_policy_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(
-        'epsilon_ceiling = 3\ndelta = 1e-5\nmin_honest = 5\n'
+        "epsilon_ceiling = 3\ndelta = 1e-5\nmin_honest = 5\n"
         'allowed_tasks = ["tabular", "hospital.tasks:Sepsis"]\nmax_rounds_per_hour = 60\n'
     )
     policy = SitePolicy.load(path)

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Context, Message
-from torch import nn
 
 from client.participant import participant_of
 from client.site import Site
@@ -18,12 +16,9 @@ from client.training import LocalTrainer
 from server.state import RunState, read_rounds
 from simulations.cohort import train_cohort
 from simulations.local_grid import LocalGrid
-from simulations.source_schemas import breast_cancer
 from strategies.rounds import Arrays, Progress
-from tacit import config
 from tacit.errors import RunFailed
 from tacit.privacy.accountant import Event
-from tacit.tasks.tabular import TabularClassification
 from tests.unit.small_federation import (
     PRIVATE,
     Federation,
@@ -388,29 +383,3 @@ def test_one_site_that_crashes_in_the_cohort_hook_is_a_drop_out_as_it_is_over_me
         assert len(last_row(tmp_path / name)["survivors"]) == 5
         assert last_row(tmp_path / name)["refusals"] == {"failed": 1}
     assert same(*models)
-
-
-class Tempered(TabularClassification):
-    """The built-in task with a model that has a parameter without dimensions."""
-
-    def __init__(self) -> None:
-        super().__init__(breast_cancer(), config.loads('name = "x"').task.model)
-
-    def model(self) -> nn.Module:
-        model = nn.Sequential(nn.Linear(self.num_features, 2))
-        model.register_parameter("temperature", nn.Parameter(torch.ones(())))
-        model.forward = lambda x: model.temperature * model[0](x)  # type: ignore[assignment]
-        return model
-
-
-@pytest.mark.parametrize("secure", ["true", "false"])
-def test_a_parameter_without_dimensions_is_trained_like_any_other(tmp_path: Path, secure: str) -> None:
-    federation = Federation(
-        tmp_path,
-        "task.kind=tests.unit.test_secure_grid:Tempered",
-        "training.rounds=2",
-        f"secure_aggregation.enabled={secure}",
-    )
-    temperature = federation.run(tmp_path / "run")["temperature"]
-    assert temperature.shape == ()
-    assert temperature != 1.0

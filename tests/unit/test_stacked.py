@@ -225,6 +225,19 @@ def test_G6_records_of_another_width_are_named_when_clients_are_trained_at_once(
     assert "task.model: the model takes 29 features, the records have 30" in caplog.text
 
 
+@pytest.mark.parametrize("secure", ["true", "false"])
+def test_a_parameter_without_dimensions_is_trained_like_any_other(tmp_path: Path, secure):
+    federation = Federation(
+        tmp_path,
+        "task.kind=tests.unit.test_stacked:Tempered",
+        "training.rounds=2",
+        f"secure_aggregation.enabled={secure}",
+    )
+    temperature = federation.run(tmp_path / "run")["temperature"]
+    assert temperature.shape == ()
+    assert temperature != 1.0
+
+
 class WithDropout(TabularClassification):
     """The built-in task with a model that draws."""
 
@@ -251,3 +264,13 @@ class Narrow(WithDropout):
 
     def model(self):
         return Classifier(nn.Linear(self.num_features - 1, 2), inputs=self.num_features - 1)
+
+
+class Tempered(WithDropout):
+    """A model that has a parameter without dimensions, and so does not stack."""
+
+    def model(self):
+        model = nn.Sequential(nn.Linear(self.num_features, 2))
+        model.register_parameter("temperature", nn.Parameter(torch.ones(())))
+        model.forward = lambda x: model.temperature * model[0](x)
+        return model
