@@ -45,6 +45,9 @@ class Passed(NamedTuple):
     inputs: Tensor
     gradient: Tensor
 
+    def __repr__(self) -> str:
+        return f"<Passed: {len(self.inputs)} rows>"
+
     def squared_norms(self, bias: bool) -> Tensor:
         """Squared Euclidean norm of each record's gradient, shape (rows,), in float64."""
         # Not in float32: |a|^2 could overflow while |g|^2 vanishes, and a long gradient would pass for a short one.
@@ -69,6 +72,7 @@ class BookKeeping:
 
     Raises:
         ValueError: `supports` does not accept the model.
+        ConfigError: in `fill`, a built-in model meets records of another width, or the loss is not per record.
 
     Guarantees:
         Adding or removing one record moves the gradient sum before noise by at most max_grad_norm.
@@ -80,6 +84,7 @@ class BookKeeping:
         if not supports(model):
             raise ValueError("the model is not a plain stack of Linear layers and element-wise activations")
         self.task, self.max_grad_norm, self.noise_multiplier = task, max_grad_norm, noise_multiplier
+        self.model = model
         self.layers = stack(model)
         self.biases = [layer.bias is not None for layer in self.layers if isinstance(layer, nn.Linear)]
         self.total = NoisedSum(list(model.parameters()))
@@ -95,6 +100,8 @@ class BookKeeping:
     def _pass(self, batch: Records) -> list[Passed]:
         """Forward through all layers, back to the output of each Linear one."""
         features, inputs, outputs = batch.features, [], []
+        if isinstance(self.model, Classifier):
+            self.model.check_width(features)
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 inputs.append(features.detach())

@@ -83,6 +83,7 @@ class Participant:
         in_memory = isinstance(sessions, MemorySessions)
         self._journal = MemoryJournal() if in_memory else SiteJournal(site.folder, durable=site.durable)
         self._records: dict[str, Records] = {}
+        self._entered = ""  # id of the run without privacy that the ledger knows of
         self.num_updates = self.num_clipped = 0  # stay at the site
 
     @property
@@ -203,6 +204,8 @@ class Participant:
     def debit(self, run_id: str, round_number: int, attempt: int, *, again: bool = False) -> None:
         """Enters one round's releases in the ledger; returns when they are on disk.
 
+        A run without privacy is entered with its first release only: that costs infinity, which more cannot exceed.
+
         Args:
             run_id: Tacit's own id of the run.
             round_number: of the run.
@@ -217,13 +220,15 @@ class Participant:
             The ledger is written and fsynced before the first byte of an update leaves.
         """
         plan = self.run.plan
-        if not plan.is_private:
+        if run_id == self._entered:
             return
         with self.site.ledger() as ledger:
-            guard.check_budget(self.run, self.site, ledger, run_id, round_number, again=again)
+            if plan.is_private:
+                guard.check_budget(self.run, self.site, ledger, run_id, round_number, again=again)
             for purpose, event in guard.priced(plan, round_number, again=again).items():
                 delta, unit = plan.delta_of(purpose), unit_of(purpose)
                 ledger.debit(run_id, round_number, attempt, purpose, unit, event, delta=delta)
+        self._entered = "" if plan.is_private else run_id
 
     def _metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
         run, noise = self.run, self.run.plan.metrics_noise_multiplier

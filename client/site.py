@@ -25,7 +25,8 @@ class Site:
         folder: holds data.csv, site.toml, identity.key, roster.json, optionally policy.toml, and what Tacit keeps:
             ledger, journal, sessions.
         label: the site's name in the federation.
-        data_set: id of the data set that the ledger is kept for; survives changes of the file.
+        data_set: id of the data set that the ledger is kept for; survives changes of the file. A new id, and with
+            it a new folder, is for data that share no record with the old.
         data: the file with the records.
         policy: what the site allows; it can only tighten what the federation agreed.
         durable: whether ledger entries are fsynced; a simulated site may do without.

@@ -52,12 +52,14 @@ def serve(experiment: Experiment, state: Path, federation: Path, *, port: int, n
     Raises:
         RunFailed: the run ended without a result.
         ConfigError: the port is taken.
+        StorageError: the folder is another experiment's, or cannot be used.
     """
     from server import submission
+    from server.state import check_folder
     from server.superlink import SuperLink
 
     state = state.resolve()
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_folder(state, experiment.to_toml())  # before anything is started and anybody waits
     variables = {"TACIT_STATE": str(state), "TACIT_FEDERATION": str(federation.resolve())}
     with SuperLink(state / "flower", port=port, variables=variables) as link:
         with _progress() as progress:

@@ -53,22 +53,19 @@ class RunState:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock = _locked(folder / "lock")
             try:
-                self._open(hashlib.sha256(config.encode()).hexdigest(), read_only=read_only)
+                self._open(config, read_only=read_only)
             except BaseException:
                 self.close()
                 raise
 
-    def _open(self, digest: str, *, read_only: bool) -> None:
+    def _open(self, config: str, *, read_only: bool) -> None:
         path = self.folder / "run.json"
-        run = _read_json(path)
+        run = _run_of(self.folder, config)
         if run is None:
-            run = {} if read_only else {"run": secrets.token_hex(16), "config": digest, "starts": 0}
-        try:
-            self.run_id, self.starts, began_with = str(run["run"]), int(run["starts"]), run["config"]
-        except (KeyError, TypeError, ValueError):
-            raise StorageError(f"{path}: missing or damaged") from None
-        if began_with != digest:
-            raise StorageError(f"{self.folder}: this run began with another experiment; use another folder")
+            if read_only:
+                raise StorageError(f"{path}: missing")
+            run = {"run": secrets.token_hex(16), "config": _digest(config), "starts": 0}
+        self.run_id, self.starts = run["run"], run["starts"]
         if read_only:
             return
         self.starts += 1
@@ -192,6 +189,20 @@ class RunState:
             write_file(path, b"".join(lines))
 
 
+def check_folder(folder: Path, config: str) -> None:
+    """Raises `StorageError` unless a server can begin this experiment in this folder, or go on with it.
+
+    To be asked before anything is started or removed: the folder of another run stays as it is.
+    """
+    with _usable(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = _locked(folder / "lock")
+        try:
+            _run_of(folder, config)
+        finally:
+            os.close(lock)
+
+
 def read_rounds(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a rounds.jsonl, none where there is no such file; an unfinished last one is left out.
 
@@ -238,6 +249,23 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
         raise StorageError(f"{path.parent}: another server is working on this run") from None
     return descriptor
+
+
+def _digest(config: str) -> str:
+    return hashlib.sha256(config.encode()).hexdigest()
+
+
+def _run_of(folder: Path, config: str) -> dict[str, Any] | None:
+    """What run.json says; None where there is none. `StorageError` when damaged or another experiment's."""
+    path = folder / "run.json"
+    run = _read_json(path)
+    if run is None:
+        return None
+    if [type(run.get(key)) for key in ("run", "starts", "config")] != [str, int, str]:
+        raise StorageError(f"{path}: damaged")
+    if run["config"] != _digest(config):
+        raise StorageError(f"{folder}: this run began with another experiment; use another folder")
+    return run
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

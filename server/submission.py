@@ -18,6 +18,7 @@ import click
 import tomli_w
 
 from server import bundle
+from server.state import check_folder
 from server.superlink import CONNECTION, SuperLink
 from tacit.errors import RunFailed
 
@@ -59,7 +60,9 @@ def run(
 
     Raises:
         RunFailed: the run ended without a result, with the reason and the end of its log.
+        StorageError: the folder is another experiment's, or cannot be used.
     """
+    check_folder(state, experiment)
     for outcome in ("result.json", "failure.json"):
         (state / outcome).unlink(missing_ok=True)  # of an earlier run
     run_id = submit(link, experiment, federation=federation)

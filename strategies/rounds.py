@@ -56,6 +56,15 @@ class Progress:
     best_value: float = 0.0
     stale: int = 0
 
+    def watched(self, value: float | None, *, lower_is_better: bool) -> Progress:
+        """The same, now that the monitored metric of this model is known; None where it is not."""
+        if value is None:
+            return self
+        is_better = value < self.best_value if lower_is_better else value > self.best_value
+        if self.best_round < 0 or is_better:
+            return replace(self, best_round=self.round, best_value=value, stale=0)
+        return replace(self, stale=self.stale + 1)
+
 
 class Store(Protocol):
     """Where the server keeps a run. What `save` has returned from survives `kill -9`."""
@@ -105,22 +114,19 @@ class Rounds:
             RunFailed: a round had nothing to aggregate.
             StorageError: the stored model is another one than this task's.
         """
-        check_resumable(self.strategy)
-        progress = self.store.load()
-        if progress is None:
-            progress = Progress(0, initial)
-            self.store.save(progress, None)
-        progress = replace(progress, arrays=arranged(progress.arrays, initial))
-        restore_state(self.strategy, progress.strategy)
+        progress = self.resumed(initial)
         while progress.round < self.experiment.training.rounds and not self.stops(progress):
-            started = time.perf_counter()
-            number = progress.round + 1
-            cohort = self.draw(number)
-            messages = self.configure(number, cohort, progress.arrays)
-            replies = self.collect(messages)
-            arrays, sums = self.aggregate(number, replies)
-            progress = self.release(progress, arrays, sums, cohort, time.perf_counter() - started)
+            progress = self.next_round(progress)
         return progress
+
+    def next_round(self, before: Progress) -> Progress:
+        """One round: draw -> configure -> collect -> aggregate -> release."""
+        started, number = time.perf_counter(), before.round + 1
+        cohort = self.draw(number)
+        messages = self.configure(number, cohort, before.arrays)
+        replies = self.collect(messages)
+        arrays, sums = self.aggregate(number, replies)
+        return self.release(before, arrays, sums, cohort, time.perf_counter() - started)
 
     def draw(self, number: int) -> list[str]:
         """The cohort of a round: labels in roster order, drawn by seed and round alone."""
@@ -171,13 +177,35 @@ class Rounds:
         self, before: Progress, arrays: Arrays, sums: Mapping[str, float], cohort: list[str], seconds: float
     ) -> Progress:
         """Makes the round durable, all of it together, before anybody hears of it."""
-        number, facts = before.round + 1, self._facts()
-        metrics = means(sums)
-        after = self._watched(before, metrics)
-        progress = Progress(
-            number, arrays, save_state(self.strategy), after.best_round, after.best_value, after.stale
-        )
-        record = {
+        metrics, monitor = means(sums), self.experiment.evaluation.monitor  # of the model before this round
+        watched = before.watched(metrics.get(monitor), lower_is_better=monitor == "loss")
+        strategy = save_state(self.strategy)
+        after = replace(watched, round=before.round + 1, arrays=arrays, strategy=strategy)
+        self.store.save(after, self._record(after.round, cohort, metrics, seconds))
+        return after
+
+    def resumed(self, initial: Arrays) -> Progress:
+        """Where the stored run stands, with the strategy as it was then; a new run stands before round 1."""
+        check_resumable(self.strategy)
+        progress = self.store.load()
+        if progress is None:
+            progress = Progress(0, initial)
+            self.store.save(progress, None)
+        progress = replace(progress, arrays=arranged(progress.arrays, initial))
+        restore_state(self.strategy, progress.strategy)
+        return progress
+
+    def stops(self, progress: Progress) -> bool:
+        """Early stopping. It reads private metrics only, and changes nothing about what was paid."""
+        patience = self.experiment.evaluation.patience
+        return patience > 0 and progress.stale >= patience
+
+    def _record(
+        self, number: int, cohort: list[str], metrics: Mapping[str, float], seconds: float
+    ) -> dict[str, Any]:
+        """The round's line in rounds.jsonl."""
+        facts = self._facts()
+        return {
             "round": number,
             "seconds": seconds,
             "cohort": cohort,
@@ -190,26 +218,6 @@ class Rounds:
             "threshold": facts.threshold,
             "num_clipped": facts.num_clipped,
         }
-        self.store.save(progress, record)
-        return progress
-
-    def stops(self, progress: Progress) -> bool:
-        """Early stopping. It reads private metrics only, and changes nothing about what was paid."""
-        patience = self.experiment.evaluation.patience
-        return patience > 0 and progress.stale >= patience
-
-    def _watched(self, before: Progress, metrics: Mapping[str, float]) -> Progress:
-        """Best round and staleness after the metrics of the model of round `before.round` became known."""
-        name = self.experiment.evaluation.monitor
-        value = metrics.get(name)
-        if value is None:
-            return before
-        better = before.best_round < 0 or (
-            value < before.best_value if name == "loss" else value > before.best_value
-        )
-        if better:
-            return Progress(before.round, {}, {}, before.round, value, 0)
-        return Progress(before.round, {}, {}, before.best_round, before.best_value, before.stale + 1)
 
     def _epsilon(self, number: int) -> float | None:
         return None if self.plan.unit == "none" else self.plan.epsilon_after(number)

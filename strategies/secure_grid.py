@@ -152,7 +152,8 @@ class _SumGrid(WrappedGrid):
         arrays = model_of(messages[0])
         encoder = self._agreement.encoder(arrays)
         mean = encoder.decode(self._sum(messages, arrays, encoder))
-        model = {name: arrays[name] + mean.arrays[name].astype(np.float32) for name in arrays}
+        # np.asarray: a sum of arrays without dimensions is no array.
+        model = {name: np.asarray(arrays[name] + mean.arrays[name].astype(np.float32)) for name in arrays}
         content = RecordDict(
             {
                 "arrays": ArrayRecord({name: Array(a) for name, a in model.items()}),

@@ -6,6 +6,8 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 # Nothing is reported to anybody, and that is not optional.
@@ -94,6 +96,31 @@ def tacit(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors of ours are one line on stderr and an exit code that says what kind."""
+    with _no_lost_interrupt():
+        _main(arguments)
+
+
+@contextmanager
+def _no_lost_interrupt() -> Iterator[None]:
+    """A Ctrl-C that comes inside a callback of the garbage collector, where Python drops it, comes again."""
+    before = sys.unraisablehook
+
+    def hook(ignored: Any) -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            before(ignored)
+            return
+        # Raised here it would be dropped once more. A thread could not be started: its lock may be held.
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _main(arguments: list[str] | None) -> None:
     try:
         code: Any = app(args=arguments, prog_name="tacit", standalone_mode=False)
         if code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word

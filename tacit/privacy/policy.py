@@ -23,8 +23,6 @@ class SitePolicy(Frozen):
     """The policy of one data set of one site. Without a file, the defaults stand.
 
     Attributes:
-        data_set: id of the data set, and the name of its ledger. It survives changes of the file; a new id is
-            for data that share no record with the old.
         epsilon_ceiling: the most that may ever be spent on the data set; with one, a run without privacy is
             refused. None = no ceiling.
         delta: the delta of that ceiling, below one over the number of records; no run may ask for more.
@@ -38,7 +36,6 @@ class SitePolicy(Frozen):
         max_update_norm: largest Euclidean norm of an update, `secure_aggregation.update_clip`.
     """
 
-    data_set: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")] = ""
     epsilon_ceiling: Positive | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     min_honest: Annotated[int, Field(ge=2)] = 2

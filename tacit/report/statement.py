@@ -60,7 +60,10 @@ def title(record: RunRecord) -> str:
 
 
 def alarms(record: RunRecord) -> list[str]:
-    """What the reader must see before anything else: broken promises, then the record's own warnings."""
+    """What the reader must see before anything else: broken promises, then the record's own warnings.
+
+    But for what stands above them already, that the run is NOT PRIVATE and why.
+    """
     texts = []
     for entry in record.privacy:
         asked, promised, spent = entry.target_epsilon, entry.epsilon, entry.epsilon_spent or 0.0
@@ -74,7 +77,7 @@ def alarms(record: RunRecord) -> list[str]:
                 f"The releases made spent epsilon {upper(spent)} per {entry.unit}, which EXCEEDS the promise "
                 f"({upper(promised)})."
             )
-    return texts + list(record.warnings)
+    return texts + [w for w in record.warnings if record.is_private or not w.startswith("NOT PRIVATE")]
 
 
 def sections(record: RunRecord) -> list[Section]:

@@ -21,14 +21,18 @@ class Classifier(nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits of shape (..., classes) for features of shape (..., inputs)."""
+        self.check_width(features)
+        for layer in self:
+            features = layer(features)
+        return features
+
+    def check_width(self, features: Tensor) -> None:
+        """Raises `ConfigError` with both widths; whoever passes the layers one by one calls it first."""
         width = features.shape[-1] if features.ndim else 0
         if width != self.inputs:
             raise ConfigError(
                 f"the model takes {self.inputs} features, the records have {width}", key="task.model"
             )
-        for layer in self:
-            features = layer(features)
-        return features
 
 
 def build(model: config.Model, inputs: int, classes: int) -> Classifier:

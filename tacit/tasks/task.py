@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Records(NamedTuple):
-    """The rows of one split of one site.
+    """The rows of one split of one site. Its repr shows none of them.
 
     Attributes:
         features: shape (rows, ...), the model's input.
@@ -24,6 +24,9 @@ class Records(NamedTuple):
 
     features: Tensor
     targets: Tensor
+
+    def __repr__(self) -> str:
+        return f"<Records: {self.num_rows} rows>"
 
     @property
     def num_rows(self) -> int:

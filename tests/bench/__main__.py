@@ -1,8 +1,9 @@
 """`make bench`: ratios against references measured in the same run; a table, and build/bench.json.
 
 `python -m tests.bench [--only GROUP]`; a group is a module of this folder with `run() -> list of rows`, a row being
-`{name, ratio, bar, better: "lower" | "higher", ok}`. A slow group runs only when it is named. Exit code 1 when a bar
-is missed.
+`{name, ratio, bar, better: "lower" | "higher", ok}`, `ratio` None where nothing was measured. A slow group runs only
+when it is named. The file holds what this call has measured, and nothing of an earlier one. Exit code 1 when a bar is
+missed.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--only", choices=(*GROUPS, *SLOW), help="run one group")
     only = parser.parse_args().only
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.unlink(missing_ok=True)
     rows = []
     for group in (only,) if only else GROUPS:
         print(f"{group} ...", flush=True)
         rows += importlib.import_module(f"tests.bench.{group}").run()
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        measured = [row for row in rows if row["ratio"] is not None]
+        RESULT.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     Console().print(table(rows))
     print(f"written to {RESULT}")
     return 0 if all(row["ok"] for row in rows) else 1
@@ -44,7 +47,8 @@ def table(rows: list[dict]) -> Table:
         sign = "<=" if row["better"] == "lower" else ">="
         figure = "-" if row["ratio"] is None else f"{row['ratio']:.3g}"
         bar = "-" if row["bar"] is None else f"{sign} {row['bar']:g}"
-        shown.add_row(row["name"], figure, bar, "ok" if row["ok"] else "MISSED")
+        verdict = "skipped" if row["ratio"] is None else "ok" if row["ok"] else "MISSED"
+        shown.add_row(row["name"], figure, bar, verdict)
     return shown
 
 

@@ -53,11 +53,16 @@ def test_without_privacy_the_constants_are_those_of_the_pooled_rows(tmp_path, se
 
 def test_no_exact_local_statistic_leaves_a_site_in_a_private_run(tmp_path):
     """The statistics are noised at the site, debited once, and inside the plan's epsilon."""
-    private = ("privacy.record={epsilon=50.0, delta=1e-5}",)
+    private = ("privacy.record={epsilon=50.0, delta=1e-5, statistics_share=0.5}",)
     record = simulate(experiment(*private), tmp_path / "run")
     learned = json.loads((tmp_path / "run" / "server" / "scaling.json").read_text())
-    exact, _ = exact_constants(record, tmp_path / "run")
-    assert all(learned[name] != pytest.approx(exact[name], rel=1e-9) for name in exact)
+    exact, schema = exact_constants(record, tmp_path / "run")
+    halves = {name: schema.columns[name].range_affine()[1] for name in exact}
+    off = [abs(learned[name][0] - exact[name][0]) / half for name, half in halves.items()]
+    # Rounding moves a center by 0.0003 of half its range; noise has a standard deviation of 0.011 or more, so that it
+    # stays below 0.005 in all 30 columns with a chance below 1e-13, and is above 0.2 in one below 1e-30. The declared
+    # ranges, which are taken where noise is too much, are off by 0.8.
+    assert 0.005 < max(off) < 0.2
     for ledger in (tmp_path / "run").glob("sites/*/ledger/ledger.jsonl"):
         purposes = [json.loads(line)["purpose"] for line in ledger.read_text().splitlines()]
         assert purposes == ["statistics", "training", "training"]

@@ -47,8 +47,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     prepared = three_sites(folder, ROUNDS)
     experiment = prepared.folder / "experiment.toml"  # beside the roster, as `tacit partition` puts it
     experiment.write_text(prepared.experiment.to_toml())
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = _port()
     state, address = folder / "state", f"127.0.0.1:{port}"
     with contextlib.closing(Outside()) as outside, contextlib.ExitStack() as stack:
         # First the nodes: a site need not know when the coordinator starts.
@@ -61,7 +60,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
         server_code = server.wait(timeout=200)
         for client in clients:
             client.send_signal(signal.SIGTERM)
-        client_codes = [client.wait(timeout=30) for client in clients]
+        client_codes = [client.wait(timeout=90) for client in clients]
         return Rehearsal(
             server_code,
             (folder / "server.log").read_text(),
@@ -72,6 +71,15 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
             outside.requests,
             still_running(folder),
         )
+
+
+def _port() -> int:
+    """A free port that the system gives to nobody, if there is one: until the server listens, others start, too."""
+    given_away = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in (*range(given_away - 1 - os.getpid() % 10_000, 1024, -1), 0):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)) as probe:
+            return int(probe.getsockname()[1])
+    raise AssertionError("no port is free")
 
 
 @contextlib.contextmanager
@@ -89,7 +97,7 @@ def _tacit(folder: Path, outside: Outside, name: str, *arguments: str) -> Iterat
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=90)
 
 
 def test_the_experiment_runs_to_its_end(rehearsal: Rehearsal) -> None:
@@ -133,8 +141,19 @@ def test_a_server_told_to_stop_says_so_and_leaves_no_process_behind(tmp_path: Pa
             server.send_signal(signal.SIGTERM)
             time.sleep(0.1)
             server.send_signal(signal.SIGINT)
-            assert server.wait(timeout=30) != 0
+            assert server.wait(timeout=90) != 0
     assert still_running(tmp_path) == []
+
+
+def test_a_server_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    (tmp_path / "experiment.toml").write_text('name = "alone"\n')
+    with contextlib.closing(Outside()) as outside:
+        arguments = (str(tmp_path / "experiment.toml"), "--state", str(tmp_path / "state"), "--port", "0")
+        with _tacit(tmp_path, outside, "server", *arguments) as server:
+            _wait_for((tmp_path / "state" / "flower" / "flower-superexec.log").exists)
+            server.kill()
+            server.wait()
+            _wait_for(lambda: still_running(tmp_path) == [])
 
 
 def test_a_node_that_fails_says_so(tmp_path: Path) -> None:
@@ -149,7 +168,7 @@ def test_a_node_that_fails_says_so(tmp_path: Path) -> None:
         with _tacit(
             tmp_path, outside, "client", "--site", str(tmp_path / "site"), "--superlink", address
         ) as node:
-            assert node.wait(timeout=30) == 1
+            assert node.wait(timeout=90) == 1
         stranger.shutdown()
     assert still_running(tmp_path) == []
 
@@ -180,12 +199,12 @@ def test_a_refused_submission_says_why(link: SuperLink) -> None:
 
 def test_a_superlink_that_dies_is_noticed(tmp_path: Path) -> None:
     with SuperLink(tmp_path / "home") as link:
-        link._processes["flower-superlink"].kill()
+        link._groups["flower-superlink"].leader.kill()
         with pytest.raises(RunFailed, match="flower-superlink ended with code -9"):
             _wait_for(lambda: link.check() is not None)
 
 
-def _wait_for(condition: object, seconds: float = 30) -> None:
+def _wait_for(condition: object, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline

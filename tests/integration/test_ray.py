@@ -29,7 +29,7 @@ def test_an_experiment_runs_on_ray_and_gives_the_model_of_the_local_engine(
             sites=prepared.folder,
             num_clients=3,
             on_poll=lambda: polls.append((state / "rounds.jsonl").exists()),
-            timeout=120,
+            timeout=240,
         )
     # K5. Ray looks for a cloud's metadata service, which no setting turns off, and tells it nothing.
     assert all(request.startswith(METADATA_SERVICES) for request in outside.requests)

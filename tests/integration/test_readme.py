@@ -146,8 +146,10 @@ def test_the_table_of_the_readme_is_that_of_the_demo(
     for row in rows:
         of_this_run = [printed[row[0]][column] for column in shown]
         assert of_this_run[2] == row[2]
-        # The noise of each run is its own; so far apart would be another experiment.
-        assert float(of_this_run[1]) == pytest.approx(float(row[1]), abs=0.03)
+        # The noise of each run is its own. Of 1000 runs the median is 0.997, what README.md shows, and the least 0.982;
+        # their tail falls by a factor of e every 0.0025, so that 0.05 below has a chance of about 1e-8.
+        spread = 0.005 if row[2] == "not private" else 0.05
+        assert float(of_this_run[1]) == pytest.approx(float(row[1]), abs=spread)
 
 
 def _cells(table: str) -> list[list[str]]:

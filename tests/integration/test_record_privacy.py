@@ -194,14 +194,17 @@ def test_I20_one_row_more_moves_metric_sums_before_noise_by_at_most_their_sensit
 
 
 def test_I22_q_steps_normaliser_weight_plan_and_delta_check_are_unchanged_when_a_row_is_added(tmp_path):
-    """All of them follow from the declared sizes; the file of a site is asked for none."""
+    """All of them follow from the declared sizes; the file of a site is asked for none.
+
+    Not even where its rows are so many that delta would be above one over their number.
+    """
     made = Run(settings(strategy={"weights": "declared"}).to_toml())
     arrays, seen = model(made.experiment), set()
     for name, n in (
         ("fewer", DECLARED - 1),
         ("declared", DECLARED),
         ("more", DECLARED + 1),
-        ("ten times", 400),
+        ("thirty times", 30 * DECLARED),
     ):
         client, played, _ = play(made, write_site(tmp_path / name, data=rows(0, train=n)), arrays)
         plan = client.run.plan
@@ -212,6 +215,7 @@ def test_I22_q_steps_normaliser_weight_plan_and_delta_check_are_unchanged_when_a
             )
         )  # fmt: skip
     assert len(seen) == 1
+    assert plan.delta > 1 / (30 * DECLARED)
 
 
 def test_G5_a_site_with_a_single_row_answers_like_any_other(usual, tmp_path):

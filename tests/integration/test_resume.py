@@ -24,7 +24,7 @@ num_clients = 5
 [task.model]
 hidden = [4]
 [training]
-rounds = 30
+rounds = 60
 local_steps = 1
 sampling_rate = 0.5
 learning_rate = 0.5
@@ -88,14 +88,18 @@ def wait_for(run: Run, out: Path, more: int) -> None:
         time.sleep(0.001)
 
 
-def interrupted(run: Run, out: Path, rng: random.Random, number: signal.Signals) -> None:
-    """Sends a signal at a random moment of a random round, or while the run is still beginning."""
+def interrupted(run: Run, out: Path, rng: random.Random, whole: Path) -> None:
+    """`kill -9` at a random moment of a random round, or while the run is still beginning.
+
+    Moments are measured by the run that nobody interrupts: on a fast machine too, rounds are left when it is killed.
+    """
     if rng.random() < 0.8:
         wait_for(run, out, rng.randrange(1, 5))
-        time.sleep(rng.uniform(0, 0.05))
+        seconds = sorted(row["seconds"] for row in read_rounds(whole / "server" / "rounds.jsonl"))
+        time.sleep(rng.uniform(0, 2 * seconds[len(seconds) // 2]))
     else:
-        time.sleep(rng.uniform(0, 1.0))
-    run.send(number)
+        time.sleep(rng.uniform(0, json.loads((whole / "report.json").read_text())["timings"]["sites"]))
+    run.send(signal.SIGKILL)
     run.wait()
 
 
@@ -105,18 +109,18 @@ def test_D1_D2_kill_9_at_random_moments_loses_no_round_and_the_model_is_bit_equa
     rng, out, killed = random.Random(1), tmp_path / "out", 0
     run = tacit.start("simulate", experiment, "--out", out, "--quiet")
     for _ in range(7):
-        interrupted(run, out, rng, signal.SIGKILL)
+        interrupted(run, out, rng, whole)
         killed += run.code == -signal.SIGKILL
         done = len(rounds(out))
         run = tacit.start("simulate", experiment, "--out", out, "--quiet", "--resume")
     assert (run.wait(), run.stderr) == (0, "")
-    assert killed >= 5
+    assert killed >= 3  # 7, unless this process slept while the other made dozens of rounds
     assert done > 0
     assert rounds(out) == rounds(whole)
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     a, b = (json.loads((folder / "report.json").read_text()) for folder in (out, whole))
     assert a["final"] == b["final"]
-    assert [row["round"] for row in a["rounds"]] == list(range(1, 31))
+    assert [row["round"] for row in a["rounds"]] == list(range(1, 61))
 
 
 def entries(out: Path) -> list[tuple[Entry, ...]]:
@@ -133,7 +137,7 @@ def entries(out: Path) -> list[tuple[Entry, ...]]:
 
 
 def test_D5_kill_9_never_lowers_what_is_spent_nor_leaves_a_release_unpaid(
-    tacit: Warm, tmp_path: Path
+    tacit: Warm, whole: Path, tmp_path: Path
 ) -> None:
     experiment = tmp_path / "private.toml"
     experiment.write_text(EXPERIMENT + PRIVATE)
@@ -141,7 +145,7 @@ def test_D5_kill_9_never_lowers_what_is_spent_nor_leaves_a_release_unpaid(
     before: list[tuple[Entry, ...]] = [()] * NUM_SITES
     run = tacit.start("simulate", experiment, "--out", out, "--quiet")
     for _ in range(6):
-        interrupted(run, out, rng, signal.SIGKILL)
+        interrupted(run, out, rng, whole)
         killed += run.code == -signal.SIGKILL
         now = entries(out)
         for earlier, later in zip(before, now, strict=True):
@@ -150,7 +154,7 @@ def test_D5_kill_9_never_lowers_what_is_spent_nor_leaves_a_release_unpaid(
         before = now
         run = tacit.start("simulate", experiment, "--out", out, "--quiet", "--resume")
     assert (run.wait(), run.stderr) == (0, "")
-    assert killed >= 4
+    assert killed >= 3
     check_paid(out, entries(out))
     [entry] = json.loads((out / "report.json").read_text())["privacy"]
     assert entry["epsilon_spent"] <= entry["epsilon"] <= 20.0
@@ -181,7 +185,7 @@ def test_ctrl_c_is_one_line_and_130_and_leaves_a_run_that_goes_on(
         assert "\x1b" not in run.stdout
         if resumed:
             run = tacit.start("simulate", experiment, "--out", out, "--resume")
-    assert 9 <= len(rounds(out)) < 30
+    assert 9 <= len(rounds(out)) < 60
     run = tacit.run("simulate", experiment, "--out", out, "--resume", "--quiet")
     assert (run.wait(), run.stderr) == (0, "")
     assert rounds(out) == rounds(whole)
@@ -210,7 +214,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(tacit: Warm, experiment: Path, tmp
         os.close(master)
     shown = screen.decode()
     assert "training" in shown
-    assert "/30" in shown
+    assert "/60" in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor is hidden, and shown again"
     assert shown.rindex("\x1b[?25h") > shown.rindex("training")
     assert "Traceback" not in shown + run.stderr

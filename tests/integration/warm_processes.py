@@ -107,10 +107,12 @@ class Warm:
 
     def __init__(self, folder: Path, prepare: str = "") -> None:
         self._folder = folder
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+        environment.pop("OMP_NUM_THREADS", None)  # of the tests: as many threads as a user's
         self._parent = subprocess.Popen(
             [sys.executable, "-c", PARENT, prepare],
             cwd=ROOT,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

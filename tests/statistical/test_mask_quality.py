@@ -1,36 +1,28 @@
 """A10 with smaller counts: what leaves a client looks uniform, whatever is inside. Seeds are fixed."""
 
-import random
 from math import sqrt
 
 import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from tacit.secagg.client import ClientMachine
-from tacit.secagg.contexts import NO_HEAD, Invitation, roster_digest
-from tacit.secagg.members import Member
-from tacit.secagg.messages import MaskAnswer
 from tacit.secagg.parameters import Rules
-from tacit.secagg.server import ServerMachine
+from tacit.secagg.ring import unpack
 from tacit.update import EncodedUpdate
+from tests.unit.secagg_round import Round
 
 C_INT, D = 1 << 16, 400_000
+LONG = 5_000_000  # at 18 bits more than 10^7 bytes
 
 
 def masked(values, seed):
     """The words and the bytes that client 1 of 3 sends for `values`, everybody else silent."""
-    members = [Member(i, f"m{i}") for i in range(3)]
-    invitation = Invitation(
-        roster_digest(members), "r", 1, 1, NO_HEAD, NO_HEAD, len(values), 3, Rules(1, 0, C_INT)
-    )
-    server = ServerMachine(invitation, members)
-    clients = [ClientMachine(m, random.Random(100 * seed + m.index).randbytes) for m in members]
-    for client in clients:
-        server.collect_setup(client.setup(invitation))
-    request = server.mask_requests()[1]
-    answer = MaskAnswer.decode(clients[1].mask(request, EncodedUpdate(values, False)))
-    return answer.masked_update().words, answer.packed, answer.bits
+    run = Round(3, Rules(1, 0, C_INT), seed, length=len(values)).until("deal")
+    run.encoded[1] = EncodedUpdate(values, False)
+    run.ask("mask")
+    _, packed = run.answer("mask", 1)
+    bits = run.server.cohort.parameters.bits
+    return unpack(packed, bits, len(values)), packed, bits
 
 
 INPUTS = {
@@ -40,12 +32,23 @@ INPUTS = {
 }
 
 
+def chi_square(packed):
+    """Probability that uniform bytes are as uneven as these."""
+    counts = np.bincount(np.frombuffer(packed, dtype=np.uint8), minlength=256)
+    expected = counts.sum() / 256
+    return chi2.sf(((counts - expected) ** 2 / expected).sum(), 255)
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_A10_the_bytes_of_y_are_uniform(name):
-    _, packed, _ = masked(INPUTS[name], seed=1)
-    counts = np.bincount(np.frombuffer(packed, dtype=np.uint8)[:-1], minlength=256)
-    expected = counts.sum() / 256
-    assert chi2.sf(((counts - expected) ** 2 / expected).sum(), 255) > 1e-6
+    assert chi_square(masked(INPUTS[name], seed=1)[1]) > 1e-6
+
+
+def test_A10_ten_million_bytes_of_y_are_uniform():
+    packed = masked(np.zeros(LONG, dtype=np.int64), seed=8)[1]
+    assert len(packed) > 1e7
+    assert chi_square(packed) > 1e-6
+    assert chi_square(bytes(range(256)) * 100 + bytes(2000)) < 1e-6  # the test can fail
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -96,7 +96,7 @@ class Federation:
             run_config = {"experiment": text}
             nodes = grid(app, run_config, len(self.labels), executor, ahead)  # type: ignore[arg-type]
             plan = PrivacyPlan.of(self.experiment)
-            members = find_members(nodes, self.labels, 5.0)
+            members = find_members(nodes, self.labels, 60.0)
             store = state(folder, text, self.experiment.checkpoints.keep)
             try:
                 chosen = strategy or make_strategy(self.experiment)

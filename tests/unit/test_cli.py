@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import time
 import tomllib
 from pathlib import Path
 
@@ -142,6 +143,25 @@ def test_an_error_of_ours_is_one_line_and_its_code_says_whose_fault(
     ended, out, err = _tacit(capsys, "simulate", "a.toml")
     assert (ended, out) == (code, "")
     assert err.startswith(f"tacit: {said}") and err.count("\n") == 1
+
+
+def test_a_ctrl_c_that_comes_while_garbage_is_collected_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python drops an exception there: one Ctrl-C in a hundred would be without effect."""
+
+    class Collected:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def busy(*arguments: object) -> None:
+        Collected()
+        time.sleep(60)
+
+    monkeypatch.setattr("tacit.config.load", busy)
+    started = time.monotonic()
+    assert _tacit(capsys, "simulate", "a.toml")[0] == 130
+    assert time.monotonic() - started < 30
 
 
 def test_init_writes_an_experiment_that_reads_and_says_how_to_run_it(

@@ -4,6 +4,7 @@ Longer than 400 lines because each way out of a site has its case here.
 """
 
 import logging
+import re
 import subprocess
 import sys
 
@@ -175,7 +176,6 @@ def test_without_privacy_metric_sums_are_exact(tmp_path):
     exact = record_metrics(client.run.trainer.model, client.run.task, client.records("test"))
     sent = dict(answer(folder, settings, "train", start).content["metrics"])
     assert sent == pytest.approx({"num-examples": 1.0, **exact}, abs=1e-6)
-    assert not (folder / "ledger").exists()
 
 
 class Measured:
@@ -424,11 +424,14 @@ def test_K1_no_secret_is_in_the_text_of_any_object(tmp_path, private, arrays):
     session = client.session()
     state = session.machine._state
     secrets = [state.mask.secret().hex(), bytes(state.own_seed).hex(), repr(bytes(state.own_seed))]
-    secrets += [str(v) for v in session.encoded.values if abs(v) > 9999]
-    assert len(secrets) > 3
     update = client.update(1, arrays)
     shown = " ".join(map(repr, (session, session.machine, state, client, client.run, client.site, update)))
     assert not [secret for secret in secrets if secret in shown]
+    # Of the vector no three neighbours. Noise of a standard deviation of hundreds is like the numbers that may be there
+    # (sizes, addresses) three times in a row with a chance below 1e-7.
+    numbers = f" {' '.join(re.findall(r'-?[0-9]+', shown))} "
+    for start in range(len(session.encoded.values) - 2):
+        assert f" {' '.join(map(str, session.encoded.values[start : start + 3]))} " not in numbers
 
 
 def test_an_idle_client_has_not_imported_torch(tmp_path):

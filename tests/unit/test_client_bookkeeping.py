@@ -18,6 +18,7 @@ from client.bookkeeping import BookKeeping, supports
 from client.private_gradients import PrivateGradients
 from client.training import LocalTrainer
 from tacit import config
+from tacit.errors import ConfigError
 from tacit.privacy.noise import SeededKeys, Stream
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records
@@ -190,3 +191,10 @@ def test_dropout_draws_what_it_draws_under_opacus() -> None:
         results.append(sums(kind, KNOWN["dropout"], records()))
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_G6_records_of_another_width_than_the_model_takes_are_named() -> None:
+    step = BookKeeping(KNOWN["built-in"], Classes(), 1.0, 1.0)
+    records = Records(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ConfigError, match="the model takes 4 features, the records have 5"):
+        step.fill(records, 1.0, Stream(bytes(32)))

@@ -77,11 +77,34 @@ def test_a_site_whose_budget_is_spent_refuses_in_every_run_and_after_every_resta
 def test_without_a_ceiling_each_run_has_its_own_budget_and_all_are_in_the_ledger(tmp_path, private, arrays):
     clients = participants(Run(private.to_toml()), write_sites(tmp_path))
     spend(clients, arrays, 4)
+    beyond = setup_request(clients[0].run, arrays, round_number=4)
+    assert code(submission.setup, clients[0], beyond, arrays) == "budget-spent"
     Round(clients, arrays, run_id="run-2").keys().vectors()
     assert [(entry.run, entry.round) for entry in debits(tmp_path / "north")][3:] == [
         ("run-1", 4),
         ("run-2", 1),
     ]
+
+
+def test_a_run_without_privacy_is_in_the_ledger_and_no_ceiling_holds_after_it(tmp_path, private, arrays):
+    """Before its first update leaves, once in this process; what it has cost is infinite, for good."""
+    open_run = Run(experiment(private=False).to_toml())
+    clients = participants(open_run, write_sites(tmp_path))
+    for number in (1, 2):
+        Round(clients, moved(arrays, number), round_number=number, run_id="open").keys().vectors()
+    (entry,) = debits(tmp_path / "north")
+    assert (entry.run, entry.round, entry.unit, entry.event) == (
+        "open",
+        1,
+        "none",
+        open_run.plan.round_event(),
+    )
+    (tmp_path / "north" / "policy.toml").write_text(tomli_w.dumps(CEILING))
+    later = participant(tmp_path / "north", private)
+    asked = setup_request(later.run, arrays, run_id="later")
+    assert code(submission.setup, later, asked, arrays) == "budget-spent"
+    with later.site.ledger() as ledger:
+        assert ledger.spent(1e-3) == np.inf
 
 
 def test_metrics_count_towards_the_ceiling(tmp_path):

@@ -191,14 +191,22 @@ def test_training_leaves_the_callers_generators_as_they_were():
 def test_noise_and_poisson_draws_of_a_private_run_come_from_the_keys_no_seed_of_torch_numpy_or_random_changes_them():
     """With the keys fixed nothing else changes them; with the operating system's no two rounds are alike."""
 
-    def update(seed, keys):
+    def update(seed, keys, rows=30):
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
-        return flat(train(trainer(Dropping(), private=True), keys=keys))
+        return flat(train(trainer(Dropping(), private=True), records(rows), keys=keys))
+
+    def drawn(keys):
+        made = trainer(private=True, training__local_steps=20)
+        spy = made.gradients = Spy(made.gradients)
+        train(made, records(300), keys=keys)
+        return [n for n, _ in spy.steps]
 
     assert np.array_equal(update(0, Fixed()), update(1, Fixed()))
-    assert not np.array_equal(update(0, SystemKeys()), update(0, SystemKeys()))
+    # No record, no batch: noise alone. Sizes of 20 batches: draws alone.
+    assert not np.array_equal(update(0, SystemKeys(), rows=0), update(0, SystemKeys(), rows=0))
+    assert drawn(SystemKeys()) != drawn(SystemKeys())
 
 
 def test_seed_never_touches_the_noise_or_the_poisson_draws_of_a_private_run():

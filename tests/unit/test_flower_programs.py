@@ -7,28 +7,24 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from flwr.common.config import parse_config_args
 
 import client.cli
-import server.processes
 import server.superlink
 from simulations import ray_engine
 from tacit.errors import ConfigError, StorageError
+from tacit.processes import Group, flower_environment
 
-ENVIRONMENTS = [client.cli.environment, server.superlink.environment]
 
-
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_K5_every_environment_has_telemetry_update_check_and_installation_off(
-    environment: Callable[[Path], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK", "FLWR_HOME"):
         monkeypatch.setenv(name, "as the user has it")
-    made = environment(tmp_path)
+    made = flower_environment(tmp_path)
     assert made["FLWR_TELEMETRY_ENABLED"] == "0"
     assert made["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert made["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
@@ -38,17 +34,16 @@ def test_K5_every_environment_has_telemetry_update_check_and_installation_off(
 def test_K5_flower_reads_these_switches() -> None:
     code = "from flwr.supercore import telemetry, update_check as u; print(telemetry.FLWR_TELEMETRY_ENABLED);"
     code += "u._request_flwr_update_check = lambda *_: print('asked'); u.warn_if_flwr_update_available('x')"
-    made = server.superlink.environment(Path("/nowhere"))
+    made = flower_environment(Path("/nowhere"))
     done = subprocess.run([sys.executable, "-c", code], env=made, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0"]
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_flower_finds_its_programs_and_its_own_address(
-    environment: Callable[[Path], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "intranet.example")
-    made = environment(tmp_path)
+    made = flower_environment(tmp_path)
     assert made["PATH"].startswith(sysconfig.get_path("scripts") + os.pathsep)
     assert made["NO_PROXY"] == made["no_proxy"] == "intranet.example,127.0.0.1"
 
@@ -91,53 +86,76 @@ def test_F5_a_second_server_in_the_same_folder_refuses(tmp_path: Path) -> None:
 
 
 STUBBORN = r"""
-import os, signal, time
+import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-os.fork()
+if os.fork() and "leader-goes" in sys.argv:
+    sys.exit()
 os.write(1, f"{os.getpid()}\n".encode())
 time.sleep(600)
 """
 
 
-def test_ending_a_group_ends_even_those_who_ignore_the_request() -> None:
-    leader = subprocess.Popen(
-        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert leader.stdout is not None
-    with leader.stdout:
-        pids = [int(leader.stdout.readline()) for _ in range(2)]
-    server.processes.end_group(leader, patience=0.2)  # type: ignore[arg-type]
-    assert leader.returncode == -signal.SIGKILL
+def _group(output: Path, program: str, *arguments: str, patience: float) -> Group:
+    command = [sys.executable, "-c", program, *arguments]
+    with output.open("wb") as file:
+        return Group(command, environment=os.environ, folder=output.parent, output=file, patience=patience)
+
+
+def _pids(output: Path, number: int) -> list[int]:
+    """What so many processes have written about themselves."""
+    deadline = time.monotonic() + 60
+    while len(lines := output.read_text().splitlines() if output.exists() else []) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return [int(line) for line in lines]
+
+
+def test_ending_a_group_ends_even_those_who_ignore_the_request(tmp_path: Path) -> None:
+    with _group(tmp_path / "pids", STUBBORN, patience=0.2) as group:
+        pids = _pids(tmp_path / "pids", 2)
+    assert group.leader.returncode == -signal.SIGKILL
     assert not any(_runs(pid) for pid in pids)
 
 
-def test_a_node_that_is_gone_leaves_none_of_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.cli, "STOP_SECONDS", 0.2)
-    leader = subprocess.Popen(
-        [sys.executable, "-c", STUBBORN.replace("os.fork()", "os.fork() and os._exit(0)")],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert leader.stdout is not None
-    with leader.stdout:
-        rest = int(leader.stdout.readline())
-    leader.wait()
-    client.cli._end_rest(leader.pid)
+def test_a_node_that_is_gone_leaves_none_of_its_processes(tmp_path: Path) -> None:
+    with _group(tmp_path / "pids", STUBBORN, "leader-goes", patience=0.2) as group:
+        assert group.leader.wait() == 0
+        (rest,) = _pids(tmp_path / "pids", 1)
     assert not _runs(rest)
 
 
-def test_ending_a_group_gives_time_to_end_well() -> None:
-    leader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+def test_ending_a_group_gives_time_to_end_well(tmp_path: Path) -> None:
     start = time.monotonic()
-    server.processes.end_group(leader, patience=30)
-    assert leader.returncode == -signal.SIGTERM
-    assert time.monotonic() - start < 10
+    with _group(tmp_path / "pids", "import time; time.sleep(600)", patience=120) as group:
+        pass
+    assert group.leader.returncode == -signal.SIGTERM
+    assert time.monotonic() - start < 60
+
+
+KILLED = f"""
+import os, sys, time
+from pathlib import Path
+from tacit.processes import Group
+command = [sys.executable, "-c", {STUBBORN!r}]
+with Path("pids").open("wb") as file:
+    group = Group(command, environment=os.environ, folder=Path("."), output=file, patience=0.2)
+with group:
+    time.sleep(600)
+"""
+
+
+def test_a_group_ends_too_when_its_owner_is_killed(tmp_path: Path) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path)
+    pids = _pids(tmp_path / "pids", 2)
+    assert _runs(pids[0], seconds=0.1)
+    owner.kill()
+    owner.wait()
+    assert not any(_runs(pid) for pid in pids)
 
 
 CLEARING_UP = """
 import signal
-from server.processes import interrupted_once
+from tacit.processes import interrupted_once
 with interrupted_once():
     try:
         print("ready", flush=True)
@@ -164,6 +182,7 @@ INTERRUPTED_START = """
 import signal, subprocess, sys
 from pathlib import Path
 from server import superlink
+from tacit import processes
 
 class Popen(subprocess.Popen):
     def __init__(self, *args, **options):
@@ -171,7 +190,7 @@ class Popen(subprocess.Popen):
         print(self.pid, flush=True)
         signal.raise_signal(signal.SIGTERM)
 
-superlink.subprocess.Popen = Popen
+processes.subprocess.Popen = Popen
 with superlink.SuperLink(Path(sys.argv[1])):
     pass
 """
@@ -181,12 +200,12 @@ def test_a_signal_while_a_process_starts_loses_no_process(tmp_path: Path) -> Non
     command = [sys.executable, "-c", INTERRUPTED_START, str(tmp_path / "home")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGINT, done.stderr
-    assert not _runs(int(done.stdout))
+    assert not any(_runs(int(pid)) for pid in done.stdout.split())
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process exists and is more than a zombie that nobody has waited for yet."""
-    deadline = time.monotonic() + 2
+def _runs(pid: int, seconds: float = 60) -> bool:
+    """Whether a process, after so long, still exists and is more than a zombie that nobody has waited for yet."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             os.kill(pid, 0)

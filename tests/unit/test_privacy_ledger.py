@@ -276,7 +276,8 @@ def test_F4_a_cut_first_write_is_charged_like_the_next(path: Path) -> None:
     crash_while_writing(path, 0, 17)
     with Ledger.open(path, durable=False) as ledger:
         assert ledger.num_torn == 1 and ledger.entries == ()
-        assert ledger.would_exceed(ROUND, 1.1 * epsilon_rdp(ROUND, DELTA), DELTA)
+        enough_for_one = 1.2 * epsilon_rdp(ROUND, DELTA)
+        assert fits(ROUND, enough_for_one, DELTA) and ledger.would_exceed(ROUND, enough_for_one, DELTA)
         ledger.debit("a", 1, 1, "training", "record", ROUND)
         assert ledger.spent(DELTA) == pytest.approx(epsilon_rdp(ROUND.repeated(2), DELTA), abs=1e-9)
 
@@ -374,7 +375,7 @@ try:
     Ledger.open(pathlib.Path({str(path)!r}))
 except StorageError as error:
     assert "in use by another process" in str(error)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10  # 0.4 on a quiet machine
     print("refused")
 """
     with Ledger.open(path):

@@ -276,6 +276,10 @@ def test_a_budget_that_no_noise_keeps_is_one_line() -> None:
 def test_a_plan_is_there_in_under_three_seconds_and_at_once_the_second_time() -> None:
     start = time.process_time()
     PrivacyPlan.from_budget(**(BUDGET | {"delta": 3e-5}), metrics_share=0.1)
-    first = time.process_time()
-    PrivacyPlan.from_budget(**(BUDGET | {"delta": 3e-5}), metrics_share=0.1)
-    assert first - start < 3 and time.process_time() - first < 0.01
+    assert time.process_time() - start < 3
+    again = []
+    for _ in range(3):  # in one of them garbage may be collected
+        start = time.process_time()
+        PrivacyPlan.from_budget(**(BUDGET | {"delta": 3e-5}), metrics_share=0.1)
+        again.append(time.process_time() - start)
+    assert min(again) < 0.01

@@ -171,6 +171,15 @@ def test_page_of_a_run_that_is_not_private_says_so_before_any_result(make: Any) 
     assert record.is_private or texts.index("NOT PRIVATE") < heading
 
 
+def test_page_says_once_that_a_run_with_seeded_noise_is_not_private() -> None:
+    warnings = ("NOT PRIVATE: the noise follows from the seed", "one site left")
+    page = Page(render_html(seeded(warnings=warnings)))
+    banners = [element["text"] for element in page.elements if "banner" in str(element.get("class"))]
+    assert sum("NOT PRIVATE" in text for text in banners) == 1
+    assert "one site left" in banners
+    assert sum("is NOT PRIVATE" in text or text.startswith("Warning: NOT") for text, _ in page.texts) == 1
+
+
 EDGE_CASES = {
     "no rounds": {"rounds": (), "outcome": "failed: spent", "final": Final(), "baselines": Baselines()},
     "one round": {"rounds": run_record().rounds[:1]},

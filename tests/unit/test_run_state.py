@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from server import cli
 from server.state import RunState, read_rounds
+from tacit import config
 from tacit.errors import StorageError
 from tests.unit.run_folders import CONFIG, checkpoints, filled, model, progress, record, reopened
 
@@ -105,7 +107,7 @@ def test_F5_another_server_on_the_same_folder_is_refused_at_once(tmp_path: Path)
     started = time.perf_counter()
     with pytest.raises(StorageError, match="another server"):
         reopened(tmp_path)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 10  # at once, on a machine however busy
     state.close()
     reopened(tmp_path).close()
 
@@ -174,3 +176,28 @@ def test_the_released_model_is_that_of_the_chosen_round(tmp_path: Path) -> None:
     again = reopened(tmp_path)
     assert again.result == {}, "a run that has been taken up again has no result yet"
     again.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "run.json").write_text('{"run": "x"}'), r"run\.json: damaged"),
+        (lambda folder: reopened(folder), "another server is working on this run"),
+        (lambda folder: None, "began with another experiment"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_named_before_anything_is_started_or_removed(
+    tmp_path: Path, spoil: Callable[[Path], object], reason: str
+) -> None:
+    filled(tmp_path).close()
+    held = spoil(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    experiment = config.loads("name = 'other'")
+    with pytest.raises(StorageError, match=reason):
+        cli.serve(experiment, tmp_path, port=0, num_clients=0)
+    assert (tmp_path / "result.json").exists()
+    assert not (tmp_path / "flower").exists()
+    if isinstance(held, RunState):
+        held.close()
+    with pytest.raises(StorageError, match="File exists"):
+        cli.serve(experiment, tmp_path / "run.json", port=0, num_clients=0)

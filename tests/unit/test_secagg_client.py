@@ -1,3 +1,5 @@
+"""One client's machine: its answers are given once, outlast a restart, and hold no secret of its own."""
+
 import pickle
 import random
 from dataclasses import replace
@@ -5,288 +7,269 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tacit.errors import Refused, StorageError
+from tacit.errors import ProtocolError, StorageError
 from tacit.secagg.client import ClientMachine
-from tacit.secagg.contexts import NO_HEAD
-from tacit.secagg.ideal import ideal_sum
-from tacit.secagg.members import Member
-from tacit.secagg.messages import MaskAnswer, MaskRequest, SetupAnswer, UnmaskAnswer, UnmaskRequest
-from tacit.secagg.server import ServerMachine
+from tacit.secagg.client_state import ClientState
+from tacit.secagg.in_process import TODAY, Federation
+from tacit.secagg.messages import ConfirmRequest, MaskRequest, UnmaskAnswer, UnmaskRequest
+from tacit.secagg.sharing import Opening
 from tacit.update import EncodedUpdate
-from tests.unit.secagg_round import C_INT, LENGTH, RULES, Round, invite, reason_of, vector
+from tests.unit.secagg_round import RULES, STEPS, Round, plain_sum, reason_of
 
 
-def masking_request(change=lambda entries: None, masking=None, **changes):
-    """A client that has answered M0, and a request of M2 with one thing wrong."""
-    run = Round(**changes).keys()
-    honest = MaskRequest.decode(run.server.mask_requests()[0])
-    entries = list(honest.entries)
-    change(entries)
-    entries.sort(key=lambda entry: entry.index)
-    request = replace(honest, entries=tuple(entries), masking=masking or tuple(e.index for e in entries))
-    return run.clients[2], request
+def again(run, index, exported=None):
+    """What another process of the same site makes of the session file; the journal is the same."""
+    fresh = run.federation.client(index)
+    return fresh.restore(run.clients[index].export() if exported is None else exported)
 
 
-def set_entry(position, **fields):
-    def change(entries):
-        entries[position] = replace(entries[position], **fields)
-
-    return change
+# --- answers ---------------------------------------------------------------------------------------------------
 
 
-def copy_field(name, source, target, other=None):
-    def change(entries):
-        entries[target] = replace(entries[target], **{other or name: getattr(entries[source], name)})
-
-    return change
-
-
-def stranger(entries):
-    entries.append(replace(entries[0], member=Member(9, "nine"), enc_pk=b"\5" * 32, mask_pk=b"\6" * 32))
-
-
-# The encodings of the points of order 1, 2, 4 and 8 (RFC 7748, section 6.1 warns of them; list of
-# cr.yp.to/ecdh.html), the last three of them spelled above the field.
-P = 2**255 - 19
-LOW_ORDER = {
-    "zero": 0,
-    "one": 1,
-    "order 8": 325606250916557431795983626356110631294008115727848805560023387167927233504,
-    "order 8, the other": 39382357235489614581723060781553021112529911719440698176882885853963445705823,
-    "minus one": P - 1,
-    "zero again": P,
-    "one again": P + 1,
-    "zero, top bit set": 1 << 255,
-}
-
-BAD_MASK_REQUESTS = {
-    "B7 own entry missing": (lambda entries: entries.pop(2), "own-entry"),
-    "B7 own key changed": (set_entry(2, mask_pk=b"\3" * 32), "own-entry"),
-    "B7 own nonce changed": (set_entry(2, nonce=b"\3" * 32), "own-entry"),
-    "B7 own counter changed": (set_entry(2, counter=1), "own-entry"),
-    "B7 own label changed": (set_entry(2, member=Member(2, "other")), "own-entry"),
-    "B8 one label twice": (set_entry(3, member=Member(3, "site 1")), "duplicate"),
-    "B8 one mask key twice": (copy_field("mask_pk", 0, 4), "duplicate"),
-    "B8 own mask key at another": (copy_field("mask_pk", 2, 4), "duplicate"),
-    "B8 one seal key twice": (copy_field("enc_pk", 0, 4), "duplicate"),
-    "B8 one key for two uses": (copy_field("mask_pk", 0, 0, "enc_pk"), "duplicate"),
-    "B8 one nonce twice": (copy_field("nonce", 0, 4), "duplicate"),
-    "B9 too few": (lambda entries: [entries.pop(4), entries.pop(3)], "cohort-size"),
-    "B9 more than invited": (stranger, "cohort-size"),
-}
+@pytest.mark.parametrize("step", STEPS)
+def test_B18_the_same_request_gets_the_same_bytes_and_another_one_is_refused(step):
+    run, other = Round(), Round(seed=1)
+    run.run()
+    other.run()
+    for client in (run.clients[2], again(run, 2)):
+        more = {"setup": (run.invitation,), "mask": (run.encoded[3],)}.get(step, ())
+        assert client.answered(step, run.requests[step][2]) is not None
+        answer = getattr(client, step)(run.requests[step][2], *more)
+        assert answer == run.answers[step][2]
+        before = client.export()
+        for foreign in (other.requests[step][2], run.requests[step][2] + b"\0", b""):
+            assert client.answered(step, foreign) is None
+            assert reason_of(getattr(client, step), foreign, *more) == "phase"
+        for name in set(STEPS) - {step}:  # an answer belongs to its step
+            assert client.answered(name, run.requests[step][2]) is None
+        assert client.export() == before
 
 
-@pytest.mark.parametrize("name", BAD_MASK_REQUESTS)
-def test_B_a_bad_list_of_clients_is_refused(name):
-    change, reason = BAD_MASK_REQUESTS[name]
-    client, request = masking_request(change)
-    assert reason_of(client.mask, request.encode(), vector(2)) == reason
-    assert client.phase == "keyed"
+def test_every_client_gives_of_each_other_one_share_of_the_seed_or_of_the_key_never_both():
+    run = Round().until("deal").step("mask", gone=(2,)).step("confirm")
+    held = {
+        i: {v: (bytes(s.own_share), bytes(s.key_share)) for v, s in run.clients[i]._state.shares.items()}
+        for i in (0, 1, 3, 4)
+    }
+    run.step("unmask")
+    for i, answer in run.answers["unmask"].items():
+        message = UnmaskAnswer.decode(answer)
+        assert message.num_openings == 5
+        for dealer in range(5):
+            own, key = held[i][dealer]
+            opened, closed = (key, own) if dealer == 2 else (own, key)
+            assert Opening.decode(message.opening(dealer)).share == opened
+            assert closed not in answer
 
 
-@pytest.mark.parametrize("use", ["mask_pk", "enc_pk"])
-@pytest.mark.parametrize("name", LOW_ORDER)
-def test_B5_a_point_of_small_order_is_refused(name, use):
-    point = LOW_ORDER[name].to_bytes(32, "little")
-    client, request = masking_request(set_entry(4, **{use: point}))
-    assert reason_of(client.mask, request.encode(), vector(2)) in ("low-order-point", "key")
-    server = ServerMachine(*invite())
-    answer = SetupAnswer.decode(Round().clients[1].setup(server._invitation))
-    forged = replace(answer, entry=replace(answer.entry, **{use: point}))
-    assert reason_of(server.collect_setup, forged.encode()) in ("low-order-point", "key")
-    assert len(server.missing) == 5
+def test_a_client_that_signed_no_set_opens_one_and_then_signs_no_other():
+    run = Round().until("mask").step("confirm", gone=(4,))
+    request = run.ask("unmask")[4]
+    before = run.clients[4].export()
+    run.collect("unmask", run.clients[4].unmask(request))
+    signed = ConfirmRequest.decode(run.requests["confirm"][4])
+    smaller = ConfirmRequest(signed.context, (1, 2, 3, 4), signed.proofs[1:]).encode()
+    assert reason_of(run.clients[4].confirm, smaller) == "phase"
+    assert reason_of(again(run, 4, before).confirm, smaller) == "survivors"
+
+
+def test_the_answers_are_the_same_for_any_number_of_threads():
+    answers = []
+    for threads in (1, 3):
+        federation = Federation(5, RULES, random.Random(0).randbytes)
+        run = Round(federation=federation, length=200_000)
+        for i in run.clients:
+            run.clients[i] = ClientMachine(
+                i,
+                federation.identities[i],
+                federation.roster,
+                federation.journals[i],
+                TODAY,
+                federation.random_bytes,
+                threads=threads,
+            )
+        run.run()
+        answers.append(run.answers)
+    assert answers[0] == answers[1]
+
+
+# --- restarts --------------------------------------------------------------------------------------------------
+
+
+def test_D3_a_client_can_be_saved_and_restored_between_any_two_messages():
+    run = Round()
+    for step in STEPS:
+        for i in run.clients:
+            exported = run.clients[i].export()
+            run.clients[i] = again(run, i)
+            assert run.clients[i].export() == exported
+        run.step(step, gone=(2,) if step == "confirm" else ())
+    assert run.server.aggregate().values.tolist() == plain_sum(range(5))
+    for i in (0, 1, 3, 4):
+        client = again(run, i)
+        for step in STEPS:
+            stored = client.answered(step, run.requests[step][i])
+            assert stored == (run.answers[step][i] if step == "mask" else (run.answers[step][i], b""))
+
+
+def test_D3_a_client_can_be_saved_between_opening_its_rows_and_masking():
+    run = Round().until("deal")
+    request = run.ask("mask")[0]
+    assert run.clients[0].receive(request) is None
+    run.clients[0] = again(run, 0)
+    run.collect("mask", run.clients[0].mask(request, run.encoded[0]))
+    for i in (1, 2, 3, 4):
+        run.collect("mask", run.answer("mask", i))
+    assert run.until("unmask").server.aggregate().values.tolist() == plain_sum(range(5))
 
 
 @pytest.mark.parametrize(
-    ("masking", "reason"),
-    [
-        ((0, 1, 3, 4), "own-entry"),
-        ((0, 1, 2, 3, 4, 9), "unknown-member"),
-        ((1, 2, 3), "cohort-size"),
-        ((2,), "cohort-size"),
-    ],
+    ("step", "reason"),
+    [("setup", "attempt"), ("deal", "peer-counter"), ("mask", "masked"), ("confirm", "survivors")],
 )
-def test_B15_a_bad_set_of_masking_clients_is_refused(masking, reason):
-    client, request = masking_request(masking=masking)
-    assert reason_of(client.mask, request.encode(), vector(2)) == reason
-
-
-def test_B13_another_model_for_one_client_is_refused():
-    run = Round().keys()
-    request = run.server.mask_requests()[0]
-    for change in (
-        {"model": b"\1" * 32},
-        {"config": b"\1" * 32},
-        {"round": 2},
-        {"attempt": 2},
-        {"length": 101},
-    ):
-        shown, members = invite(**change)
-        client = ClientMachine(members[0], random.Random(0).randbytes)
-        client.setup(shown)
-        assert reason_of(client.mask, request, vector(0)) == "context"
-
-
-def test_B13_without_the_check_the_masks_do_not_cancel():
-    run = Round().keys()
-    request = MaskRequest.decode(run.server.mask_requests()[0])
-    odd = run.clients[0]
-    odd._state.invitation = replace(run.invitation, model=b"\1" * 32)
-    forged = replace(request, context=odd._state.invitation.ctx0()).encode()
-    y = MaskAnswer.decode(odd.mask(forged, vector(0)))
-    for client in run.clients[1:]:
-        run.server.collect_masked(client.mask(request.encode(), vector(client.member.index)))
-    assert reason_of(run.server.collect_masked, y.encode()) == "context"
-    run.server.collect_masked(replace(y, context=run.server.cohort.ctx2).encode())
-    requests = run.server.unmask_requests()
-    assert reason_of(odd.unmask, requests[0]) == "context"
-    for client in run.clients[1:]:
-        run.server.collect_unmask(client.unmask(requests[0]))
-    run.server.collect_unmask(UnmaskAnswer(run.server.cohort.ctx2, 0, bytes(odd._state.own_seed)).encode())
-    assert reason_of(run.server.aggregate) == "aggregate-range"
-
-
-@pytest.mark.parametrize("survivors", [(0, 1, 2, 3), (0, 1, 3, 4), (0, 1, 2, 3, 4, 9), (2,), ()])
-def test_B15_a_sum_over_other_clients_is_refused(survivors):
-    run = Round().keys().vectors()
-    request = UnmaskRequest(run.server.cohort.ctx2, survivors)
-    assert reason_of(run.clients[2].unmask, request.encode()) == "survivors"
-    run.seeds()  # the refusal has changed nothing
-
-
-def test_B16_a_seed_leaves_only_for_the_context_that_was_masked_in():
-    run, other = Round().keys().vectors(), Round(seed=1).keys().vectors()
-    foreign = other.server.unmask_requests()[0]
-    assert reason_of(run.clients[2].unmask, foreign) == "context"
-    early = Round().keys().clients[2]
-    assert reason_of(early.unmask, run.server.unmask_requests()[2]) == "phase"
-
-
-def test_B18_the_same_request_gets_the_same_bytes_and_another_one_is_refused():
-    run = Round().keys()
-    client, other = run.clients[2], Round(seed=1).keys()
-    first = client.setup(run.invitation)
-    assert client.setup(run.invitation) == first
-    assert reason_of(client.setup, invite(run="r2")[0]) == "phase"
-    run.vectors()
-    request = run.requests[2]
-    y = client.mask(request, vector(2))
-    assert client.mask(request, vector(3)) == y == client.answered("mask", request)
-    assert reason_of(client.mask, other.server.mask_requests()[2], vector(2)) == "phase"
-    run.seeds()
-    assert client.unmask(run.requests[2]) == client.unmask(run.requests[2])
-    assert client.mask(request, vector(2)) == y
-    assert reason_of(client.unmask, request) == "phase"  # an answer belongs to its step
-    assert reason_of(client.unmask, UnmaskRequest(NO_HEAD, (1, 2)).encode()) == "phase"
-
-
-def test_B20_a_step_out_of_order_is_refused():
-    _, members = invite()
-    fresh = ClientMachine(members[0], random.Random(0).randbytes)
-    run = Round().keys().vectors()
-    assert reason_of(fresh.mask, run.requests[0], vector(0)) == "phase"
-    assert reason_of(fresh.unmask, run.server.unmask_requests()[0]) == "phase"
-
-
-def test_A9_a_coordinate_beyond_the_bound_is_refused_before_anything_is_masked():
-    run = Round().keys()
-    request = run.server.mask_requests()[0]
-    for values in ([C_INT + 1] + [0] * 99, [0] * 99 + [-C_INT - 1]):
-        with pytest.raises(Refused, match="range"):
-            run.clients[0].mask(request, EncodedUpdate(np.array(values), False))
-    with pytest.raises(Refused, match="vector-size"):
-        run.clients[0].mask(request, EncodedUpdate(np.zeros(99, dtype=np.int64), False))
-    assert run.clients[0].phase == "keyed"
-    assert run.clients[0].cohort(request).parameters.n == 5
-
-
-def test_noise_may_lift_a_coordinate_above_the_clip():
-    run = Round(rules=replace(RULES, noise_multiplier=2.0)).keys()
-    request = run.server.mask_requests()[0]
-    cohort = run.clients[0].cohort(request)
-    assert cohort.parameters.noise_share == pytest.approx(2.0 * C_INT / np.sqrt(5 - 1 - 1))
-    run.clients[0].mask(request, EncodedUpdate(np.full(LENGTH, C_INT + 1), False))
-
-
-def restored(client, seed=99):
-    """What another process makes of a session file."""
-    return ClientMachine.restore(client.export(), random.Random(seed).randbytes)
-
-
-def test_a_client_can_be_saved_and_restored_between_any_two_messages():
+def test_D3_an_old_session_never_answers_again_whatever_is_asked(step, reason):
+    """No second keys in an attempt, no second rows under a sealing key, no second vector, no second set."""
     run = Round()
-    run.clients = [restored(client, 10 + client.member.index) for client in run.clients]
-    run.keys()
-    run.clients = [restored(client, 20 + client.member.index) for client in run.clients]
-    run.vectors()
-    run.clients = [restored(client) for client in run.clients]
-    run.seeds()
-    assert np.array_equal(run.server.aggregate().values, ideal_sum([vector(i) for i in range(5)]).values)
-    client = run.clients[2]
-    assert restored(client).export() == client.export()
-    assert restored(client).unmask(run.requests[2]) == client.unmask(run.requests[2])
+    for earlier in list(STEPS)[: list(STEPS).index(step)]:
+        run.step(earlier)
+    if step == "mask":
+        assert run.clients[0].receive(run.ask("mask")[0]) is None
+    old = run.clients[0].export()
+    if step == "mask":
+        run.collect("mask", run.clients[0].mask(run.requests["mask"][0], run.encoded[0]))
+    else:
+        run.step(step)
+    client, request = again(run, 0, old), run.requests[step][0]
+    if step == "setup":
+        assert reason_of(client.setup, request, run.invitation) == reason
+    elif step == "mask":
+        assert reason_of(client.mask, request, run.encoded[0]) == reason
+    elif step == "deal":
+        assert reason_of(client.deal, request) == reason
+    else:
+        asked = ConfirmRequest.decode(request)
+        smaller = ConfirmRequest(asked.context, asked.survivors[:-1], asked.proofs[:-1])
+        assert reason_of(client.confirm, smaller.encode()) == reason
+        assert client.confirm(request) == run.answers["confirm"][0]  # the same set it may sign again
+        return
+    assert client.export() == old
 
 
 def test_a_damaged_session_is_a_storage_error():
-    exported = Round().keys().vectors().clients[0].export()
-    for damaged in (
-        b"",
-        exported[:-1],
-        exported + b"\0",
-        b"x" + exported[1:],
-        exported[: len(exported) // 2],
-    ):
-        with pytest.raises(StorageError):
-            ClientMachine.restore(damaged, random.Random(0).randbytes)
+    run = Round().until("mask")
+    exported = run.clients[0].export()
+    cuts = (b"", exported[:-1], exported + b"\0", b"x" + exported[1:], exported[: len(exported) // 2])
+    for damaged in cuts:
+        with pytest.raises(StorageError, match="damaged"):
+            again(run, 0, damaged)
+    with pytest.raises(StorageError, match="another member"):
+        again(run, 1, exported)
+    twice = ClientState.decode(exported)
+    twice.phase = "nowhere"
+    with pytest.raises(StorageError, match="damaged"):
+        again(run, 0, twice.encode())
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------
 
 
 def secrets_of(client):
     state = client._state
-    return [state.enc.secret(), state.mask.secret(), bytes(state.own_seed)]
+    shares = [bytes(s) for row in state.shares.values() for s in (row.own_share, row.key_share, row.salt)]
+    return [state.enc.secret(), state.mask.secret(), bytes(state.own_seed), *shares]
 
 
 def test_K1_no_secret_in_a_repr_or_a_pickle_or_an_error():
-    run = Round().keys().vectors()
-    client = run.clients[0]
-    shown = [client, client._state, client._state.mask, run.server, run.server.cohort, vector(0)]
+    run = Round().until("unmask")
+    twin = Round().until("mask")
+    client = twin.clients[0]
+    shown = [client, client._state, client._state.mask, client._state.shares, twin.encoded[0]]
     shown += [
-        MaskAnswer.decode(client.answered("mask", run.requests[0])),
-        UnmaskAnswer(NO_HEAD, 0, secrets_of(client)[2]),
+        run.server,
+        run.server._openings,
+        run.server.cohort,
+        UnmaskAnswer.decode(run.answers["unmask"][0]),
     ]
+    shown += [run.identity(0), client.cohort]
     text = " ".join(map(repr, shown))
     for secret in secrets_of(client):
         assert repr(secret)[2:-1] not in text
         assert secret.hex() not in text
-    for machine in (client, client._state, client._state.mask):
+    for machine in (client, client._state, client._state.mask, client._state.shares[1], run.identity(0)):
         with pytest.raises(TypeError):
             pickle.dumps(machine)
 
 
-def test_K6_secrets_are_erased_when_the_seed_has_left():
-    run = Round().keys().vectors()
+def test_K6_secrets_are_erased_when_the_shares_have_left():
+    run = Round().until("confirm")
     client = run.clients[0]
-    enc, mask, seed = secrets_of(client)
-    own_seed = client._state.own_seed
-    client.unmask(run.server.unmask_requests()[0])
-    assert bytes(own_seed) == bytes(32)
+    secrets, seed, row = secrets_of(client), client._state.own_seed, client._state.shares[1]
+    run.step("unmask")
+    assert bytes(seed) == bytes(32)
+    assert bytes(row.own_share + row.key_share) == bytes(66)
     exported = client.export()
-    assert enc not in exported
-    assert mask not in exported
-    assert seed in exported  # in the stored answer: it has been sent
+    enc, mask, own_seed, *_ = secrets
+    for secret in (enc, mask, own_seed, *secrets[4::3]):  # the shares of mask keys: none was asked for
+        assert secret not in exported
+    assert secrets[3] in exported  # in the stored answer: it has been sent
     client.close()
-    assert seed not in client.export()
+    assert secrets[3] not in client.export()
     assert client.phase == "closed"
-    assert reason_of(client.setup, run.invitation) == "phase"
+    for step in STEPS:
+        more = {"setup": (run.invitation,), "mask": (run.encoded[0],)}.get(step, ())
+        assert reason_of(getattr(client, step), run.requests[step][0], *more) == "phase"
 
 
-def test_own_masks_and_keys_are_drawn_afresh():
-    drawn = []
+def test_K6_a_complaint_erases_what_was_opened_before_it():
+    run = Round().until("deal")
+    request = MaskRequest.decode(run.ask("mask")[0])
+    opened, client = [], run.clients[0]
+    honest = client._opened
 
-    def source(size):
-        drawn.append(size)
-        return random.Random(len(drawn)).randbytes(size)
+    def watched(*arguments):
+        opened.append(honest(*arguments))
+        return opened[-1]
 
-    run = Round()
-    run.clients = [ClientMachine(client.member, source) for client in run.clients]
-    run.keys().vectors()
-    assert drawn == [32] * 20  # two keys, a nonce and a seed for each of five
+    client._opened = watched
+    garbled = replace(request, rows=request.rows[:-1] + bytes([request.rows[-1] ^ 1])).encode()
+    assert client.receive(garbled) == client.receive(garbled)
+    assert client.phase == "complained"
+    assert len(opened) == 4
+    assert {bytes(row.own_share + row.key_share) for row in opened} == {bytes(66)}
+    assert client._state.enc is None
+    assert reason_of(client.mask, run.requests["mask"][0], run.encoded[0]) == "phase"
+    assert reason_of(client.receive, run.requests["mask"][0]) == "phase"
+
+
+def test_secrets_are_drawn_afresh_for_every_attempt():
+    run = Round().until("mask")
+    second = Round(federation=run.federation, attempt=2).until("mask")
+    drawn = [secret for r in (run, second) for c in r.clients.values() for secret in secrets_of(c)[:3]]
+    entries = [e for r in (run, second) for e in r.server.cohort.entries.values()]
+    assert len(set(drawn)) == 30
+    assert len({entry.nonce for entry in entries}) == 10
+    (_, one), (_, other) = run.answers["mask"][0], second.answers["mask"][0]
+    words = [np.frombuffer(y, dtype=np.uint8) for y in (one, other)]
+    assert (words[0] == words[1]).mean() < 0.2
+
+
+def test_a_refused_vector_can_be_put_right():
+    run = Round().until("deal")
+    request, client = run.ask("mask")[0], run.clients[0]
+    assert reason_of(client.mask, request, run.encoded[0]) == "phase"  # its rows have not been opened
+    assert client.receive(request) is None
+    assert client.receive(request) is None  # asked again before the answer
+    other = replace(MaskRequest.decode(request), masking=(0, 1, 2, 3)).encode()
+    assert reason_of(client.mask, other, run.encoded[0]) == "phase"
+    assert reason_of(client.receive, other) == "rows"
+    client.mask(request, EncodedUpdate(run.encoded[0].values, False))
+
+
+def test_what_a_machine_says_of_itself():
+    client = Round().until("setup").clients[3]
+    assert repr(client) == "<ClientMachine of member 3: keyed>"
+    assert (client.index, client.phase) == (3, "keyed")
+    with pytest.raises(ProtocolError, match="no cohort"):
+        client.cohort  # noqa: B018
+    assert reason_of(Round().clients[0].receive, b"") == "phase"
+    assert reason_of(client.unmask, UnmaskRequest(bytes(32), (1, 2), ()).encode()) == "phase"

@@ -235,7 +235,7 @@ def test_a_site_that_never_answers_costs_a_deadline_and_no_more(tmp_path: Path) 
     with opened_sums() as opened:
         federation.run(tmp_path / "run", grid=Silent)
     assert opened == [(0, 1, 2, 4, 5)]
-    assert 0.3 <= last_row(tmp_path / "run")["seconds"] < 5
+    assert 0.3 <= last_row(tmp_path / "run")["seconds"] < 30  # 0.4 when quiet; a default deadline is 600
 
 
 # -- what is paid ------------------------------------------------------------------------------------------------

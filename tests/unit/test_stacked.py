@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from client.bookkeeping import Passed
 from client.training import LocalTrainer
 from simulations import stacked
+from simulations.evaluate import SiteRecords
 from simulations.source_schemas import breast_cancer
 from simulations.stacked import Job, StackedTrainer, train_ahead, unstackable
 from tacit import config
@@ -16,6 +18,7 @@ from tacit.errors import ConfigError, RunFailed
 from tacit.privacy.noise import SeededKeys
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records
+from tacit.tasks.models import Classifier
 from tacit.tasks.tabular import TabularClassification
 from tests.unit.client_sites import RECORD, experiment
 from tests.unit.small_federation import PRIVATE as PRIVATE_RUN
@@ -69,6 +72,18 @@ def assert_same(serial, ahead, arrays, cohort, number=2):
                 values, expected[name], atol=1e-5, rtol=1e-5, err_msg=f"{job.site} {name}"
             )
     assert not ahead._ahead
+
+
+def test_K1_nothing_that_holds_records_prints_them():
+    records = Records(torch.full((2, 3), 40.5), torch.full((2,), 77))
+    held = (
+        Job("north", records, 2),
+        Passed(records.features, records.features),
+        SiteRecords("n", records, records),
+    )
+    text = repr((records, *held)) + f"{records} {held}"
+    assert repr(records) == str(records) == "<Records: 2 rows>"
+    assert not any(part in text for part in ("40.5", "77", "tensor"))
 
 
 OPTIMIZERS = {
@@ -200,6 +215,29 @@ def test_a_task_that_fails_gives_the_reason_that_it_gives_serially(tmp_path: Pat
             federation.run(tmp_path / f"run-{ahead is train_ahead}", ahead=ahead)
 
 
+@pytest.mark.parametrize("privacy", [(), (PRIVATE_RUN,)], ids=["none", "record"])
+def test_G6_records_of_another_width_are_named_when_clients_are_trained_at_once(
+    tmp_path: Path, privacy, caplog
+):
+    federation = Federation(tmp_path, "task.kind=tests.unit.test_stacked:Narrow", *privacy)
+    with pytest.raises(RunFailed, match="unavailable"):
+        federation.run(tmp_path / "run", ahead=train_ahead)
+    assert "task.model: the model takes 29 features, the records have 30" in caplog.text
+
+
+@pytest.mark.parametrize("secure", ["true", "false"])
+def test_a_parameter_without_dimensions_is_trained_like_any_other(tmp_path: Path, secure):
+    federation = Federation(
+        tmp_path,
+        "task.kind=tests.unit.test_stacked:Tempered",
+        "training.rounds=2",
+        f"secure_aggregation.enabled={secure}",
+    )
+    temperature = federation.run(tmp_path / "run")["temperature"]
+    assert temperature.shape == ()
+    assert temperature != 1.0
+
+
 class WithDropout(TabularClassification):
     """The built-in task with a model that draws."""
 
@@ -219,3 +257,20 @@ class MeanLoss(WithDropout):
 
     def loss(self, outputs, targets):
         return super().loss(outputs, targets).mean()
+
+
+class Narrow(WithDropout):
+    """A model for records with a feature less."""
+
+    def model(self):
+        return Classifier(nn.Linear(self.num_features - 1, 2), inputs=self.num_features - 1)
+
+
+class Tempered(WithDropout):
+    """A model that has a parameter without dimensions, and so does not stack."""
+
+    def model(self):
+        model = nn.Sequential(nn.Linear(self.num_features, 2))
+        model.register_parameter("temperature", nn.Parameter(torch.ones(())))
+        model.forward = lambda x: model.temperature * model[0](x)
+        return model
