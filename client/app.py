@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from client.participant import Participant
 
 REFUSED: Final = 1000  # Flower error code of a refusal; its reason is "refused:" and a code
+LOCAL_REASONS: Final = frozenset({"not-finite", "weight", "metric-bound", "range"})  # they depend on records
 LOG: Final = logging.getLogger(__name__)
 
 app = ClientApp()
@@ -63,7 +64,7 @@ def reason_of(error: Exception) -> str:
     """
     if isinstance(error, Refused | ProtocolError):
         LOG.info("refused: %s", error)
-        return error.reason
+        return "unavailable" if error.reason in LOCAL_REASONS else error.reason
     if isinstance(error, TacitError):
         LOG.warning("%s", error)
         return "unavailable"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tacit.secagg.journal import FileJournal
+from tacit.secagg.journal import Attempt, FileJournal
 
 
 class SiteJournal:
@@ -27,6 +27,12 @@ class SiteJournal:
         """See `Journal`."""
         with self._open() as journal:
             return journal.counter
+
+    @property
+    def runs(self) -> Mapping[str, Attempt]:
+        """See `Journal`."""
+        with self._open() as journal:
+            return journal.runs
 
     def site_head(self, run: str) -> bytes:
         """See `Journal`."""

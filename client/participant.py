@@ -133,6 +133,11 @@ class Participant:
         today = datetime.now(UTC).date()
         return ClientMachine(index, identity, roster, self._journal, today, secrets.token_bytes)
 
+    def has_masked(self, run_id: str, round_number: int) -> bool:
+        """Whether an update may have left in this round, in whatever session."""
+        attempt = self._journal.runs.get(run_id)
+        return attempt is not None and attempt.round == round_number and bool(attempt.ctx2)
+
     def session(self) -> Session | None:
         """The round in progress, if any."""
         return self.sessions.load(self.machine)
@@ -226,7 +231,8 @@ class Participant:
             if plan.is_private:
                 guard.check_budget(self.run, self.site, ledger, run_id, round_number, again=again)
             for purpose, event in guard.priced(plan, round_number, again=again).items():
-                delta, unit = plan.delta_of(purpose), unit_of(purpose)
+                unit = unit_of(purpose) if plan.is_private else "none"
+                delta = plan.delta_of(purpose)
                 ledger.debit(run_id, round_number, attempt, purpose, unit, event, delta=delta)
         self._entered = "" if plan.is_private else run_id
 

@@ -8,6 +8,7 @@ M2  open the rows dealt; add noise, debit, mask
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING
 
 from client.sessions import Session
@@ -20,6 +21,7 @@ from tacit.tasks.weights import Arrays
 
 if TYPE_CHECKING:
     from client.participant import Participant
+    from tacit.secagg.roster import Roster
 
 
 def setup(participant: Participant, request: bytes, arrays: Arrays) -> bytes:
@@ -31,13 +33,13 @@ def setup(participant: Participant, request: bytes, arrays: Arrays) -> bytes:
     session = participant.session()
     if session is not None and (stored := session.machine.answered("setup", request)) is not None:
         return stored[0]
+    if participant.run.plan.unit == "none" and participant.has_masked(own.run, own.round):
+        # Two sums over different cohorts differ by one client's update, which nothing else hides.
+        raise Refused("attempt", "an update without privacy is sent once")
     if session is not None and not _same_update(session, participant, own):
         session = None
     if session is None:
         participant.guard(own.run, own.round, arrays)
-    elif session.sent and participant.run.plan.unit == "none":
-        # Two sums over different cohorts differ by one client's update, which nothing else hides.
-        raise Refused("attempt", "an update without privacy is sent once")
     machine = participant.machine()
     answer = machine.setup(request, own)  # refuses before anything is trained
     if session is None:
@@ -91,16 +93,29 @@ def unmask(participant: Participant, request: bytes) -> bytes:
 def as_computed_here(participant: Participant, invitation: Invitation, arrays: Arrays) -> Invitation:
     """The invitation with all that this site knows itself put in its place; any difference is refused later."""
     run, roster = participant.run, participant.site.roster()
-    rules = Rules.of(run.experiment.secure_aggregation, run.plan.sum_noise_multiplier)
-    if rules.max_corrupt < roster.max_corrupt:
-        raise ProtocolError("rules", "the experiment reckons with fewer corrupt members than the roster")
+    check_agreed(participant, roster)
     return replace(
         invitation,
         roster=roster.digest(),
         model=model_digest(arrays),
         config=config_digest(run.experiment.to_toml(), participant.scaling),
         length=run.encoder(arrays).layout.size,
-        rules=rules,
+        rules=Rules.of(run.experiment.secure_aggregation, run.plan.sum_noise_multiplier),
+    )
+
+
+def check_agreed(participant: Participant, roster: Roster) -> None:
+    """Raises `ProtocolError` unless the experiment keeps to what the members have agreed on."""
+    run, experiment = participant.run, participant.run.experiment
+    secure, privacy = experiment.secure_aggregation, experiment.privacy
+    if secure.max_corrupt < roster.max_corrupt:
+        raise ProtocolError("rules", "the experiment reckons with fewer corrupt members than the roster")
+    roster.check_run(
+        clip=float(participant.clip or secure.update_clip),
+        noise=run.plan.sum_noise_multiplier,
+        rounds=experiment.training.rounds,
+        epsilon_record=inf if privacy.record is None else privacy.record.epsilon,
+        epsilon_client=inf if privacy.client is None else privacy.client.epsilon,
     )
 
 

@@ -20,7 +20,8 @@ from strategies.factory import make_strategy
 from strategies.grids import PlainGrid
 from strategies.rounds import Rounds
 from strategies.scaling import learn_scaling
-from strategies.secure_grid import Agreement, Coordinator, IdealSumGrid, SecureAggregationGrid, SumMemory
+from strategies.secure_grid import Coordinator, SecureAggregationGrid, SumMemory
+from strategies.sum_grid import Agreement, IdealSumGrid
 from tacit import config
 from tacit.config import Experiment
 from tacit.encoding import encoder_of, needs_statistics
@@ -114,7 +115,8 @@ def wrap(
     coordinator = coordinator_of(
         Path(os.environ.get("TACIT_FEDERATION", ".")), SumFile(state.folder / "sums.json")
     )
-    enrolled = {member.label: member for member in coordinator.roster.members}
+    roster = coordinator.roster
+    enrolled = {member.label: member for member in roster.members if member.index in roster.active}
     if missing := [label for label in nodes if label not in enrolled]:
         raise ConfigError(f"the roster has no {', '.join(missing)}", key="federation.sites")
     members = {node: enrolled[label] for label, node in nodes.items()}

@@ -13,7 +13,7 @@ from flwr.app import Context, Message
 
 from client import plain
 from client.app import fields, ready, reason_of, received_arrays
-from strategies.secure_grid import CohortResult
+from strategies.sum_grid import CohortResult
 from tacit.update import Aggregate, Integers
 
 

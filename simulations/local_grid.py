@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from strategies.secure_grid import CohortResult
+from strategies.sum_grid import CohortResult
 
 RUN_ID = 1
 SERVER_NODE = 1

@@ -8,20 +8,22 @@ from __future__ import annotations
 import io
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from strategies.exchange import exchange
-from strategies.grids import RoundFacts, WrappedGrid, count_refusals, size_of, spelled
+from strategies.grids import RoundFacts, count_refusals, size_of, spelled
 from strategies.mean_only import check_mean_only
+from strategies.sum_grid import Agreement, SumGrid, round_of, scaling_of
 from tacit.encoding import config_digest
 from tacit.errors import ProtocolError, RunFailed
 from tacit.secagg.contexts import Invitation, model_digest
@@ -30,11 +32,10 @@ from tacit.secagg.envelope import Signer
 from tacit.secagg.journal import MAX_ATTEMPTS
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair
 from tacit.secagg.members import Member
-from tacit.secagg.parameters import Rules
 from tacit.secagg.ring import packed_size
 from tacit.secagg.roster import Roster
 from tacit.secagg.server import AttemptFailed, ServerMachine
-from tacit.update import Aggregate, Integers
+from tacit.update import Aggregate
 
 
 class SumMemory:
@@ -58,6 +59,11 @@ class SumMemory:
         self._changed()
         return self.attempt
 
+    def show(self, counters: Mapping[int, int]) -> None:
+        """Remembers what clients are about to be shown."""
+        for index, counter in counters.items():
+            self.counters[index] = max(counter, self.counters.get(index, 0))
+
     def strike(self, index: int) -> None:
         """Remembers a member that has cheated."""
         self.strikes.add(index)
@@ -65,27 +71,6 @@ class SumMemory:
 
     def _changed(self) -> None:
         """Called before what has changed is acted on."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What server and clients derive alike from one experiment.
-
-    Attributes:
-        run: Tacit's own id of the run.
-        config: the experiment in canonical TOML.
-        members: the member that is reached at each node.
-        rules: how parameters follow from the size of a cohort.
-        encoder: from the global model's arrays to the public encoding.
-        deadline_seconds: per phase.
-    """
-
-    run: str
-    config: str
-    members: Mapping[int, Member]
-    rules: Rules
-    encoder: Callable[[Mapping[str, NDArray[Any]]], Encoder]
-    deadline_seconds: float
 
 
 @dataclass(frozen=True)
@@ -105,73 +90,7 @@ class Coordinator:
     threads: int = 1
 
 
-@dataclass(frozen=True)
-class CohortResult:
-    """What an executor hands over when it has trained a whole cohort at once.
-
-    Attributes:
-        aggregate: the ideal sum.
-        nodes: whose vectors are in it.
-        refusals: how many refused, by reason.
-        num_clipped: how many updates were longer than the clip norm.
-    """
-
-    aggregate: Aggregate
-    nodes: tuple[int, ...]
-    refusals: Mapping[str, int]
-    num_clipped: int
-
-
-class TrainsCohorts(Protocol):
-    """A grid with the hook for executors (simulation)."""
-
-    def train_cohort(self, messages: list[Message]) -> CohortResult:
-        """Trains everyone that the messages go to and adds up their encoded updates."""
-        ...
-
-
-class _SumGrid(WrappedGrid):
-    """From one round's messages to one reply with the mean; how the sum comes about is `_sum`'s part."""
-
-    def __init__(self, grid: Grid, agreement: Agreement) -> None:
-        super().__init__(grid)
-        self._agreement = agreement
-        self.facts = RoundFacts()
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """One combined reply.
-
-        Raises:
-            RunFailed: no sum over enough clients came about; says which reasons were given.
-        """
-        messages = sorted(messages, key=lambda m: self._agreement.members[m.metadata.dst_node_id].index)
-        if not messages:
-            return []
-        arrays = model_of(messages[0])
-        encoder = self._agreement.encoder(arrays)
-        mean = encoder.decode(self._sum(messages, arrays, encoder))
-        # np.asarray: a sum of arrays without dimensions is no array.
-        model = {name: np.asarray(arrays[name] + mean.arrays[name].astype(np.float32)) for name in arrays}
-        content = RecordDict(
-            {
-                "arrays": ArrayRecord({name: Array(a) for name, a in model.items()}),
-                "metrics": MetricRecord({"num-examples": mean.total_weight, **mean.metrics}),
-            }
-        )
-        return [Message(content, reply_to=messages[0])]
-
-    def _sum(
-        self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
-    ) -> Aggregate:
-        raise NotImplementedError
-
-    def _label(self, node: int) -> str:
-        return self._agreement.members[node].label
-
-
-class SecureAggregationGrid(_SumGrid):
+class SecureAggregationGrid(SumGrid):
     """The cryptographic protocol, driven over Flower messages.
 
     Guarantees:
@@ -205,7 +124,7 @@ class SecureAggregationGrid(_SumGrid):
     ) -> Aggregate:
         coordinator, memory = self._coordinator, self._coordinator.memory
         fewest = self._agreement.rules.fewest(len(messages))
-        invited = everybody = self._without(messages, memory.strikes)
+        invited = everybody = self._without(messages, self._barred())
         refused = Counter[str]()
         while (attempt := memory.next_attempt(round_of(messages[0]))) <= MAX_ATTEMPTS:
             if len(invited) < fewest:
@@ -228,7 +147,7 @@ class SecureAggregationGrid(_SumGrid):
                 for member in error.guilty:
                     memory.strike(member.index)
                 left = self._without(invited, {member.index for member in error.without})
-                everybody = self._without(everybody, memory.strikes)
+                everybody = self._without(everybody, self._barred())
                 # A message may also just have been late.
                 invited = left if len(left) >= fewest else everybody
         raise RunFailed(
@@ -268,7 +187,7 @@ class SecureAggregationGrid(_SumGrid):
             # Below n - D of the whole cohort, though it may be enough for an attempt with fewer invited.
             raise AttemptFailed("keys", machine.missing)
         requests = machine.deal_requests()
-        self._coordinator.memory.counters |= {i: e.counter for i, e in machine.cohort.entries.items()}
+        self._coordinator.memory.show({i: e.counter for i, e in machine.cohort.entries.items()})
         phase(1, requests, machine.collect_dealt)
         requests = machine.mask_requests()
         size = packed_size(machine.length, machine.cohort.parameters.bits)
@@ -314,68 +233,21 @@ class SecureAggregationGrid(_SumGrid):
             server_pk=server_pk,
         )
 
+    def _barred(self) -> set[int]:
+        """Members that clients refuse to sum with today: proven to have cheated, revoked, or with an old key."""
+        today, barred = datetime.now(UTC).date(), set(self._coordinator.memory.strikes)
+        for member in self._agreement.members.values():
+            try:
+                self._coordinator.roster.check_member(member.index, today)
+            except ProtocolError:
+                barred.add(member.index)
+        return barred
+
     def _without(self, messages: list[Message], members: Collection[int]) -> list[Message]:
         return [message for message in messages if self._member(message).index not in members]
 
     def _member(self, message: Message) -> Member:
         return self._agreement.members[message.metadata.dst_node_id]
-
-
-class IdealSumGrid(_SumGrid):
-    """The ideal functionality (simulation): the same encoding and the same integer sum, without cryptography."""
-
-    def _sum(
-        self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
-    ) -> Aggregate:
-        hook = getattr(self._grid, "train_cohort", None)
-        result: CohortResult = hook(messages) if hook else self._collect(messages)
-        rules, n = self._agreement.rules, len(result.nodes)
-        if n < rules.fewest(len(messages)):
-            refusals = spelled(result.refusals)
-            raise RunFailed(f"only {n} of {len(messages)} sites took part; sites refused: {refusals}")
-        parameters = rules.parameters(n)
-        self.facts = RoundFacts(
-            survivors=tuple(self._label(node) for node in result.nodes),
-            refusals=result.refusals,
-            bytes_up=-(-encoder.layout.size * parameters.bits // 8),
-            bits=parameters.bits,
-            threshold=parameters.threshold,
-            num_clipped=result.num_clipped,
-        )
-        return result.aggregate
-
-    def _collect(self, messages: list[Message]) -> CohortResult:
-        """Over messages, where the grid has no hook: each vector travels in the clear, inside the simulation."""
-        requests = [
-            Message(content=m.content, message_type="train.ideal", dst_node_id=m.metadata.dst_node_id)
-            for m in messages
-        ]
-        answers = exchange(self._grid, requests, self._agreement.deadline_seconds)
-        good = [answer for answer in answers if not answer.has_error()]
-        good.sort(key=lambda answer: self._agreement.members[answer.metadata.src_node_id].index)
-        vectors = [answer.content.array_records["encoded"]["values"].numpy() for answer in good]
-        clipped = [bool(answer.content.config_records["tacit"]["clipped"]) for answer in good]
-        total: Integers = np.zeros(len(vectors[0]) if vectors else 0, dtype=np.int64)
-        for vector in vectors:
-            total += vector
-        nodes = tuple(answer.metadata.src_node_id for answer in good)
-        return CohortResult(Aggregate(total, len(good)), nodes, count_refusals(answers), sum(clipped))
-
-
-def model_of(message: Message) -> dict[str, NDArray[Any]]:
-    """The global model in a training message."""
-    return {name: array.numpy() for name, array in message.content.array_records["arrays"].items()}
-
-
-def round_of(message: Message) -> int:
-    """Tacit's round number in a training message."""
-    return int(str(message.content.config_records["tacit"]["round"]))
-
-
-def scaling_of(message: Message) -> str:
-    """The scaling constants that go with a training message, as text; empty without."""
-    record = message.content.get("scaling")
-    return str(record["constants"]) if isinstance(record, ConfigRecord) else ""
 
 
 def _vector(answer: Message, size: int) -> memoryview:

@@ -85,7 +85,7 @@ class KeyPair:
 
         The key is one that client and server agree on for this vector alone, so nobody between them can put another
         vector under the same tag. A hash of the vector would do the same without a key, at several times the cost
-        of the mask under it (docs/decisions/0011-the-tag-of-a-vector.md).
+        of the mask under it (docs/decisions/0012-the-tag-of-a-vector.md).
 
         Args:
             peer: the other side's public key, checked with `check_public`.

@@ -265,7 +265,7 @@ def test_C4_an_update_that_is_not_finite_never_leaves(tmp_path, changes):
     kind = {str(PLAIN): "train", str(IDEAL): "train.ideal"}.get(str(changes), "train.tacit0")
     fields = {} if changes else {"body": setup_request(Run(settings.to_toml()), start)}
     reply = answer(folder, settings, kind, start, **fields)
-    assert (reply.error.reason, reply.has_content()) == ("refused:not-finite", False)
+    assert (reply.error.reason, reply.has_content()) == ("refused:unavailable", False)
 
 
 def test_a_single_update_is_debited_before_it_exists_as_bytes(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from client import submission
 from client.participant import Run
 from client.sessions import FolderSessions, Session
-from tacit.errors import ProtocolError, StorageError
+from tacit.errors import ProtocolError, Refused, StorageError
 from tacit.secagg.encoder import Encoder
 from tests.unit.client_sites import (
     Round,
@@ -312,3 +312,16 @@ def test_F1_a_session_that_cannot_be_written_ends_the_message_and_nothing_leaves
         body=setup_request(Run(private.to_toml()), arrays),
     )
     assert (reply.error.reason, reply.has_content()) == ("refused:unavailable", False)
+
+
+def test_an_update_without_privacy_is_sent_once_whatever_happens_in_between(tmp_path):
+    """Another run's invitation takes the place of the session; the journal remembers all the same."""
+    settings = experiment(private=False)
+    run, start = Run(settings.to_toml()), model(settings)
+    clients = participants(run, write_sites(tmp_path))
+    Round(clients, start).keys().vectors()
+    Round(clients, start, run_id="run-2").keys()
+    again = Round(clients, start, attempt=2).request
+    with pytest.raises(Refused) as error:
+        submission.setup(clients[0], again, start)
+    assert error.value.reason == "attempt"

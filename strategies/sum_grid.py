@@ -1,0 +1,171 @@
+"""From one round's messages to one reply with the mean: what every way to a sum has in common, and the ideal one.
+
+The reply carries the weighted mean and the total weight, so every strategy that needs only the mean works unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from strategies.exchange import exchange
+from strategies.grids import RoundFacts, WrappedGrid, count_refusals, spelled
+from tacit.errors import ProtocolError, RunFailed
+from tacit.secagg.encoder import Encoder
+from tacit.secagg.members import Member
+from tacit.secagg.parameters import Rules
+from tacit.update import Aggregate, Integers
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What server and clients derive alike from one experiment.
+
+    Attributes:
+        run: Tacit's own id of the run.
+        config: the experiment in canonical TOML.
+        members: the member that is reached at each node.
+        rules: how parameters follow from the size of a cohort.
+        encoder: from the global model's arrays to the public encoding.
+        deadline_seconds: per phase.
+    """
+
+    run: str
+    config: str
+    members: Mapping[int, Member]
+    rules: Rules
+    encoder: Callable[[Mapping[str, NDArray[Any]]], Encoder]
+    deadline_seconds: float
+
+
+@dataclass(frozen=True)
+class CohortResult:
+    """What an executor hands over when it has trained a whole cohort at once.
+
+    Attributes:
+        aggregate: the ideal sum.
+        nodes: whose vectors are in it.
+        refusals: how many refused, by reason.
+        num_clipped: how many updates were longer than the clip norm.
+    """
+
+    aggregate: Aggregate
+    nodes: tuple[int, ...]
+    refusals: Mapping[str, int]
+    num_clipped: int
+
+
+class TrainsCohorts(Protocol):
+    """A grid with the hook for executors (simulation)."""
+
+    def train_cohort(self, messages: list[Message]) -> CohortResult:
+        """Trains everyone that the messages go to and adds up their encoded updates."""
+        ...
+
+
+class SumGrid(WrappedGrid):
+    """One combined reply for all of a round's messages; how the sum comes about is `_sum`'s part."""
+
+    def __init__(self, grid: Grid, agreement: Agreement) -> None:
+        super().__init__(grid)
+        self._agreement = agreement
+        self.facts = RoundFacts()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """One combined reply.
+
+        Raises:
+            RunFailed: no sum over enough clients came about; says which reasons were given. Or what came about is
+                no sum of such vectors, so that somebody has sent garbage.
+        """
+        messages = sorted(messages, key=lambda m: self._agreement.members[m.metadata.dst_node_id].index)
+        if not messages:
+            return []
+        arrays = model_of(messages[0])
+        encoder = self._agreement.encoder(arrays)
+        try:
+            mean = encoder.decode(self._sum(messages, arrays, encoder))
+        except ProtocolError as error:
+            raise RunFailed(f"the sum of a round is spoilt: {error}") from None
+        # np.asarray: a sum of arrays without dimensions is no array.
+        model = {name: np.asarray(arrays[name] + mean.arrays[name].astype(np.float32)) for name in arrays}
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord({name: Array(a) for name, a in model.items()}),
+                "metrics": MetricRecord({"num-examples": mean.total_weight, **mean.metrics}),
+            }
+        )
+        return [Message(content, reply_to=messages[0])]
+
+    def _sum(
+        self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
+    ) -> Aggregate:
+        raise NotImplementedError
+
+    def _label(self, node: int) -> str:
+        return self._agreement.members[node].label
+
+
+class IdealSumGrid(SumGrid):
+    """The ideal functionality (simulation): the same encoding and the same integer sum, without cryptography."""
+
+    def _sum(
+        self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
+    ) -> Aggregate:
+        hook = getattr(self._grid, "train_cohort", None)
+        result: CohortResult = hook(messages) if hook else self._collect(messages)
+        rules, n = self._agreement.rules, len(result.nodes)
+        if n < rules.fewest(len(messages)):
+            refusals = spelled(result.refusals)
+            raise RunFailed(f"only {n} of {len(messages)} sites took part; sites refused: {refusals}")
+        parameters = rules.parameters(n)
+        self.facts = RoundFacts(
+            survivors=tuple(self._label(node) for node in result.nodes),
+            refusals=result.refusals,
+            bytes_up=-(-encoder.layout.size * parameters.bits // 8),
+            bits=parameters.bits,
+            threshold=parameters.threshold,
+            num_clipped=result.num_clipped,
+        )
+        return result.aggregate
+
+    def _collect(self, messages: list[Message]) -> CohortResult:
+        """Over messages, where the grid has no hook: each vector travels in the clear, inside the simulation."""
+        requests = [
+            Message(content=m.content, message_type="train.ideal", dst_node_id=m.metadata.dst_node_id)
+            for m in messages
+        ]
+        answers = exchange(self._grid, requests, self._agreement.deadline_seconds)
+        good = [answer for answer in answers if not answer.has_error()]
+        good.sort(key=lambda answer: self._agreement.members[answer.metadata.src_node_id].index)
+        vectors = [answer.content.array_records["encoded"]["values"].numpy() for answer in good]
+        clipped = [bool(answer.content.config_records["tacit"]["clipped"]) for answer in good]
+        total: Integers = np.zeros(len(vectors[0]) if vectors else 0, dtype=np.int64)
+        for vector in vectors:
+            total += vector
+        nodes = tuple(answer.metadata.src_node_id for answer in good)
+        return CohortResult(Aggregate(total, len(good)), nodes, count_refusals(answers), sum(clipped))
+
+
+def model_of(message: Message) -> dict[str, NDArray[Any]]:
+    """The global model in a training message."""
+    return {name: array.numpy() for name, array in message.content.array_records["arrays"].items()}
+
+
+def round_of(message: Message) -> int:
+    """Tacit's round number in a training message."""
+    return int(str(message.content.config_records["tacit"]["round"]))
+
+
+def scaling_of(message: Message) -> str:
+    """The scaling constants that go with a training message, as text; empty without."""
+    record = message.content.get("scaling")
+    return str(record["constants"]) if isinstance(record, ConfigRecord) else ""
