@@ -186,6 +186,8 @@ class ClientMachine:
             raise ProtocolError("own-entry", "this client's own entry is missing or changed")
         cohort = cohort_of(invitation, message.entries)
         self._roster.check_cohort(tuple(cohort.entries), self._today)
+        if cohort.fewest < self._roster.n_min - self._roster.max_dropouts:
+            raise ProtocolError("cohort-size", "more clients may vanish than the members have agreed on")
         for answer in message.answers():
             verify(self._key_of(answer.sender), answer.signature, *answer.statement)
         self._journal.see_peers({entry.index: entry.counter for entry in message.entries})
