@@ -21,11 +21,13 @@ class RoundFacts:
 
     Attributes:
         survivors: labels of the sites whose updates are in the aggregate.
-        refusals: how many sites refused, by reason code.
+        refusals: how many sites refused, by reason code, in all attempts.
         bytes_up: bytes of the largest update sent by one client.
         bits: width of a word of the masked vector; None without a secure sum.
         threshold: T of the cohort; None without a secure sum.
         num_clipped: updates longer than the clip norm; known to the ideal sum of a simulation only.
+        attempts: how many it took; None without the protocol.
+        blamed: labels of the sites that dealt or opened shares falsely.
     """
 
     survivors: tuple[str, ...] = ()
@@ -34,6 +36,8 @@ class RoundFacts:
     bits: int | None = None
     threshold: int | None = None
     num_clipped: int | None = None
+    attempts: int | None = None
+    blamed: tuple[str, ...] = ()
 
 
 class WrappedGrid(Grid):

@@ -217,6 +217,8 @@ class Rounds:
             "bits": facts.bits,
             "threshold": facts.threshold,
             "num_clipped": facts.num_clipped,
+            "attempts": facts.attempts,
+            "blamed": list(facts.blamed),
         }
 
     def _epsilon(self, number: int) -> float | None:

@@ -9,7 +9,7 @@ import io
 import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -125,7 +125,7 @@ class SecureAggregationGrid(SumGrid):
         coordinator, memory = self._coordinator, self._coordinator.memory
         fewest = self._agreement.rules.fewest(len(messages))
         invited = everybody = self._without(messages, self._barred())
-        refused = Counter[str]()
+        refused, blamed = Counter[str](), set[Member]()
         while (attempt := memory.next_attempt(round_of(messages[0]))) <= MAX_ATTEMPTS:
             if len(invited) < fewest:
                 break
@@ -141,9 +141,14 @@ class SecureAggregationGrid(SumGrid):
                 threads=coordinator.threads,
             )
             try:
-                return self._attempt(machine, invited, fewest)
+                aggregate = self._attempt(machine, invited, fewest)
+                refused.update(self.facts.refusals)
+                labels = tuple(member.label for member in sorted({*blamed, *machine.blamed}))
+                self.facts = replace(self.facts, refusals=refused, attempts=attempt, blamed=labels)
+                return aggregate
             except AttemptFailed as error:
                 refused.update(self.facts.refusals)
+                blamed.update(machine.blamed, error.guilty)
                 for member in error.guilty:
                     memory.strike(member.index)
                 left = self._without(invited, {member.index for member in error.without})

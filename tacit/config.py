@@ -1,7 +1,7 @@
 """One TOML file per experiment, validated into one frozen object from which everything else is derived.
 
 Fields that change privacy stand in `Training`, `RecordPrivacy`, `ClientPrivacy`, `SecureAggregation` and
-`Evaluation`; fields that change only speed or comfort stand in `Simulation` and `Checkpoints`.
+`Evaluation`; fields that change only speed or comfort stand in `Simulation` (its fault list apart) and `Checkpoints`.
 
 Longer than 400 lines because every key that an experiment may have is found here.
 """
@@ -280,16 +280,18 @@ class Checkpoints(Frozen):
 
 
 class Simulation(Frozen):
-    """`[simulation]`: changes speed and the report, never the result.
+    """`[simulation]`: how it is simulated. Without faults this changes speed and the report, never the result.
 
     Attributes:
         baselines: also train the pooled and the local-only models that federation is compared with.
         executor: how the local engine trains a cohort: all clients at once, or one after the other through the
             `ClientApp`; "auto" stacks them where the model allows it.
+        faults: a file of failures and lies to play (docs/faults.md); empty = none.
         durable_ledgers: fsync the simulated sites' ledgers too.
     """
 
     baselines: bool = True
+    faults: str = ""
     executor: Literal["auto", "stacked", "serial"] = "auto"
     durable_ledgers: bool = False
 
@@ -437,7 +439,7 @@ def parse(tables: Mapping[str, Any], *, source: str) -> Experiment:
     try:
         return Experiment.model_validate(tables)
     except ValidationError as error:
-        raise _first(error, source) from None
+        raise first_problem(error, source) from None
 
 
 def _override(tables: dict[str, Any], text: str) -> str:
@@ -475,7 +477,7 @@ def _key_at(text: str, error: Exception) -> str:
     return line.partition("=")[0].strip()[:60]
 
 
-def _first(error: ValidationError, source: str) -> ConfigError:
+def first_problem(error: ValidationError, source: str) -> ConfigError:
     """The first problem of a validation error, in the words of the file."""
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"] if part not in ("numeric", "categorical"))
