@@ -11,6 +11,7 @@ from tacit.errors import ProtocolError, StorageError
 from tacit.secagg.client import ClientMachine
 from tacit.secagg.client_state import ClientState
 from tacit.secagg.in_process import TODAY, Federation
+from tacit.secagg.keys import KeyPair
 from tacit.secagg.messages import ConfirmRequest, MaskRequest, UnmaskAnswer, UnmaskRequest
 from tacit.secagg.sharing import Opening
 from tacit.update import EncodedUpdate
@@ -164,10 +165,16 @@ def test_a_damaged_session_is_a_storage_error():
             again(run, 0, damaged)
     with pytest.raises(StorageError, match="another member"):
         again(run, 1, exported)
-    twice = ClientState.decode(exported)
-    twice.phase = "nowhere"
-    with pytest.raises(StorageError, match="damaged"):
-        again(run, 0, twice.encode())
+    elsewhere = ClientState.decode(exported)
+    elsewhere.phase = "nowhere"
+    row = run.clients[0]._state.shares[1].encode()
+    assert exported.count((1).to_bytes(8) + len(row).to_bytes(4) + row) == 1
+    twice = exported.replace(
+        (1).to_bytes(8) + len(row).to_bytes(4) + row, bytes(8) + len(row).to_bytes(4) + row
+    )
+    for damaged in (elsewhere.encode(), twice):  # one dealer's row stands there under another's index
+        with pytest.raises(StorageError, match="damaged"):
+            again(run, 0, damaged)
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------
@@ -251,6 +258,15 @@ def test_secrets_are_drawn_afresh_for_every_attempt():
     (_, one), (_, other) = run.answers["mask"][0], second.answers["mask"][0]
     words = [np.frombuffer(y, dtype=np.uint8) for y in (one, other)]
     assert (words[0] == words[1]).mean() < 0.2
+
+
+def test_A14_a_mask_belongs_to_one_context_and_one_pair():
+    one, other = (KeyPair(bytes([i]) * 32) for i in (1, 2))
+    seed = one.mask_seed(other.public, ctx2=bytes(32), u=1, v=2)
+    assert seed == other.mask_seed(one.public, ctx2=bytes(32), u=1, v=2)
+    for changed in ({"ctx2": b"\1" * 32}, {"u": 0}, {"v": 3}, {"u": 2, "v": 1}):
+        assert one.mask_seed(other.public, **{"ctx2": bytes(32), "u": 1, "v": 2, **changed}) != seed
+    assert one.share_key(other.public, ctx1=bytes(32), u=1, v=2) != seed
 
 
 def test_a_refused_vector_can_be_put_right():
