@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ def check(run: Run, site: Site, run_id: str, round_number: int, arrays: Arrays) 
         if is_statistics
         else array_shapes(run.trainer.model),
     )
+    _check_norm(arrays, site.policy.max_model_norm)
     if run.plan.is_private:
         with site.ledger() as ledger:
             check_budget(run, site, ledger, run_id, round_number)
@@ -129,3 +131,10 @@ def _check_arrays(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None
             raise Refused("model-layout", f"array {name!r} is of type {array.dtype}")
         if not np.isfinite(array).all():
             raise Refused("model-values", f"array {name!r} has a value that is not finite")
+
+
+def _check_norm(arrays: Arrays, largest: float) -> None:
+    """Refuses a model so long that an update from it says what the server chose, not what the records say."""
+    norm = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values()))
+    if norm > largest:
+        raise Refused("model-norm", f"the model received has norm {norm:g}; at most {largest:g} is allowed")

@@ -33,6 +33,7 @@ class SitePolicy(Frozen):
             that is called with options from the experiment, so anything else stays refused.
         max_rounds_per_hour: rounds of training that this site answers within an hour.
         max_model_parameters: largest model.
+        max_model_norm: largest Euclidean norm of a global model that is trained from.
         max_update_norm: largest Euclidean norm of an update, `secure_aggregation.update_clip`.
     """
 
@@ -44,6 +45,7 @@ class SitePolicy(Frozen):
     allowed_tasks: Annotated[tuple[str, ...], Field(strict=False)] = ("tabular",)
     max_rounds_per_hour: Count = 3600
     max_model_parameters: Count = 10_000_000
+    max_model_norm: Positive = 10_000.0
     max_update_norm: Positive = 100.0
 
     @model_validator(mode="after")
