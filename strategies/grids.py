@@ -26,7 +26,7 @@ class RoundFacts:
         bits: width of a word of the masked vector; None without a secure sum.
         threshold: T of the cohort; None without a secure sum.
         num_clipped: updates longer than the clip norm; known to the ideal sum of a simulation only.
-        attempts: how many it took; None without the protocol.
+        attempts: how many it took, since the server was last started; None without the protocol.
         blamed: labels of the sites that dealt or opened shares falsely.
     """
 

@@ -125,7 +125,7 @@ class SecureAggregationGrid(SumGrid):
         coordinator, memory = self._coordinator, self._coordinator.memory
         fewest = self._agreement.rules.fewest(len(messages))
         invited = everybody = self._without(messages, self._barred())
-        refused, blamed = Counter[str](), set[Member]()
+        refused, blamed, failed = Counter[str](), set[Member](), 0
         while (attempt := memory.next_attempt(round_of(messages[0]))) <= MAX_ATTEMPTS:
             if len(invited) < fewest:
                 break
@@ -144,9 +144,10 @@ class SecureAggregationGrid(SumGrid):
                 aggregate = self._attempt(machine, invited, fewest)
                 refused.update(self.facts.refusals)
                 labels = tuple(member.label for member in sorted({*blamed, *machine.blamed}))
-                self.facts = replace(self.facts, refusals=refused, attempts=attempt, blamed=labels)
+                self.facts = replace(self.facts, refusals=refused, attempts=failed + 1, blamed=labels)
                 return aggregate
             except AttemptFailed as error:
+                failed += 1
                 refused.update(self.facts.refusals)
                 blamed.update(machine.blamed, error.guilty)
                 for member in error.guilty:
