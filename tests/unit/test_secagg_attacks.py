@@ -120,6 +120,18 @@ def test_B34_a_site_that_was_put_back_as_a_whole_is_found_out_by_its_peers():
         assert reason_of(client.deal, requests[client.index]) == "peer-counter"
 
 
+def test_an_experiment_under_which_more_may_vanish_than_the_members_agreed_on_is_refused():
+    """They agreed on sums over five of six or more; the server's experiment makes do with four of six."""
+    federation = Federation(6, Rules(1, 3, C_INT))
+    federation.roster = replace(federation.roster, n_min=6, max_dropouts=1)
+    attempt = Attempt(federation, [vector(i) for i in range(6)])
+    attempt.deliver("setup", attempt.requests("setup"))
+    request, client = attempt.requests("deal")[0], attempt.clients[0]
+    assert attempt.server.cohort.fewest == 4
+    assert reason_of(client.deal, request) == "cohort-size"
+    assert client.phase == "keyed"
+
+
 def test_a_session_of_another_member_is_no_session():
     stage = scene(10)
     with pytest.raises(StorageError, match="another member"):
