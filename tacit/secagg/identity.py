@@ -161,6 +161,7 @@ def verify(
     Raises:
         ProtocolError: "signature", or "identity-key" if nothing may be verified under this key.
     """
+    check_identity(public)
     try:
         _check_signature(public, signature, _signed_bytes(label, context, sender, body_hash))
     except InvalidSignature:
