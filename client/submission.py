@@ -72,7 +72,7 @@ def mask(participant: Participant, request: bytes) -> tuple[bytes, bytes]:
     participant.guard_cohort(parameters.n - parameters.max_dropouts)
     encoded = participant.noised(session.encoded, session.round, session.attempt, parameters.noise_share)
     if participant.pays_each_attempt or not session.sent:
-        participant.debit(session.run, session.round, attempt=session.attempt)
+        participant.debit(session.run, session.round, attempt=session.attempt, again=session.sent)
     session.sent = True
     participant.sessions.save(session)
     answer = session.machine.mask(request, encoded)
@@ -98,7 +98,7 @@ def as_computed_here(participant: Participant, invitation: Invitation, arrays: A
         invitation,
         roster=roster.digest(),
         model=model_digest(arrays),
-        config=config_digest(run.experiment.to_toml(), participant.scaling),
+        config=config_digest(run.experiment.to_toml(), participant.scaling, participant.clip),
         length=run.encoder(arrays).layout.size,
         rules=Rules.of(run.experiment.secure_aggregation, run.plan.sum_noise_multiplier),
     )
@@ -108,14 +108,17 @@ def check_agreed(participant: Participant, roster: Roster) -> None:
     """Raises `ProtocolError` unless the experiment keeps to what the members have agreed on."""
     run, experiment = participant.run, participant.run.experiment
     secure, privacy = experiment.secure_aggregation, experiment.privacy
+    known_noise = (
+        experiment.insecure_seeded_noise
+    )  # the server knows the seed, so nothing is promised against it
     if secure.max_corrupt < roster.max_corrupt:
         raise ProtocolError("rules", "the experiment reckons with fewer corrupt members than the roster")
     roster.check_run(
         clip=float(participant.clip or secure.update_clip),
         noise=run.plan.sum_noise_multiplier,
         rounds=experiment.training.rounds,
-        epsilon_record=inf if privacy.record is None else privacy.record.epsilon,
-        epsilon_client=inf if privacy.client is None else privacy.client.epsilon,
+        epsilon_record=inf if privacy.record is None or known_noise else privacy.record.epsilon,
+        epsilon_client=inf if privacy.client is None or known_noise else privacy.client.epsilon,
     )
 
 

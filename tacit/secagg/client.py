@@ -64,6 +64,8 @@ class Journal(Protocol):
     def sign(self, ctx2: bytes, survivors: bytes) -> None: ...  # noqa: D102
 
 
+_MAX_RUN: Final = 64  # characters; the journal keeps every one of them
+
 # (phase, step) -> the phase after it. What is not here is refused.
 TRANSITIONS: Final = {
     ("new", "setup"): "keyed",
@@ -156,6 +158,8 @@ class ClientMachine:
         verify(self._roster.server_key, message.signature, *message.statement)
         if own.roster != self._roster.digest():
             raise ProtocolError("context", "the invitation is for another roster")
+        if len(own.run) > _MAX_RUN:
+            raise ProtocolError("run", "the id of a run is too long for a journal")
         check_public(own.server_pk)
         journal = self._journal
         journal.answered(own.run, own.round, own.attempt, own.model, own.config, own.ctx0())

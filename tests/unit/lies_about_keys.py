@@ -99,6 +99,7 @@ SETUP = {
         for order, point in POINTS.items()
     },
     "B5 a second spelling of a server's key": (invited(server_pk=TWICE_SPELLED), "key"),
+    "B28 a run's name without end": (invited(run="x" * 65), "run"),
     "B28 a text of 4 GiB": (a_run_of_4_gib, "encoding"),
 }
 

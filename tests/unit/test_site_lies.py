@@ -155,6 +155,7 @@ AGREED = {
     "rounds": ({"rounds": (1, 3)}, {}),
     "epsilon": ({"epsilon_record": 1.0}, {}),
     "no privacy under a ceiling": ({"epsilon_record": 1.0}, {"private": False}),
+    "noise from a seed under a ceiling": ({"epsilon_record": 3.0}, {"insecure_seeded_noise": True}),
     "no privacy for clients under a ceiling": ({"epsilon_client": 1.0}, {}),
 }
 
