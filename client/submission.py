@@ -110,3 +110,32 @@ def check_agreed(participant: Participant, roster: Roster) -> None:
     secure, privacy = experiment.secure_aggregation, experiment.privacy
     # Noise from a seed that the server knows promises nothing against it.
     known_noise = experiment.insecure_seeded_noise
+    if secure.max_corrupt < roster.max_corrupt:
+        raise ProtocolError("rules", "the experiment reckons with fewer corrupt members than the roster")
+    roster.check_run(
+        clip=float(participant.clip or secure.update_clip),
+        noise=run.plan.sum_noise_multiplier,
+        rounds=experiment.training.rounds,
+        epsilon_record=inf if privacy.record is None or known_noise else privacy.record.epsilon,
+        epsilon_client=inf if privacy.client is None or known_noise else privacy.client.epsilon,
+    )
+
+
+def current(participant: Participant) -> Session:
+    """The session in progress; `ProtocolError` when there is none under the experiment that this run has."""
+    session = participant.session()
+    if session is None or session.experiment != participant.run.digest:
+        raise ProtocolError("phase", "this client has not been invited")
+    return session
+
+
+def _step(participant: Participant, step: str, request: bytes) -> bytes:
+    session = current(participant)
+    answer: bytes = getattr(session.machine, step)(request)
+    participant.sessions.save(session)
+    return answer
+
+
+def _same_update(session: Session, participant: Participant, invitation: Invitation) -> bool:
+    held = session.run, session.round, session.model, session.experiment
+    return held == (invitation.run, invitation.round, invitation.model, participant.run.digest)
