@@ -91,10 +91,16 @@ def participant(context: Context) -> Participant:
 
 
 def ready(message: Message, context: Context) -> Participant:
-    """The participant, reading its records with the scaling that came with the message, if any."""
+    """The participant, with the scaling and the clip norm in force that came with the message, if any.
+
+    The later messages of a round bring neither: the round's vector is finished by then.
+    """
     client = participant(context)
     if "scaling" in message.content:
         client.scale(str(message.content.config_records["scaling"]["constants"]))
+    if "arrays" in message.content:
+        record = message.content.config_records.get("clip")
+        client.clip_at(str(record["norm"]) if record is not None else "")
     return client
 
 

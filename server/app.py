@@ -26,6 +26,7 @@ from tacit import config
 from tacit.config import Experiment
 from tacit.encoding import encoder_of, needs_statistics
 from tacit.errors import ConfigError, ProtocolError, StorageError, TacitError
+from tacit.privacy.central import CentralNoise
 from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.identity import Identity
 from tacit.secagg.members import Member
@@ -70,7 +71,7 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     if needs_statistics(experiment) and not state.scaling:
         state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
     rounds = Rounds(experiment, plan, strategy, grid, nodes, state, state.run_id, state.scaling)
-    private = plan.unit != "none"
+    private = plan.max_grad_norm is not None  # record-level noise alone changes what a model may be made of
     progress = rounds.run(initial_arrays(task, private=private, seed=experiment.seed))
     stopped = rounds.stops(progress)
     chosen = progress.best_round if stopped else progress.round
@@ -94,8 +95,8 @@ def wrap(
     state: RunState,
 ) -> Grid:
     """The grid that the strategy speaks to: with the secure sum inside, or without."""
-    settings = experiment.secure_aggregation
-    if not settings.enabled:
+    settings, central = experiment.secure_aggregation, CentralNoise.of(experiment, plan)
+    if not settings.enabled and central is None:
         return PlainGrid(grid, {node: label for label, node in nodes.items()}, settings.deadline_seconds)
     task = load_task(experiment)
 
@@ -105,11 +106,12 @@ def wrap(
             config=experiment.to_toml(),
             members=members,
             rules=Rules.of(settings, plan.sum_noise_multiplier),
-            encoder=lambda arrays: encoder_of(experiment, plan, task, arrays),
+            encoder=lambda arrays, clip: encoder_of(experiment, plan, task, arrays, clip),
             deadline_seconds=settings.deadline_seconds,
+            central=central,
         )
 
-    if settings.engine == "ideal":
+    if settings.engine == "ideal" or not settings.enabled:
         anyone = {node: Member(i, label, b"") for i, (label, node) in enumerate(nodes.items())}
         return IdealSumGrid(grid, agreement(anyone))
     coordinator = coordinator_of(

@@ -53,6 +53,7 @@ class Checkpoint:
             "best_round": progress.best_round,
             "best_value": progress.best_value,
             "stale": progress.stale,
+            "clip": progress.clip,
             "record": self.record,
         }
         files = {
@@ -85,6 +86,7 @@ class Checkpoint:
                 best_round=counters["best_round"],
                 best_value=counters["best_value"],
                 stale=counters["stale"],
+                clip=counters["clip"],
             )
             return cls(run, progress, counters["record"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):

@@ -7,25 +7,25 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from client.statistics import scaled
 from server.state import RunState, read_rounds
 from simulations.evaluate import Harness, Metrics, site_mean
+from simulations.faulty_app import PLAYED, read_played
 from simulations.sites import partition_table
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report import record as r
 from tacit.report.html import write_html
+from tacit.report.promises import privacy_entries
 from tacit.report.statement import write_statement
 from tacit.report.storage import write_json, write_text
-from tacit.report.wording import RELATIONS, not_covered, trusted
 from tacit.tasks import load_task
 from tacit.tasks.groupnorm import has_batchnorm
 
 if TYPE_CHECKING:
     from simulations.run import Simulation
-    from tacit.config import Experiment
     from tacit.privacy.ledger import Entry
 
 PACKAGES = ("tacit", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
@@ -39,14 +39,15 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
     harness = Harness(experiment, simulation.prepared.folder, scaled(load_task(experiment), state.scaling))
     with clock.part("evaluation"):
         on_part("evaluation")
-        rounds = [_round(row, harness, state) for row in read_rounds(simulation.state / "rounds.jsonl")]
+        rows = read_rounds(simulation.state / "rounds.jsonl")
+        rounds = [_round(row, harness, state) for row in rows]
         final = _final(harness, state, simulation)
     with clock.part("baselines"):
         on_part("baselines")
         baselines = _baselines(harness) if experiment.simulation.baselines else r.Baselines()
     on_part("report")
     plan = PrivacyPlan.of(experiment)
-    ledgers = _ledgers(simulation)
+    ledgers, secure = _ledgers(simulation), _secure_sum(simulation)
     record = r.RunRecord(
         run_id=state.run_id,
         started=simulation.started,
@@ -57,9 +58,10 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
         rounds=tuple(rounds),
         final=final,
         baselines=baselines,
-        privacy=(privacy_entry(experiment, plan, ledgers),),
-        secure_aggregation=_secure_sum(simulation),
+        privacy=privacy_entries(experiment, plan, ledgers.values(), secure=secure, simulation=True),
+        secure_aggregation=secure,
         partition=tuple(_slice(row) for row in partition_table(simulation.prepared)),
+        faults=tuple(_faults(simulation, rows)),
         timings=dict(clock.seconds),
         versions=versions(),
         warnings=_warnings(simulation),
@@ -73,31 +75,6 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
         write_html(record, out / "report.html")
     write_json(record, out / "report.json")
     return record
-
-
-def privacy_entry(
-    experiment: Experiment, plan: PrivacyPlan, ledgers: dict[str, tuple[Entry, ...]]
-) -> r.PrivacyEntry:
-    """What the run promises for its unit, and what the site that paid most has paid."""
-    if plan.unit == "none":
-        return r.PrivacyEntry.nothing()
-    most = max((sum(e.purpose == "training" for e in entries) for entries in ledgers.values()), default=0)
-    seeded = experiment.insecure_seeded_noise
-    return r.PrivacyEntry(
-        unit=plan.unit,
-        relation=RELATIONS[plan.unit],
-        epsilon=math.inf if seeded else plan.epsilon,
-        delta=plan.delta,
-        target_epsilon=plan.target_epsilon,
-        accountant=f"{plan.accountant} (dp-accounting {importlib.metadata.version('dp-accounting')})",
-        noise_multiplier=plan.noise_multiplier,
-        debits=plan.debits,
-        trusted=trusted(plan.unit),
-        not_covered=tuple(not_covered(plan.unit, simulation=True)),
-        mechanism="DP-SGD: Poisson-sampled, clipped per record, Gaussian noise at the site in every step",
-        epsilon_spent=math.inf if seeded else plan.epsilon_after(most),
-        epsilon_if_os_noise=plan.epsilon if seeded else None,
-    )
 
 
 def versions() -> dict[str, str]:
@@ -119,6 +96,9 @@ def _round(row: dict[str, Any], harness: Harness, state: RunState) -> r.Round:
         metrics=metrics,
         epsilon=epsilon,
         private_metrics=row["metrics"],
+        refusals=row["refusals"],
+        attempts=row["attempts"],
+        blamed=row["blamed"],
     )
 
 
@@ -237,10 +217,46 @@ def _slice(row: dict[str, Any]) -> r.SiteSlice:
     )
 
 
+def _faults(simulation: Simulation, rows: list[dict[str, Any]]) -> Iterator[r.PlayedFault]:
+    """Each planned fault, at each site in each round, with what came of it."""
+    planned = simulation.faults
+    if planned is None:
+        return
+    played: dict[tuple[int, int, str], dict[int, str]] = {}
+    for line in read_played(simulation.state / PLAYED):
+        place = line["fault"], line["round"], line["site"]
+        played.setdefault(place, {})[line["attempt"]] = line["happened"]
+    for row in rows:
+        for number, fault in enumerate(planned.faults, start=1):
+            for label in planned.sites(number, row["round"]):
+                happened = _happened(row, label, played.get((number, row["round"], label), {}))
+                yield r.PlayedFault(
+                    fault=number,
+                    round=row["round"],
+                    site=label,
+                    phase=fault.phase,
+                    kind=fault.kind,
+                    happened=happened,
+                )
+
+
+def _happened(row: dict[str, Any], label: str, attempts: dict[int, str]) -> str:
+    if not attempts:
+        return "not asked"
+    several = row["attempts"] not in (None, 1)
+    parts = [f"attempt {number}: {text}" if several else text for number, text in sorted(attempts.items())]
+    parts.append("in the sum" if label in row["survivors"] else "not in the sum")
+    return "; ".join([*parts, "blamed"] if label in row["blamed"] else parts)
+
+
 def _warnings(simulation: Simulation) -> tuple[str, ...]:
     experiment = simulation.experiment
     seeded = experiment.insecure_seeded_noise
     notes = ["NOT PRIVATE: the noise follows from the seed (--insecure-seeded-noise)"] if seeded else []
     if experiment.privacy.record is not None and has_batchnorm(load_task(experiment).model()):
         notes.append("BatchNorm mixes records: it was replaced by GroupNorm for this private run")
+    if simulation.faults is not None:
+        notes.append(
+            f"faults were played, from {simulation.faults.source}: the figures are those of such a run"
+        )
     return (*notes, *simulation.prepared.warnings)

@@ -26,6 +26,8 @@ class RoundFacts:
         bits: width of a word of the masked vector; None without a secure sum.
         threshold: T of the cohort; None without a secure sum.
         num_clipped: updates longer than the clip norm; known to the ideal sum of a simulation only.
+        noise_share: scale of the noise in each vector of the sum, in integer units.
+        below_clip: share of updates not longer than the clip norm, with noise; None where no bit says so.
         attempts: how many it took, since the server was last started; None without the protocol.
         blamed: labels of the sites that dealt or opened shares falsely.
     """
@@ -36,6 +38,8 @@ class RoundFacts:
     bits: int | None = None
     threshold: int | None = None
     num_clipped: int | None = None
+    noise_share: float = 0.0
+    below_clip: float | None = None
     attempts: int | None = None
     blamed: tuple[str, ...] = ()
 

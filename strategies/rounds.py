@@ -21,6 +21,7 @@ from strategies.state import check_resumable, restore_state, save_state
 from tacit.config import Experiment
 from tacit.encoding import NUM_RECORDS
 from tacit.errors import ConfigError, RunFailed, StorageError
+from tacit.privacy.adaptive import clip_text, next_clip
 from tacit.privacy.plan import PrivacyPlan
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -47,6 +48,7 @@ class Progress:
         best_round: round whose model has the best value of the monitored metric so far; -1 = none.
         best_value: that value.
         stale: rounds since then.
+        clip: the clip norm in force for the next round; 0 where it does not adapt.
     """
 
     round: int
@@ -55,6 +57,7 @@ class Progress:
     best_round: int = -1
     best_value: float = 0.0
     stale: int = 0
+    clip: float = 0.0
 
     def watched(self, value: float | None, *, lower_is_better: bool) -> Progress:
         """The same, now that the monitored metric of this model is known; None where it is not."""
@@ -123,7 +126,7 @@ class Rounds:
         """One round: draw -> configure -> collect -> aggregate -> release."""
         started, number = time.perf_counter(), before.round + 1
         cohort = self.draw(number)
-        messages = self.configure(number, cohort, before.arrays)
+        messages = self.configure(number, cohort, before.arrays, before.clip)
         replies = self.collect(messages)
         arrays, sums = self.aggregate(number, replies)
         return self.release(before, arrays, sums, cohort, time.perf_counter() - started)
@@ -137,8 +140,8 @@ class Rounds:
         rng = np.random.Generator(np.random.PCG64([self.experiment.seed, number]))
         return [labels[i] for i in sorted(rng.choice(len(labels), size=size, replace=False))]
 
-    def configure(self, number: int, cohort: list[str], arrays: Arrays) -> list[Message]:
-        """The strategy's training messages, for exactly this cohort.
+    def configure(self, number: int, cohort: list[str], arrays: Arrays, clip: float = 0.0) -> list[Message]:
+        """The strategy's training messages, for exactly this cohort, with the clip norm in force where it adapts.
 
         Raises:
             ConfigError: it asks only some of them, by a draw of its own that no seed fixes.
@@ -153,6 +156,8 @@ class Rounds:
             message.content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
             if self.scaling:
                 message.content["scaling"] = ConfigRecord({"constants": self.scaling})
+            if clip:
+                message.content["clip"] = ConfigRecord({"norm": clip_text(clip)})
         return messages
 
     def collect(self, messages: list[Message]) -> list[Message]:
@@ -179,9 +184,10 @@ class Rounds:
         """Makes the round durable, all of it together, before anybody hears of it."""
         metrics, monitor = means(sums), self.experiment.evaluation.monitor  # of the model before this round
         watched = before.watched(metrics.get(monitor), lower_is_better=monitor == "loss")
-        strategy = save_state(self.strategy)
-        after = replace(watched, round=before.round + 1, arrays=arrays, strategy=strategy)
-        self.store.save(after, self._record(after.round, cohort, metrics, seconds))
+        strategy, clip = save_state(self.strategy), self._next_clip(before.clip)
+        after = replace(watched, round=before.round + 1, arrays=arrays, strategy=strategy, clip=clip)
+        record = self._record(after.round, cohort, metrics, seconds)
+        self.store.save(after, {**record, "clip": before.clip or None})
         return after
 
     def resumed(self, initial: Arrays) -> Progress:
@@ -189,7 +195,7 @@ class Rounds:
         check_resumable(self.strategy)
         progress = self.store.load()
         if progress is None:
-            progress = Progress(0, initial)
+            progress = Progress(0, initial, clip=first_clip(self.experiment))
             self.store.save(progress, None)
         progress = replace(progress, arrays=arranged(progress.arrays, initial))
         restore_state(self.strategy, progress.strategy)
@@ -221,12 +227,24 @@ class Rounds:
             "blamed": list(facts.blamed),
         }
 
+    def _next_clip(self, clip: float) -> float:
+        """Follows the noised bit of the round; stays where there is none."""
+        budget, below = self.experiment.privacy.client, self._facts().below_clip
+        return clip if not clip or budget is None or below is None else next_clip(clip, below, budget)
+
     def _epsilon(self, number: int) -> float | None:
         return None if self.plan.unit == "none" else self.plan.epsilon_after(number)
 
     def _facts(self) -> RoundFacts:
         facts: RoundFacts = getattr(self.grid, "facts", RoundFacts())
         return facts
+
+
+def first_clip(experiment: Experiment) -> float:
+    """The clip norm of the first round; 0 where it does not adapt."""
+    budget = experiment.privacy.client
+    adapts = budget is not None and budget.target_quantile > 0
+    return experiment.secure_aggregation.update_clip if adapts else 0.0
 
 
 def arranged(arrays: Arrays, like: Arrays) -> Arrays:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, count_refusals, size_of, spelled
 from strategies.mean_only import check_mean_only
-from strategies.sum_grid import Agreement, SumGrid, round_of, scaling_of
+from strategies.sum_grid import Agreement, SumGrid, clip_of, round_of, scaling_of
 from tacit.encoding import config_digest
 from tacit.errors import ProtocolError, RunFailed
 from tacit.secagg.contexts import Invitation, model_digest
@@ -207,12 +207,13 @@ class SecureAggregationGrid(SumGrid):
             bytes_up=max(bytes_up.values()),
             bits=machine.cohort.parameters.bits,
             threshold=machine.cohort.parameters.threshold,
+            noise_share=machine.cohort.parameters.noise_share,
         )
         return machine.aggregate()
 
     def _request(self, step: str, node: int, body: bytes, model: Message | None) -> Message:
         content = RecordDict({"tacit": ConfigRecord({"body": body})})
-        for name in ("arrays", "scaling"):
+        for name in ("arrays", "scaling", "clip"):
             if model is not None and name in model.content:
                 content[name] = model.content[name]
         return Message(content=content, message_type=f"train.{step}", dst_node_id=node)
@@ -232,7 +233,7 @@ class SecureAggregationGrid(SumGrid):
             round=round_of(messages[0]),
             attempt=attempt,
             model=model_digest(arrays),
-            config=config_digest(agreement.config, scaling_of(messages[0])),
+            config=config_digest(agreement.config, scaling_of(messages[0]), clip_of(messages[0])),
             length=encoder.layout.size,
             num_invited=len(messages),
             rules=agreement.rules,

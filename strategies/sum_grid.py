@@ -6,7 +6,8 @@ The reply carries the weighted mean and the total weight, so every strategy that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, WrappedGrid, count_refusals, spelled
 from tacit.errors import ProtocolError, RunFailed
+from tacit.privacy.central import CentralNoise
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
@@ -32,16 +34,18 @@ class Agreement:
         config: the experiment in canonical TOML.
         members: the member that is reached at each node.
         rules: how parameters follow from the size of a cohort.
-        encoder: from the global model's arrays to the public encoding.
+        encoder: from the global model's arrays, and the clip norm in force where it adapts, to the public encoding.
         deadline_seconds: per phase.
+        central: noise that this server adds to each sum; None where the clients add it, or nobody does.
     """
 
     run: str
     config: str
     members: Mapping[int, Member]
     rules: Rules
-    encoder: Callable[[Mapping[str, NDArray[Any]]], Encoder]
+    encoder: Callable[[Mapping[str, NDArray[Any]], float | None], Encoder]
     deadline_seconds: float
+    central: CentralNoise | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,17 @@ class SumGrid(WrappedGrid):
         if not messages:
             return []
         arrays = model_of(messages[0])
-        encoder = self._agreement.encoder(arrays)
+        clip = clip_of(messages[0])
+        encoder = self._agreement.encoder(arrays, float(clip) if clip else None)
+        total = self._sum(messages, arrays, encoder)
+        noise, central = self.facts.noise_share * sqrt(total.num_clients), self._agreement.central
+        if central is not None:
+            total, noise = central.added(total, round_of(messages[0])), central.std
         try:
-            mean = encoder.decode(self._sum(messages, arrays, encoder))
+            mean = encoder.decode(total, noise)
         except ProtocolError as error:
             raise RunFailed(f"the sum of a round is spoilt: {error}") from None
+        self.facts = replace(self.facts, below_clip=mean.below_clip)
         # np.asarray: a sum of arrays without dimensions is no array.
         model = {name: np.asarray(arrays[name] + mean.arrays[name].astype(np.float32)) for name in arrays}
         content = RecordDict(
@@ -134,6 +144,7 @@ class IdealSumGrid(SumGrid):
             bits=parameters.bits,
             threshold=parameters.threshold,
             num_clipped=result.num_clipped,
+            noise_share=rules.parameters(len(messages)).noise_share,  # a vector is made for a whole cohort
         )
         return result.aggregate
 
@@ -169,3 +180,9 @@ def scaling_of(message: Message) -> str:
     """The scaling constants that go with a training message, as text; empty without."""
     record = message.content.get("scaling")
     return str(record["constants"]) if isinstance(record, ConfigRecord) else ""
+
+
+def clip_of(message: Message) -> str:
+    """The clip norm in force that goes with a training message, as text; empty where it does not adapt."""
+    record = message.content.get("clip")
+    return str(record["norm"]) if isinstance(record, ConfigRecord) else ""

@@ -8,6 +8,8 @@
     unmask   M4: gives one share of each client: of the own mask of those in the sum, of the mask key of the others
 
 docs/protocol.md says against which lie each check stands.
+
+Longer than 400 lines because the five steps guard one state, and are read against each other.
 """
 
 from __future__ import annotations

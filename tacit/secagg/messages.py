@@ -9,6 +9,8 @@ made of stands at each message, because a peer may hold a part of the body only.
     M2  MaskRequest     MaskAnswer       the masked vector, or a Complaint
     M3  ConfirmRequest  ConfirmAnswer    whose vectors are in the sum
     M4  UnmaskRequest   UnmaskAnswer     shares that open it
+
+Longer than 400 lines because it is a table: eleven messages, each with its fields and their order.
 """
 
 from __future__ import annotations

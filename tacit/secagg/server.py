@@ -11,6 +11,8 @@ collect_confirmed     takes the signatures under that
 unmask_requests   M4: shows enough of them
 collect_unmask        takes shares
 aggregate             opens and removes the masks: what is left is the sum
+
+Longer than 400 lines because the five steps share one state, and are read against the client's.
 """
 
 from __future__ import annotations

@@ -194,10 +194,10 @@ def test_a_folder_that_cannot_be_used_is_named_before_anything_is_started_or_rem
     (tmp_path / "result.json").write_text("{}")
     experiment = config.loads("name = 'other'")
     with pytest.raises(StorageError, match=reason):
-        cli.serve(experiment, tmp_path, port=0, num_clients=0)
+        cli.serve(experiment, tmp_path, tmp_path, port=0, num_clients=0)
     assert (tmp_path / "result.json").exists()
     assert not (tmp_path / "flower").exists()
     if isinstance(held, RunState):
         held.close()
     with pytest.raises(StorageError, match="File exists"):
-        cli.serve(experiment, tmp_path / "run.json", port=0, num_clients=0)
+        cli.serve(experiment, tmp_path / "run.json", tmp_path, port=0, num_clients=0)
