@@ -26,7 +26,8 @@ class Journal:
     """Events in order, with the rules of the table."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.content = b""  # the file
+        self.sequence, self.torn, self.num_torn = 0, b"", 0
         self.hash = "0" * 64
         self.seen: dict[str, int] = {}
         self.counter = 0
@@ -36,13 +37,26 @@ class Journal:
 
     def write(self, event: dict[str, Any]) -> None:
         """Add a record."""
-        line, self.hash = line_of(event, len(self.lines) + 1, self.hash, "")
-        self.lines.append(line)
+        torn = hashlib.sha256(self.torn).hexdigest() if self.torn else ""
+        self.sequence += 1
+        line, self.hash = line_of(event, self.sequence, self.hash, torn)
+        self.content += (b"\x1e" if self.torn else b"") + line.encode() + b"\n"
+        self.torn = b""
+
+    def tear(self, written: bytes) -> None:
+        """A write that was cut short, found when the journal is opened again."""
+        self.content, self.torn = self.content + written, written
+        self.num_torn += 1
+        self.counter += 1
+        for event in self.newest.values():
+            ctx2 = self.masked_in.setdefault(event[5], "lost")
+            self.signed_for.setdefault(ctx2, "lost")
+        self.write({"lost": self.num_torn})
 
     @property
     def head(self) -> str:
         """The file beside it."""
-        return f"{len(self.lines):020d} {self.hash}\n"
+        return f"{self.sequence:020d} {self.hash}\n"
 
     def answered(self, run: str, round_: int, attempt: int, model: bytes, config: bytes, ctx0: bytes) -> None:
         """Before M0 is answered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from functools import cache
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -34,6 +35,7 @@ def exchange(secret: bytes, peer: bytes) -> bytes:
         raise Refused("low-order-point") from None
 
 
+@cache  # everybody looks at the same keys and signatures
 def check_key(peer: bytes) -> None:
     """An X25519 key that may be used: an exchange with it does not give zero, whatever the secret is."""
     exchange(bytes(range(32)), peer)
@@ -88,6 +90,7 @@ def identity(secret: bytes) -> bytes:
     return Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
+@cache
 def check_identity(key: bytes) -> None:
     """32 bytes that are a point of edwards25519 in its one spelling, and not one of small order."""
     require(len(key) == 32, "identity-key")
@@ -110,6 +113,7 @@ def sign(secret: bytes, name: str, context: bytes, sender: int, body_hash: bytes
     return Ed25519PrivateKey.from_private_bytes(secret).sign(signed)
 
 
+@cache
 def verify_raw(key: bytes, signature: bytes, signed: bytes) -> bool:
     """Whether this is an Ed25519 signature."""
     try:

@@ -86,12 +86,24 @@ def ring_of(n: int, c: int, dropouts: int) -> tuple[int, int] | None:
     return None
 
 
+def allowed_dropouts(n: int, rules: Rules) -> int:
+    """D_eff; negative where n is too small."""
+    return min(rules.D, n - ((n + rules.c) // 2 + 1), n - rules.c - 2)
+
+
+def check_rules(rules: Rules) -> None:
+    """Rules that a federation can have agreed on."""
+    require(rules.c >= 1 and rules.z >= 0 and 1 <= rules.C_int <= 2**24, "rules")
+    require(rules.n_max == 0 or rules.n_min <= rules.n_max, "rules")
+    require(rules.n_min == 0 or allowed_dropouts(rules.n_min, rules) == rules.D, "rules")
+
+
 def derive(n: int, rules: Rules) -> Parameters:
     """The parameters of n clients."""
-    require(rules.c >= 1 and rules.z >= 0 and 1 <= rules.C_int <= 2**24, "rules")
+    check_rules(rules)
     require(n >= rules.n_min and (rules.n_max == 0 or n <= rules.n_max), "cohort-size")
     T = (n + rules.c) // 2 + 1
-    D_eff = min(rules.D, n - T, n - rules.c - 2)
+    D_eff = allowed_dropouts(n, rules)
     require(D_eff >= 0, "cohort-size")
     ring = ring_of(n, rules.c, D_eff) if n > 200 else None
     k, t = ring or (n - 1, T)

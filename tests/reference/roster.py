@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 
 from tests.reference.canonical import ROOT, data, each, h, label, number, numbers, real, require, sha256, text
@@ -86,6 +86,8 @@ class Roster:
         sizes = [m.rows for m in self.members] + [self.epoch, *self.rounds]
         sound = (
             len(set(keys)) == len(keys)
+            and (self.epoch == 1) == (self.previous == bytes(32))
+            and {*self.revoked, *self.struck} <= set(range(len(self.members)))
             and len(self.members) <= 65536
             and len(set(labels)) == len(labels)
             and all(m.label.isprintable() and 1 <= len(m.label.encode()) <= 1024 for m in self.members)
@@ -113,27 +115,34 @@ class Roster:
             require(signer in keys, "roster-signature")
             verify(keys[signer], signature, "roster", self.previous, signer, self.digest())
 
-    def accept_first(self, signatures: dict[int, bytes]) -> None:
-        """The first epoch: all active members."""
+    def accept_first(self, signatures: dict[int, bytes], compared: bytes) -> None:
+        """The first epoch: all active members; or its root, if people have compared the digest."""
         self.check()
-        require(self.epoch == 1 and self.previous == bytes(32), "roster-epoch")
-        keys = {i: self.members[i].key for i in self.active()}
-        require(set(signatures) >= set(keys), "roster-signature")
-        self.verify({i: signatures[i] for i in keys}, keys)
+        require(self.epoch == 1, "roster-epoch")
+        self.verify(signatures, self.signers(self.root_key))
+        if self.root_key:
+            require(ROOT in signatures and compared == self.digest(), "roster-signature")
+        else:
+            require(set(signatures) >= set(self.active()), "roster-signature")
+
+    def signers(self, root_key: bytes) -> dict[int, bytes]:
+        """Whose signatures may be under this roster."""
+        return {i: m.key for i, m in enumerate(self.members)} | ({ROOT: root_key} if root_key else {})
 
     def accept_next(self, after: Roster, signatures: dict[int, bytes]) -> None:
         """This epoch, then `after`."""
         after.check()
         require(after.epoch == self.epoch + 1 and after.previous == self.digest(), "roster-epoch")
-        same = after.members[: len(self.members)] == self.members
-        require(same and set(self.revoked) <= set(after.revoked), "roster")
-        keys = {i: self.members[i].key for i in self.active()} | {ROOT: self.root_key}
-        after.verify(signatures, keys)
+        before = [(m.label, m.key) for m in self.members]
+        require([(m.label, m.key) for m in after.members[: len(before)]] == before, "roster")
+        require(self.server_key not in [after.root_key, *(m.key for m in after.members)], "roster")
+        require(set(self.revoked) <= set(after.revoked), "revoked")
+        after.verify(signatures, after.signers(self.root_key))
         enough = (len(self.active()) + self.c) // 2 + 1
         if self.root_key:
             require(ROOT in signatures, "roster-signature")
         else:
-            require(len(set(signatures) - {ROOT}) >= enough, "roster-signature")
+            require(len(set(signatures) & set(self.active())) >= enough, "roster-signature")
 
 
 def grouped(content: bytes) -> str:
@@ -200,8 +209,3 @@ def enrolment_text(name: str, key: bytes) -> bytes:
 def possesses(name: str, key: bytes, proof: bytes) -> bool:
     """Whether the proof of possession holds."""
     return verify_raw(key, proof, enrolment_text(name, key))
-
-
-def with_struck(roster: Roster, *struck: int) -> Roster:
-    """The next epoch with these on the strike list."""
-    return replace(roster, epoch=roster.epoch + 1, previous=roster.digest(), struck=struck)

@@ -31,7 +31,7 @@ from tests.reference.messages import (
     unpack,
     verify_answer,
 )
-from tests.reference.parameters import FORMULAS, Parameters, Rules, derive, neighbours
+from tests.reference.parameters import FORMULAS, Parameters, Rules, check_rules, derive, neighbours
 from tests.reference.roster import Roster
 from tests.reference.sharing import (
     OPENING,
@@ -60,6 +60,7 @@ def read_invitation(message: bytes) -> tuple[Invitation, bytes]:
     model, config, length, num_invited = r.data(32), r.data(32), r.number(), r.number()
     require(r.text() == "tacit-1" and r.text() == FORMULAS, "rules")
     rules = Rules(r.number(), r.number(), r.number(), r.real(), r.number(), r.number())
+    check_rules(rules)
     server_pk, receipt_head = r.data(32), r.data(32)
     shown = Invitation(
         roster, run, round_, attempt, model, config, length, num_invited, rules, server_pk, receipt_head
@@ -86,6 +87,7 @@ class Client:
         require(rules.c >= self.roster.c, "rules")
         own = (self.roster.digest(), model, config, length, rules)
         require((shown.roster, shown.model, shown.config, shown.length, shown.rules) == own, "context")
+        require(len(shown.run) <= 64, "run")
         check_key(shown.server_pk)
         self.journal.answered(shown.run, shown.round, shown.attempt, model, config, self.ctx0)
         self.enc, self.mask, nonce = (self.draws(32) for _ in range(3))
@@ -105,6 +107,7 @@ class Client:
             verify_answer(key, "M0/answer", self.ctx0, entry.index, entry.canonical(), signature)
         self.entries = {entry.index: entry for entry in entries}
         self.p = derive(len(entries), self.shown.rules)
+        require(self.p.n - self.p.D_eff >= self.roster.clients[0] - self.roster.D, "cohort-size")
         self.ctx1 = ctx1_of(self.ctx0, entries, self.p)
         self.near = neighbours(list(self.entries), self.p, self.ctx1)
         self.journal.peers(self.u, {entry.index: entry.counter for entry in entries})
@@ -191,9 +194,9 @@ class Client:
         r.end()
         require(order == sorted(set(order)), "order")
         self.check_survivors(survivors)
-        wanted = sorted(v for v in [*self.near[self.u], self.u] if v in survivors)
-        require(sorted(proofs) == wanted, "proof")
-        for v, (made, signature) in proofs.items():
+        for v in sorted(v for v in [*self.near[self.u], self.u] if v in survivors):
+            require(v in proofs, "proof")
+            made, signature = proofs[v]
             verify_answer(self.roster.members[v].key, "M2/answer", self.ctx2, v, data(made), signature)
         self.journal.signed(self.ctx2, survivors)
         return signed(self.secret, "M3/answer", self.ctx2, self.u, numbers(survivors), sent=False)
@@ -207,7 +210,8 @@ class Client:
         self.check_survivors(survivors)
         signers = [signer for signer, _ in listed]
         require(signers == sorted(set(signers)), "order")
-        require(set(signers) <= set(survivors) and len(signers) >= self.p.T, "confirmations")
+        require(len(signers) >= self.p.T, "confirmations")
+        require(set(signers) <= set(survivors), "unknown-member")
         for signer, signature in listed:
             key = self.roster.members[signer].key
             verify_answer(key, "M3/answer", self.ctx2, signer, numbers(survivors), signature)
@@ -219,8 +223,9 @@ class Client:
 
     def check_survivors(self, survivors: list[int]) -> None:
         """U3 as M3 and M4 allow it."""
-        require(set(survivors) <= set(self.u2) and self.u in survivors, "survivors")
-        require(len(survivors) >= self.p.n - self.p.D_eff, "survivors")
+        require(set(survivors) <= set(self.u2), "unknown-member")
+        require(len(survivors) >= self.p.n - self.p.D_eff, "cohort-size")
+        require(self.u in survivors, "survivors")
         require(self.here(survivors) >= self.p.present, "neighbours")
 
     def dealers(self) -> list[int]:
