@@ -51,9 +51,11 @@ def serve(experiment: Experiment, state: Path, federation: Path, *, port: int, n
 
     Raises:
         RunFailed: the run ended without a result.
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or the experiment names a fault list.
         StorageError: the folder is another experiment's, or cannot be used.
     """
+    if experiment.simulation.faults:
+        raise ConfigError("real processes play no faults yet: tacit simulate does", key="simulation.faults")
     from server import submission
     from server.state import check_folder
     from server.superlink import SuperLink

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ def simulate(
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for everything the run writes.", show_default="runs/NAME")
+    ] = None,
+    faults: Annotated[
+        Path | None, typer.Option(metavar="FAULTS.toml", help="Failures and lies to play; local engine only.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for clusters.")] = "local",
     seed: Annotated[
@@ -46,12 +50,14 @@ def simulate(
     tacit simulate my.toml
     tacit simulate my.toml --set privacy.record.epsilon=1 --set seed=3
     tacit simulate my.toml --set privacy=none --out runs/not-private
+    tacit simulate my.toml --faults faults.toml
     """
     if engine not in ("local", "ray"):
         raise ConfigError(f'must be "local" or "ray", not {engine!r}', key="--engine")
     from tacit import config
 
     settings = list(overrides or [])
+    settings += [f"simulation.faults={json.dumps(str(faults))}"] if faults else []
     settings += [f"seed={seed}"] if seed is not None else []
     settings += ["insecure_seeded_noise=true"] if insecure_seeded_noise else []
     loaded = config.load(experiment, settings)  # before the slow imports: a mistake is answered at once

@@ -3,6 +3,7 @@
 DIR/sites/<i>/      what each simulated site has and keeps: data, policy, ledger
 DIR/server/         what the server keeps: rounds, checkpoints, result
 DIR/report.json  report.html  privacy-statement.md  model.safetensors  ledger.jsonl  experiment.toml
+DIR/faults.toml         the fault list that was played, if any; server/faults.jsonl says what came of it
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import BinaryIO
 import tomli_w
 
 from simulations.enrolment import enrol
+from simulations.faults import FaultList
 from simulations.sites import PreparedSites, prepare_sites
 from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
 from tacit.report.record import RunRecord
 
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
+FAULTS = "faults.toml"
 REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
 
 
@@ -57,6 +60,7 @@ class Simulation:
         engine: "local" or "ray".
         started: when.
         clock: seconds per part.
+        faults: what is played, if anything.
     """
 
     prepared: PreparedSites
@@ -64,6 +68,7 @@ class Simulation:
     engine: str
     started: datetime
     clock: Clock
+    faults: FaultList | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -96,22 +101,41 @@ def simulate(
     Raises:
         TacitError: the run did not do what was asked. What was complete stays in `out`.
     """
+    faults = fault_list(experiment, engine)
     clock, started = Clock(), datetime.now(UTC)
     with claimed(out, resume=resume), one_thread():
         from simulations.trial import try_task
 
         with clock.part("sites"):
             on_part("sites")
+            check_unchanged(faults, out)
             prepared = prepare(experiment, out, durable=experiment.simulation.durable_ledgers)
+            if faults is not None:
+                faults = faults.among([site.label for site in prepared.sites])
+                (out / FAULTS).write_text(faults.text, encoding="utf-8")
             try_task(prepared.experiment, prepared.data_path(0))
             remove(out, REPORTS)  # from here on they would be another run's, or an older part of this one's
-        simulation = Simulation(prepared, out, engine, started, clock)
+        simulation = Simulation(prepared, out, engine, started, clock, faults)
         with clock.part("rounds"):
             on_part("rounds")
             run_engine(simulation)
         from simulations.findings import write_findings
 
         return write_findings(simulation, on_part)
+
+
+def fault_list(experiment: Experiment, engine: str) -> FaultList | None:
+    """What an experiment asks to be played, if anything; `ConfigError` where this engine cannot."""
+    if experiment.simulation.faults and engine != "local":
+        raise ConfigError(f'needs --engine local: "{engine}" plays no faults yet', key="simulation.faults")
+    return FaultList.load(experiment)
+
+
+def check_unchanged(faults: FaultList | None, out: Path) -> None:
+    """Raises `ConfigError` when a run that is continued began with another list in the same file."""
+    path = out / FAULTS
+    if faults is not None and path.exists() and path.read_text(encoding="utf-8") != faults.text:
+        raise ConfigError(f"is not what the run began with: {path}", source=faults.source)
 
 
 @contextmanager
@@ -147,7 +171,7 @@ def _claim(out: Path, *, resume: bool) -> BinaryIO:
         mark.close()
         raise ConfigError("another simulation is running in it", source=out, key="--out") from None
     if not resume:
-        remove(out, (*REPORTS, "server", "sites"))
+        remove(out, (*REPORTS, FAULTS, "server", "sites"))
     return mark
 
 
@@ -207,12 +231,18 @@ def _write_policy(folder: Path, experiment: Experiment) -> None:
         "allowed_tasks": [experiment.task.kind],
         "max_rounds_per_hour": 10**9,  # a simulation's hour is short
         "max_model_parameters": 10**12,
-        "max_update_norm": secure.update_clip,
+        "max_update_norm": max(secure.update_clip, _largest_clip(experiment)),
     }
     unfinished = folder / ".policy.toml"
     unfinished.write_text(tomli_w.dumps(policy), encoding="utf-8")
     unfinished.chmod(0o600)
     unfinished.rename(path)
+
+
+def _largest_clip(experiment: Experiment) -> float:
+    """What the clip norm may become where it adapts; 0 where it does not."""
+    budget = experiment.privacy.client
+    return budget.clip_range[1] if budget is not None and budget.target_quantile > 0 else 0.0
 
 
 def run_engine(simulation: Simulation) -> None:
@@ -243,6 +273,7 @@ def run_local(simulation: Simulation) -> None:
     from client.app import app as client_app
     from server.app import app as server_app
     from simulations.cohort import train_cohort
+    from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
     from simulations.stacked import train_ahead
 
@@ -253,8 +284,12 @@ def run_local(simulation: Simulation) -> None:
     participant.participant_of.cache_clear()  # an earlier run may have had other data in the same folders
     participant.run_of.cache_clear()
     run_config = {"experiment": experiment.to_toml()}
-    at_once = () if experiment.simulation.executor == "serial" else (train_cohort, train_ahead)
-    grid = LocalGrid(client_app, run_config, len(experiment.federation.sites), *at_once)
+    serial, faults = experiment.simulation.executor == "serial", simulation.faults
+    app = client_app if faults is None else FaultyApp(client_app, faults, simulation.state / PLAYED)
+    # A cohort that is trained without messages meets no app, and so no faults.
+    hook = None if serial or faults is not None else train_cohort
+    ahead = () if serial else (train_ahead,)
+    grid = LocalGrid(app, run_config, len(experiment.federation.sites), hook, *ahead)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
     sites = str(simulation.prepared.folder)
     with environment(TACIT_STATE=str(simulation.state), TACIT_SITES=sites, TACIT_FEDERATION=sites):

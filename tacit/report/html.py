@@ -9,7 +9,7 @@ Guarantees:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import tomli_w
 from tacit.errors import MissingExtra
 from tacit.report import compare, statement
 from tacit.report.plots import Line, line_chart
-from tacit.report.record import RunRecord, SiteSlice
+from tacit.report.record import Round, RunRecord, SiteSlice
 from tacit.report.storage import write_text
 from tacit.report.wording import PROTECTED, upper
 
@@ -32,6 +32,7 @@ MARKS = {
 
 MOST_SITES = 60  # rows of a table before the rest is left to report.json
 MOST_ROUNDS = 100
+MOST_FAULTS = 200
 CLASS_COLOURS = 8
 
 
@@ -73,6 +74,7 @@ def render_html(record: RunRecord) -> str:
         seconds=_seconds,
         size=_size,
         cell=_cell,
+        reasons=_reasons,
         percent=_percent,
         scale=_scale,
     )
@@ -109,6 +111,9 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "other_metrics": [name for name in metrics if name != main],
         "slices": record.partition[:MOST_SITES],
         "slices_left_out": max(0, len(record.partition) - MOST_SITES),
+        "played": record.faults[:MOST_FAULTS],
+        "played_left_out": max(0, len(record.faults) - MOST_FAULTS),
+        "faulty_rounds": _faulty_rounds(record),
         "classes": _classes(record.partition),
         "class_colours": CLASS_COLOURS,
         "ledger_keys": list(dict.fromkeys(key for entry in record.ledger for key in entry)),
@@ -186,6 +191,12 @@ def _thinned(rounds: Sequence[Any]) -> list[Any]:
     return [item for index, item in enumerate(rounds, start=1) if index % step == 0 or index == len(rounds)]
 
 
+def _faulty_rounds(record: RunRecord) -> list[Round]:
+    """The rounds of the faults that the page shows."""
+    numbers = {fault.round for fault in record.faults[:MOST_FAULTS]}
+    return [item for item in record.rounds if item.round in numbers]
+
+
 def _without_nothing(value: Any) -> Any:
     """TOML has no null."""
     if isinstance(value, dict):
@@ -231,6 +242,10 @@ def _size(value: float | None) -> str:
             return f"{value:.4g} {unit}"
         value /= 1000
     return f"{value:.4g} GB"
+
+
+def _reasons(refusals: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} ({count})" for reason, count in sorted(refusals.items())) or "-"
 
 
 def _cell(value: Any) -> str:

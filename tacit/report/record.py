@@ -79,6 +79,9 @@ class Round(Part):
         metrics: of the model after this round, exact, on held-out rows. Simulation only.
         epsilon: of everything released up to and including this round; infinite when not private.
         private_metrics: what the server itself learned; noised and paid for when the run is private.
+        refusals: how many answers were refusals or were refused, by reason code, in all attempts.
+        attempts: how many the secure sum took; None without the protocol.
+        blamed: labels of the clients that dealt or opened shares falsely.
     """
 
     round: Count
@@ -88,6 +91,9 @@ class Round(Part):
     metrics: Metrics = {}
     epsilon: Number = None
     private_metrics: Metrics = {}
+    refusals: dict[str, Count] = {}
+    attempts: Count | None = None
+    blamed: tuple[str, ...] = ()
 
 
 class SiteResult(Part):
@@ -240,6 +246,26 @@ class SiteSlice(Part):
         return fields
 
 
+class PlayedFault(Part):
+    """A failure or a lie that a simulation was told to play at one site in one round, and what came of it.
+
+    Attributes:
+        fault: number of the entry in the fault list, from 1.
+        round: of the run.
+        site: label.
+        phase: of the round.
+        kind: what was played.
+        happened: how the site answered, whether its update is in the sum, and whether it was blamed.
+    """
+
+    fault: Count
+    round: Count
+    site: str
+    phase: str
+    kind: str
+    happened: str
+
+
 class RunRecord(Part):
     """One run, from its resolved experiment to its outcome.
 
@@ -262,6 +288,7 @@ class RunRecord(Part):
     privacy: Annotated[tuple[PrivacyEntry, ...], Field(min_length=1)]
     secure_aggregation: SecureSum
     partition: tuple[SiteSlice, ...] = ()
+    faults: tuple[PlayedFault, ...] = ()
     timings: dict[str, Seconds] = {}
     versions: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
@@ -290,6 +317,7 @@ class RunRecord(Part):
         known_to_nobody = {
             "final.sites": self.final.sites,
             "partition": self.partition,
+            "faults": self.faults,
             "baselines": self.baselines != Baselines(),
             "rounds.metrics": any(item.metrics for item in self.rounds),
             "secure_aggregation.clipped_fraction": self.secure_aggregation.clipped_fraction is not None,
