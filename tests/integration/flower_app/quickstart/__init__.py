@@ -1,0 +1,1 @@
+"""A small PyTorch app in the style of Flower's documentation."""
