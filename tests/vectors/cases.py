@@ -35,7 +35,7 @@ WORDS = [0, 1, 2**32 - 1, 0x12345678, 0x80000000, 0xFFFF, 0x10000, 0xDEADBEEF, 0
 
 
 def primitives() -> dict[str, tuple[str, Json]]:
-    """Everything that is no message."""
+    """Encodings, keys, shares, words."""
     arrays = [
         {"name": "w", "dtype": "<f4", "shape": [2, 3], "values": [0.0, 1.5, -2.25, 3.0, 1e-3, -0.0]},
         {"name": "Größe", "dtype": "<f8", "shape": [], "values": [0.1]},
@@ -55,17 +55,6 @@ def primitives() -> dict[str, tuple[str, Json]]:
     ]
     key_names = ("enc_u", "enc_v", "mask_u", "mask_v", "server", "ctx1", "ctx2")
     agreement: Json = {name: seeded(name) for name in key_names}
-    cohorts = [
-        *([n, {"c": 1, "D": 1, "C_int": 2**16}] for n in (2, 3, 4, 5, 200, 201)),
-        *([100, {"c": 10, "D": 20, "C_int": 2**16, "z": z}] for z in (0.0, 1.9, 6.0, 14.0)),
-        [100, {"c": 33, "D": 33, "C_int": 2**24, "z": 1.0}],
-        [200, {"c": 66, "D": 66, "C_int": 1}],
-        [300, {"c": 100, "D": 30, "C_int": 2**10}],
-        [1000, {"c": 50, "D": 50, "C_int": 2**16}],
-        [1000, {"c": 100, "D": 100, "C_int": 2**20, "z": 0.7}],
-        [129, {"c": 1, "D": 0, "C_int": 2**24, "n_max": 128}],
-        [20, {"c": 1, "D": 0, "C_int": 2**24, "z": 100.0}],
-    ]
     deal: Json = {"ctx1": seeded("ctx1"), "u": 4, "t": 3, "b": "ff" * 32, "mask": seeded("mask secret")}
     return {
         "canonical bytes": ("canonical", {"label": "ctx0", "items": items}),
@@ -85,16 +74,6 @@ def primitives() -> dict[str, tuple[str, Json]]:
             deal | {"draws": "dealing", "enc": {str(v): seeded(f"enc {v}") for v in (0, 4, 9, 300)}},
         ),
         "packed words": ("packing", {"words": WORDS, "bits": [8, 9, 15, 16, 17, 23, 24, 25, 31, 32]}),
-        "parameters of a cohort": ("parameters", {"cohorts": cohorts}),
-        "order of a ring": (
-            "graph",
-            {
-                "members": list(range(1, 3 * 210, 3)),
-                "rules": {"c": 2, "D": 1, "C_int": 1},
-                "ctx1": seeded("ctx1"),
-                "of": [1, 4, 313],
-            },
-        ),
         "an identity": (
             "identity",
             {
@@ -105,6 +84,33 @@ def primitives() -> dict[str, tuple[str, Json]]:
         ),
         "an invitation": ("invitation", {"secret": seeded("server"), "invitation": an_invitation()}),
         "a journal with a write cut short": ("journal", {"run": "run-1", "events": events()}),
+    }
+
+
+def cohorts_and_rings() -> dict[str, tuple[str, Json]]:
+    """What follows from the size of a cohort."""
+    cohorts = [
+        *([n, {"c": 1, "D": 1, "C_int": 2**16}] for n in (2, 3, 4, 5, 200, 201)),
+        *([100, {"c": 10, "D": 20, "C_int": 2**16, "z": z}] for z in (0.0, 1.9, 6.0, 14.0)),
+        [100, {"c": 33, "D": 33, "C_int": 2**24, "z": 1.0}],
+        [200, {"c": 66, "D": 66, "C_int": 1}],
+        [300, {"c": 100, "D": 30, "C_int": 2**10}],
+        [1000, {"c": 50, "D": 50, "C_int": 2**16}],
+        [1000, {"c": 100, "D": 100, "C_int": 2**20, "z": 0.7}],
+        [129, {"c": 1, "D": 0, "C_int": 2**24, "n_max": 128}],
+        [20, {"c": 1, "D": 0, "C_int": 2**24, "z": 100.0}],
+    ]
+    return {
+        "parameters of a cohort": ("parameters", {"cohorts": cohorts}),
+        "order of a ring": (
+            "graph",
+            {
+                "members": list(range(1, 3 * 210, 3)),
+                "rules": {"c": 2, "D": 1, "C_int": 1},
+                "ctx1": seeded("ctx1"),
+                "of": [1, 4, 313],
+            },
+        ),
     }
 
 

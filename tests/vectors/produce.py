@@ -19,7 +19,7 @@ Given = dict[str, tuple[str, Json]]
 def files() -> dict[str, Given]:
     """File -> name -> kind, given."""
     return {
-        "parts.json": cases.primitives() | cases.rosters(),
+        "parts.json": cases.primitives() | cases.cohorts_and_rings() | cases.rosters(),
         "attempts.json": {name: ("attempt", {"attempt": a}) for name, a in cases.ATTEMPTS.items()},
         "refused.json": {name: case[:2] for name, case in refused().items()},
     }
