@@ -18,6 +18,7 @@ COMMANDS, LIST, ERROR = re.findall(r"^```(?:toml)?\n(.*?)^```$", PAGE, re.M | re
 EXAMPLE = ROOT / "simulations" / "scenarios" / "faults" / "dropouts_and_lies.toml"
 SCENARIO = ROOT / "simulations" / "scenarios" / "breast_cancer.toml"
 SHORT = ("--quiet", "--set", "simulation.baselines=false", "--set", "training.rounds=5")
+FAILS = '[[fault]]\nround = 2\nsite = "site-03"\nphase = "training"\nkind = "drop"\n'
 NOT_PRIVATE = ("--set", "privacy=none")
 
 
@@ -117,6 +118,16 @@ def test_the_same_list_and_seed_give_the_same_history_and_model_also_when_resume
     assert capsys.readouterr().err == "tacit: faults.toml: is not what the run began with: b/faults.toml\n"
     assert tacit(*command, "--out", "a", "--seed", 8) == 0
     assert history(folder / "a") != whole[0]
+
+
+@pytest.mark.parametrize("mode", ['engine="ideal"', "enabled=false"])
+def test_sites_fail_in_a_simulation_without_the_protocol(folder: Path, mode: str) -> None:
+    (folder / "faults.toml").write_text(FAILS)
+    command = ("simulate", "my.toml", "--faults", "faults.toml", *SHORT, *NOT_PRIVATE)
+    assert tacit(*command, "--set", f"secure_aggregation.{mode}") == 0
+    rows = report(folder / "runs" / "my")["rounds"]
+    assert [len(row["survivors"]) for row in rows] == [10, 9, 10, 10, 10]
+    assert rows[1]["refusals"] == {"no-answer": 1}
 
 
 def test_the_list_that_comes_with_tacit_is_played_to_the_end(tmp_path: Path) -> None:
