@@ -142,13 +142,13 @@ class SecureAggregationGrid(SumGrid):
             )
             try:
                 aggregate = self._attempt(machine, invited, fewest)
-                refused.update(self.facts.refusals)
+                refused |= Counter(self.facts.refusals)
                 labels = tuple(member.label for member in sorted({*blamed, *machine.blamed}))
                 self.facts = replace(self.facts, refusals=refused, attempts=failed + 1, blamed=labels)
                 return aggregate
             except AttemptFailed as error:
                 failed += 1
-                refused.update(self.facts.refusals)
+                refused |= Counter(self.facts.refusals)  # a site that refuses every attempt is one site
                 blamed.update(machine.blamed, error.guilty)
                 for member in error.guilty:
                     memory.strike(member.index)

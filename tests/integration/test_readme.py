@@ -16,6 +16,7 @@ import pytest
 
 from simulations.faults import Fault
 from tacit import config
+from tacit.bridge import Terms
 from tacit.cli import COMMANDS, load, main
 from tacit.config import Experiment
 from tacit.errors import ConfigError
@@ -105,6 +106,8 @@ def test_every_toml_block_of_a_page_is_an_experiment_a_policy_or_a_fault_list(pa
         tables = tomllib.loads(block)
         if set(tables) <= set(SitePolicy.model_fields):
             SitePolicy.model_validate(tables)
+        elif "app" in tables:
+            Terms.model_validate(tables)
         elif set(tables) == {"fault"}:
             assert [Fault.model_validate(fault) for fault in tables["fault"]]
         else:

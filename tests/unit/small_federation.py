@@ -100,7 +100,9 @@ class Federation:
             store = state(folder, text, self.experiment.checkpoints.keep)
             try:
                 chosen = strategy or make_strategy(self.experiment)
-                known = make_strategy(self.experiment)  # of `chosen` the grid may not know that the mean is enough
+                known = make_strategy(
+                    self.experiment
+                )  # of `chosen` the grid may not know that the mean is enough
                 wrapped = wrap(nodes, self.experiment, plan, known, members, store)
                 yield Rounds(self.experiment, plan, chosen, wrapped, members, store, store.run_id)
             finally:
