@@ -15,8 +15,8 @@ from client.private_gradients import PrivateGradients
 from client.sessions import Session
 from tacit.errors import ProtocolError, StorageError
 from tacit.privacy.noise import Stream
-from tacit.secagg.client import ClientMachine
-from tacit.secagg.members import Member
+from tacit.secagg.in_process import Federation
+from tacit.secagg.parameters import Rules
 from tacit.tasks import Records
 from tacit.update import EncodedUpdate
 
@@ -59,6 +59,13 @@ def test_taking_a_record_away_moves_the_sum_by_at_most_the_clip_norm_whatever_th
     assert float(whole.norm()) <= CLIP * len(rows) + 1e-5
 
 
+FEDERATION = Federation(3, Rules(1, 0, 2**16))
+
+
+def machine():
+    return FEDERATION.client(1)
+
+
 def sessions():
     return st.builds(
         lambda run, number, digest, values, flags: Session(
@@ -67,8 +74,9 @@ def sessions():
             digest,
             digest[::-1],
             EncodedUpdate(np.array(values, dtype=np.int64), flags[0]),
-            ClientMachine(Member(3, "site"), bytes),
-            flags[1],
+            machine(),
+            attempt=number,
+            sent=flags[1],
         ),
         st.text(st.characters(codec="utf-8"), max_size=20),
         st.integers(0, 2**64 - 1),
@@ -81,10 +89,12 @@ def sessions():
 @given(sessions())
 def test_H10_a_session_reads_back_from_its_bytes(session):
     data = session.encode()
-    again = Session.decode(data)
+    again = Session.decode(data, machine)
     assert again.encode() == data
     assert np.array_equal(again.encoded.values, session.encoded.values)
-    assert (again.run, again.round, again.sent) == (session.run, session.round, session.sent)
+    assert (again.run, again.round, again.attempt, again.sent) == (
+        session.run, session.round, session.attempt, session.sent
+    )  # fmt: skip
 
 
 @given(st.binary(max_size=300), st.booleans())
@@ -93,4 +103,4 @@ def test_any_bytes_are_a_session_or_an_error(data, hashed):
     if hashed:
         data = hashlib.sha256(data).digest() + data
     with pytest.raises((ProtocolError, StorageError)):
-        Session.decode(data)
+        Session.decode(data, machine)

@@ -48,6 +48,7 @@ def test_a_group_that_fails_leaves_no_figures_of_an_earlier_call(
     (tmp_path / "build" / "bench.json").write_text("[]")
     monkeypatch.setitem(sys.modules, "tests.bench.masks", SimpleNamespace(run=lambda: [GOOD]))
     monkeypatch.setitem(sys.modules, "tests.bench.steps", SimpleNamespace(run=lambda: 1 / 0))
+    monkeypatch.setattr(bench, "GROUPS", ("masks", "steps"))
     monkeypatch.setattr(sys, "argv", ["bench"])
     with pytest.raises(ZeroDivisionError):
         bench.main()
