@@ -79,7 +79,7 @@ class Round(Part):
         metrics: of the model after this round, exact, on held-out rows. Simulation only.
         epsilon: of everything released up to and including this round; infinite when not private.
         private_metrics: what the server itself learned; noised and paid for when the run is private.
-        refusals: how many answers were refusals or were refused, by reason code, in all attempts.
+        refusals: how many answers were refusals or were refused, by reason code; of several attempts the most.
         attempts: how many the secure sum took; None without the protocol.
         blamed: labels of the clients that dealt or opened shares falsely.
     """
