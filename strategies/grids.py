@@ -21,7 +21,7 @@ class RoundFacts:
 
     Attributes:
         survivors: labels of the sites whose updates are in the aggregate.
-        refusals: how many sites refused, by reason code, in all attempts.
+        refusals: how many sites refused, by reason code; of several attempts the most.
         bytes_up: bytes of the largest update sent by one client.
         bits: width of a word of the masked vector; None without a secure sum.
         threshold: T of the cohort; None without a secure sum.
