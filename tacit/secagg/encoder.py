@@ -104,7 +104,7 @@ class Encoder:
         weight = self._weight_units(update.weight)
         metrics = self._metric_units(update.metrics)
         cut, clipped = ring.clip_norm(self.layout.flatten(update.delta), self.clip)
-        model, _ = ring.encode(
+        model = ring.rounded(
             cut * (weight / self.c_int), clip=self.clip, c_int=self.c_int, uniforms=uniforms(cut.size)
         )
         scalars = np.array([*metrics, weight], dtype=np.int64)

@@ -48,18 +48,23 @@ def encode(
     Guarantees:
         sum(int(z)**2) <= c_int**2 in every outcome, tested exactly. Unbiased where it rounds stochastically.
     """
-    if uniforms.shape != values.shape:
-        raise ValueError("one uniform number for each coordinate")
     cut, clipped = clip_norm(values, clip)
-    scaled = cut * units_per_one(clip, c_int, values.size)
-    if _rounds_to_zero(c_int, values.size):
+    return rounded(cut, clip=clip, c_int=c_int, uniforms=uniforms), clipped
+
+
+def rounded(cut: NDArray[np.float64], *, clip: float, c_int: int, uniforms: NDArray[np.float64]) -> Integers:
+    """The second half of `encode`, for a vector that is no longer than `clip` already."""
+    if uniforms.shape != cut.shape:
+        raise ValueError("one uniform number for each coordinate")
+    scaled = cut * units_per_one(clip, c_int, cut.size)
+    if _rounds_to_zero(c_int, cut.size):
         integers = np.trunc(scaled).astype(np.int64)
     else:
         floor = np.floor(scaled)
         integers = floor.astype(np.int64) + (uniforms < scaled - floor)
     if squared_norm(integers) > c_int**2:
         raise AssertionError("an encoded vector is longer than its bound")
-    return integers, clipped
+    return integers
 
 
 def clip_norm(values: NDArray[np.float64], clip: float) -> tuple[NDArray[np.float64], bool]:
