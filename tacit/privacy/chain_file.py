@@ -62,7 +62,7 @@ class ChainFile:
         """
         try:
             if not path.parent.exists():
-                path.parent.mkdir(mode=0o700, parents=True)
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _sync(path.parent.parent)
             _check_private(path.parent, os.stat(path.parent))
             descriptor = os.open(path, _FLAGS | os.O_RDWR | os.O_APPEND, 0o600)

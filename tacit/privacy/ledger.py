@@ -76,9 +76,10 @@ class Ledger:
         self._file = file
         self._entries = list(entries)
         self._kinds = {entry.event for entry in self._entries}
-        self._composed: dict[tuple[str, str], tuple[Event, ...]] = {}  # by run and unit
+        events: dict[tuple[str, str], list[Event]] = {}  # by run and unit
         for entry in self._entries:
-            self._compose(entry)
+            events.setdefault((entry.run, entry.unit), []).append(entry.event)
+        self._composed = {key: compose(*released) for key, released in events.items()}
 
     @classmethod
     def open(cls, path: Path, *, witness: tuple[int, str] | None = None, durable: bool = True) -> Ledger:
@@ -168,7 +169,8 @@ class Ledger:
         )
         self._entries.append(Entry.of(record))
         self._kinds.add(event)
-        self._compose(self._entries[-1])
+        so_far = self._composed.get((run, unit), ())
+        self._composed[run, unit] = compose(*so_far, event)
         return self._entries[-1]
 
     def spent(self, delta: float, unit: str = "record") -> float:
@@ -211,10 +213,6 @@ class Ledger:
         if not run or any(entry.run != run for entry in self._entries):
             return True
         return all(epsilon_claimed(charged, delta, width * grid(ceiling)) > ceiling for width in (10, 1))
-
-    def _compose(self, entry: Entry) -> None:
-        key = entry.run, entry.unit
-        self._composed[key] = compose(*self._composed.get(key, ()), entry.event)
 
     def _of_unit(self, unit: str) -> tuple[Event, ...]:
         """What counts towards one unit's figure."""
