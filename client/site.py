@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tacit.config import read_toml
 from tacit.errors import ConfigError, ProtocolError, StorageError
 from tacit.privacy.ledger import Ledger
 from tacit.privacy.policy import SitePolicy
@@ -47,13 +47,7 @@ class Site:
             ConfigError: the folder is no site's folder; names the file and the key.
         """
         description = folder / "site.toml"
-        try:
-            fields = tomllib.loads(description.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(error.strerror or str(error), source=description) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not valid TOML: {error}", source=description) from None
-        fields = {"data": "data.csv", **fields}
+        fields = {"data": "data.csv", **read_toml(description)}
         for key in ("label", "data_set", "data"):
             if not isinstance(fields.get(key), str) or not fields[key]:
                 raise ConfigError("required key is missing or not text", source=description, key=key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -45,7 +46,10 @@ def enrol(sites: Path, experiment: Experiment) -> None:
     for i in range(len(declared)):
         link = sites / str(i) / "roster.json"
         link.unlink(missing_ok=True)
-        os.link(unfinished, link)
+        try:
+            os.link(unfinished, link)
+        except OSError:  # not every file system has links
+            shutil.copyfile(unfinished, link)
     unfinished.rename(shared)  # last: what it says is there then
 
 

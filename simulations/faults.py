@@ -11,7 +11,6 @@ docs/faults.md says what each kind does.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +20,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from tacit.config import Experiment, first_problem
+from tacit.config import Experiment, first_problem, parse_toml
 from tacit.data.schema import Frozen
 from tacit.errors import ConfigError
 
@@ -203,10 +202,7 @@ def _read(path: Path) -> str:
 
 
 def _parsed(text: str, source: str) -> tuple[Fault, ...]:
-    try:
-        tables = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not valid TOML: {error}", source=source) from None
+    tables = parse_toml(text, source)
     if unknown := sorted(set(tables) - {"fault"}):
         raise ConfigError("unknown key", source=source, key=unknown[0])
     entries = tables.get("fault")

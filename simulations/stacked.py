@@ -257,8 +257,11 @@ def train_ahead(cohort: Sequence[tuple[Message, Context]]) -> None:
     jobs = [Job(c.site.label, c.records("train"), c.declared_rows) for c in clients]
     try:
         run.trainer.train_ahead(received_arrays(asked[0][0]), jobs, number, run.keys)
-    except Exception:  # a task that fails: the ClientApp meets the same, and answers with its reason
-        LOG.info("executor serial: training all clients at once failed", exc_info=True)
+    except (
+        Exception
+    ) as error:  # a task may raise anything: the ClientApp meets the same, and answers with its reason
+        LOG.warning("executor serial: training all clients at once failed (%s)", type(error).__name__)
+        LOG.debug("where", exc_info=True)
 
 
 def _client(message: Message, context: Context) -> Participant | None:

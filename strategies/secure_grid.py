@@ -156,8 +156,10 @@ class SecureAggregationGrid(SumGrid):
                 everybody = self._without(everybody, self._barred())
                 # A message may also just have been late.
                 invited = left if len(left) >= fewest else everybody
+        if left_out := len(messages) - len(everybody):
+            refused["barred"] = left_out  # who is not even asked: see `_barred`
         raise RunFailed(
-            f"no sum over at least {fewest} of {len(messages)} sites in {MAX_ATTEMPTS} attempts; "
+            f"no sum over at least {fewest} of {len(messages)} sites in {failed} attempts; "
             f"sites refused: {spelled(refused)}"
         )
 

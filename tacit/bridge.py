@@ -6,7 +6,6 @@ received and the metrics named here go into the secure sum.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -28,9 +27,10 @@ from tacit.config import (
     Strategy,
     Task,
     Training,
+    first_problem,
+    load_as,
 )
 from tacit.data.schema import Frozen
-from tacit.errors import ConfigError
 from tacit.secagg.encoder import Encoder, Mean, MetricRange
 from tacit.secagg.roster import Roster
 from tacit.update import Aggregate, Layout
@@ -73,18 +73,7 @@ class Terms(Frozen):
         Raises:
             ConfigError: one line that names the file and the key.
         """
-        try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-        except OSError as error:
-            raise ConfigError(error.strerror or str(error), source=path) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not valid TOML: {error}", source=path) from None
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in problem["loc"])
-            unknown = problem["type"] == "extra_forbidden"
-            message = "unknown key" if unknown else problem["msg"].removeprefix("Value error, ")
-            raise ConfigError(message, source=path, key=key) from None
+        return load_as(cls, path)
 
     def to_toml(self) -> str:
         """The file's text."""
@@ -117,8 +106,7 @@ class Terms(Frozen):
                 federation=federation,
             )
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            raise ConfigError(problem["msg"].removeprefix("Value error, "), source=FILE) from None
+            raise first_problem(error, FILE) from None
 
     def encoder(self, asks: Asks, arrays: Arrays) -> Encoder:
         """The public encoding of an answer to these arrays.

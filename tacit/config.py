@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
@@ -23,6 +23,7 @@ from tacit.errors import ConfigError
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Kind = TypeVar("Kind", bound=Frozen)
 
 
 class Model(Frozen):
@@ -412,19 +413,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: one line that names the file and the key.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {_os_reason(error)}", source=path) from None
-    return loads(text, source=str(path), overrides=overrides)
+    return loads(_read_text(path), source=str(path), overrides=overrides)
 
 
 def loads(text: str, *, source: str = "", overrides: Sequence[str] = ()) -> Experiment:
     """Like `load`, from TOML text."""
-    try:
-        tables = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also for a number or a nesting without end
-        raise ConfigError(f"not valid TOML: {error}", source=source, key=_key_at(text, error)) from None
+    tables = parse_toml(text, source)
     overridden = [_override(tables, override) for override in overrides]
     try:
         return parse(tables, source=source)
@@ -436,8 +430,37 @@ def loads(text: str, *, source: str = "", overrides: Sequence[str] = ()) -> Expe
 
 def parse(tables: Mapping[str, Any], *, source: str) -> Experiment:
     """Validates already parsed tables; `ConfigError` names the first offending key."""
+    return _validated(Experiment, tables, source)
+
+
+def load_as(kind: type[Kind], path: Path) -> Kind:
+    """Like `load`, for any other file that is one such table."""
+    return _validated(kind, read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; `ConfigError` where it cannot be read or is none."""
+    return parse_toml(_read_text(path), str(path))
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """The tables of a TOML text; `ConfigError` where it is none."""
     try:
-        return Experiment.model_validate(tables)
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also for a number or a nesting without end
+        raise ConfigError(f"not valid TOML: {error}", source=source, key=_key_at(text, error)) from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {_os_reason(error)}", source=path) from None
+
+
+def _validated(kind: type[Kind], tables: Mapping[str, Any], source: str) -> Kind:
+    try:
+        return kind.model_validate(tables)
     except ValidationError as error:
         raise first_problem(error, source) from None
 

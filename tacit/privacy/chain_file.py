@@ -19,7 +19,7 @@ import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from tacit.errors import StorageError
 from tacit.privacy import chain
@@ -34,7 +34,21 @@ class Head(NamedTuple):
     hash: str
 
 
-class ChainFile:
+class Closing:
+    """Something that is open for the length of a `with`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives it free for other processes. Closing twice is allowed."""
+        raise NotImplementedError
+
+
+class ChainFile(Closing):
     """An open chain. Made by `ChainFile.open`, which explains the arguments."""
 
     def __init__(self, path: Path, descriptor: int, durable: bool) -> None:

@@ -21,12 +21,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tacit.errors import StorageError
 from tacit.privacy.accountant import Event, compose, epsilon_claimed, epsilon_rdp, fits, grid
-from tacit.privacy.chain_file import ChainFile, Head
+from tacit.privacy.chain_file import ChainFile, Closing, Head
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Entry:
         return cls(**{**record, "event": Event.from_dict(record["event"])})
 
 
-class Ledger:
+class Ledger(Closing):
     """The ledger of one data set, open in one process. Made by `Ledger.open`."""
 
     def __init__(self, file: ChainFile, entries: Iterable[Entry]) -> None:
@@ -99,14 +98,6 @@ class Ledger:
         except (TypeError, ValueError) as error:
             file.close()
             raise StorageError(f"{path}: not a ledger of this version of Tacit: {error}") from None
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Gives the ledger free for other processes. Closing twice is allowed."""

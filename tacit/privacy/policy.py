@@ -7,16 +7,15 @@ Guarantees:
 
 from __future__ import annotations
 
-import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tacit.config import Count, Experiment, Positive
+from tacit.config import Count, Experiment, Positive, load_as
 from tacit.data.schema import Frozen, Schema
-from tacit.errors import ConfigError, Refused
+from tacit.errors import Refused
 
 
 class SitePolicy(Frozen):
@@ -61,18 +60,7 @@ class SitePolicy(Frozen):
         Raises:
             ConfigError: one line that names the file and the key.
         """
-        try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-        except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", source=path) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not valid TOML: {error}", source=path) from None
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in problem["loc"])
-            unknown = problem["type"] == "extra_forbidden"
-            message = "unknown key" if unknown else problem["msg"].removeprefix("Value error, ")
-            raise ConfigError(message, source=path, key=key) from None
+        return load_as(cls, path)
 
     def check(self, experiment: Experiment) -> None:
         """Whether this site takes part in an experiment. What it has spent already is the ledger's to say.

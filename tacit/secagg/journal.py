@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 from tacit.errors import ProtocolError, StorageError
 from tacit.privacy import chain
-from tacit.privacy.chain_file import ChainFile, Head
+from tacit.privacy.chain_file import ChainFile, Closing, Head
 from tacit.secagg.encoding import HASH_BYTES, Writer
 
 MAX_ATTEMPTS: Final = 3
@@ -62,7 +61,7 @@ class Store(Protocol):
         """Gives the store free."""
 
 
-class Journal:
+class Journal(Closing):
     """The rules, over any store. Use `FileJournal` or, where nothing has to last, `MemoryJournal`.
 
     Every method checks, then writes, then returns; a refusal or a failed write changes nothing.
@@ -77,14 +76,6 @@ class Journal:
             self._apply(record)
         if store.num_torn > self._num_lost:
             self._write({"lost": store.num_torn})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Gives the journal free for other processes. Closing twice is allowed."""

@@ -18,11 +18,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from tacit.errors import ProtocolError, StorageError
-from tacit.privacy.chain_file import ChainFile
+from tacit.privacy.chain_file import ChainFile, Closing
 from tacit.secagg.identity import Identity, readable, verify
 from tacit.secagg.members import SERVER
 from tacit.secagg.roster import Roster
@@ -149,7 +148,7 @@ def check_next(before: Roster, signed: SignedRoster) -> None:
         )
 
 
-class RosterFile:
+class RosterFile(Closing):
     """What a client keeps: every epoch that it has accepted, the last of which counts. Made by `open`."""
 
     def __init__(self, file: ChainFile, latest: SignedRoster | None) -> None:
@@ -168,14 +167,6 @@ class RosterFile:
         except (AttributeError, KeyError, TypeError, ValueError, ProtocolError):
             file.close()
             raise StorageError(f"{path}: not a roster file of this version of Tacit") from None
-
-    def __enter__(self) -> RosterFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Gives the file free for other processes. Closing twice is allowed."""

@@ -255,7 +255,7 @@ def test_a_strategy_samples_members_only_and_counts_by_its_own_key(tmp_path: Pat
 
 BROKEN = {
     "no folder": (None, "TACIT_FEDERATION: names no folder"),
-    "no file": ("", "bridge.toml: No such file"),
+    "no file": ("", "bridge.toml: cannot be read: No such file"),
     "an unknown key": ('app = "a:b"\nclip = 1', "bridge.toml: clip: unknown key"),
     "no app": ("rounds = 3", "bridge.toml: app: "),
     "no TOML": ("app = ", "not valid TOML"),

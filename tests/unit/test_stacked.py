@@ -208,11 +208,13 @@ def test_stacking_can_be_demanded(tmp_path: Path):
         federation.run(tmp_path / "run", ahead=train_ahead)
 
 
-def test_a_task_that_fails_gives_the_reason_that_it_gives_serially(tmp_path: Path):
+def test_a_task_that_fails_gives_the_reason_that_it_gives_serially(tmp_path: Path, caplog):
     federation = Federation(tmp_path, "task.kind=tests.unit.test_stacked:MeanLoss")
     for ahead in (train_ahead, lambda cohort: None):
         with pytest.raises(RunFailed, match="unavailable"):
             federation.run(tmp_path / f"run-{ahead is train_ahead}", ahead=ahead)
+    # Never in silence: the next one may be a fault of the stack itself.
+    assert "executor serial: training all clients at once failed (ConfigError)" in caplog.text
 
 
 @pytest.mark.parametrize("privacy", [(), (PRIVATE_RUN,)], ids=["none", "record"])
