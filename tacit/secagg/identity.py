@@ -72,23 +72,7 @@ class Identity:
             StorageError: the file exists, or cannot be written.
         """
         identity = cls.generate(random_bytes)
-        pem = identity._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-            with open(os.open(path, flags, 0o600), "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)  # without it the name of a new file may be gone after a crash
-            finally:
-                os.close(folder)
-        except FileExistsError:
-            raise StorageError(f"{path}: exists already; an identity is not replaced") from None
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
+        create_private(path, identity._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return identity
 
     @classmethod
@@ -98,10 +82,7 @@ class Identity:
         Raises:
             StorageError: cannot be read, is open to other users, or is no identity.
         """
-        try:
-            pem = _read_private(path)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from None
+        pem = read_private(path)
         try:
             key = load_pem_private_key(pem, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):  # the library's own text may quote the file
@@ -185,6 +166,52 @@ def fingerprint(public: bytes) -> str:
     return readable(Writer("identity").data(public).hash())
 
 
+def create_private(path: Path, data: bytes) -> None:
+    """Writes a new file of mode 0600, durably; a file that is there is never replaced.
+
+    Raises:
+        StorageError: the file exists, or cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        with open(os.open(path, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)  # without it the name of a new file may be gone after a crash
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        raise StorageError(f"{path}: exists already; a key is not replaced") from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def read_private(path: Path) -> bytes:
+    """Up to 4 KiB of a regular file that no other user can open.
+
+    Raises:
+        StorageError: cannot be read, is no regular file, or is open to other users.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise StorageError(f"{path}: not a regular file")
+            if (mode := stat.S_IMODE(status.st_mode)) & 0o077:
+                raise StorageError(
+                    f"{path}: mode {mode:04o} lets other users in; if nobody has read it, run: chmod 600 '{path}'"
+                )
+            return file.read(_MAX_FILE)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
 def readable(digest: bytes) -> str:
     """A hash in groups of four hexadecimal digits."""
     text = digest.hex()
@@ -208,18 +235,3 @@ def _signed_bytes(label: str, context: bytes, sender: int, body_hash: bytes) -> 
 
 def _enrolment_bytes(label: str, public: bytes) -> bytes:
     return Writer("enrolment").text(label).data(public).finish()
-
-
-def _read_private(path: Path) -> bytes:
-    """Up to 4 KiB of a regular file that no other user can open."""
-    # O_NONBLOCK: opening a pipe must not wait for its writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise StorageError(f"{path}: not a regular file")
-        if (mode := stat.S_IMODE(status.st_mode)) & 0o077:
-            raise StorageError(
-                f"{path}: mode {mode:04o} lets other users in; if nobody has read it, run: chmod 600 '{path}'"
-            )
-        return file.read(_MAX_FILE)
