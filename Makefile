@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint bench soak faults clean
+.PHONY: help setup demo test lint bench soak faults wheelhouse clean
 help:            ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -38,6 +38,9 @@ bench: $(STAMP)  ## ratios against references in the same run; ONLY=group for so
 
 soak: $(STAMP)   ## the long tests; MINUTES=30
 	TACIT_SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest -m slow --timeout 0
+
+wheelhouse: $(STAMP)  ## all wheels of a node for machines without network, in build/wheelhouse
+	@$(BIN)/python deploy/wheelhouse.py build/wheelhouse $(WHEELHOUSE)
 
 clean:           ## everything but .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
