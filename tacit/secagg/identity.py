@@ -212,6 +212,22 @@ def read_private(path: Path) -> bytes:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+def check_private_folder(path: Path) -> None:
+    """Refuses a folder that other users can look into.
+
+    Raises:
+        StorageError: it is, or it is missing, or no folder.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise StorageError(f"{path}: not a folder")
+    if (mode := stat.S_IMODE(status.st_mode)) & 0o077:
+        raise StorageError(f"{path}: mode {mode:04o} lets other users in; run: chmod 700 '{path}'")
+
+
 def readable(digest: bytes) -> str:
     """A hash in groups of four hexadecimal digits."""
     text = digest.hex()

@@ -4,7 +4,8 @@ A roster is never believed because the coordinator shows it. The first epoch is 
 each has compared the printed digest with the others. Each later one is signed by more than (N + c) / 2 of the N
 members of the epoch before that are not revoked: two such sets have more than c members in common, so one of
 them is honest and has not signed two rosters with one number. Where a roster names an offline root key, its
-holder signs in place of the members, and is trusted.
+holder signs in place of the members, and is trusted. A site that joins later begins with an epoch whose digest
+people have compared.
 
 Guarantees:
     An epoch that is not signed as above, goes back, or forgets or replaces a member is refused.
@@ -110,7 +111,7 @@ def check_first(signed: SignedRoster, *, compared: bytes = b"") -> None:
     roster = signed.roster
     if roster.epoch != 1:
         raise ProtocolError("roster-epoch", f"epoch {roster.epoch} needs the one before it")
-    signers = _signers(signed, roster.root_key)
+    signers = checked_signers(signed, roster.root_key)
     if roster.root_key:
         if ROOT not in signers or compared != roster.digest():
             raise ProtocolError("roster-signature", "the root has not signed, or its digest was not compared")
@@ -135,17 +136,49 @@ def check_next(before: Roster, signed: SignedRoster) -> None:
         raise ProtocolError("roster", "the coordinator's key signs no roster")
     if not before.revoked <= after.revoked:
         raise ProtocolError("revoked", "a key that was revoked does not come back")
-    signers = _signers(signed, before.root_key)
+    signers = checked_signers(signed, before.root_key)
     if before.root_key:
         if ROOT not in signers:
             raise ProtocolError("roster-signature", "the root has not signed")
         return
-    enough = (len(before.active) + before.max_corrupt) // 2 + 1
+    enough = num_signers(before)
     if len(signers & before.active) < enough:
         raise ProtocolError(
             "roster-signature",
             f"{len(signers & before.active)} members of epoch {before.epoch} have signed; {enough} must",
         )
+
+
+def num_signers(before: Roster) -> int:
+    """How many members of an epoch have to sign the one after it: more than (N + c) / 2."""
+    return (len(before.active) + before.max_corrupt) // 2 + 1
+
+
+def check_joining(signed: SignedRoster, *, compared: bytes) -> None:
+    """Whether a site that joins in a later epoch, and so has seen none before, may begin with this one.
+
+    It cannot check the epochs before. What ties this one to the federation is that people have compared its
+    digest with members whose nodes have accepted it; c + 2 signatures, one of them its own, only show that an
+    honest member means it.
+
+    Args:
+        signed: the roster, not the first.
+        compared: the digest that people have compared, 32 bytes.
+
+    Raises:
+        ProtocolError: "roster-epoch", this is the first, or the digest is another; "roster-signature".
+    """
+    roster = signed.roster
+    if roster.epoch == 1 or compared != roster.digest():
+        raise ProtocolError(
+            "roster-epoch", f"epoch {roster.epoch} needs the one before it, or its digest compared"
+        )
+    signers = checked_signers(signed, roster.root_key)
+    if roster.root_key:
+        if ROOT not in signers:
+            raise ProtocolError("roster-signature", "the root has not signed this epoch")
+    elif len(signers & roster.active) < roster.max_corrupt + 2:
+        raise ProtocolError("roster-signature", f"{len(signers & roster.active)} members have signed")
 
 
 class RosterFile(Closing):
@@ -196,15 +229,17 @@ class RosterFile(Closing):
         Args:
             signed: the roster.
             own_key: this site's identity key, which the roster must have.
-            compared: as in `check_first`.
+            compared: as in `check_first`; as in `check_joining` where the site's first epoch is a later one.
 
         Raises:
             ProtocolError: "roster-epoch", going back, a second roster with one number, or one left out;
-                "unknown-member", this site is not in it; or as `check_first` and `check_next`.
+                "unknown-member", this site is not in it; or as `check_first`, `check_joining`, `check_next`.
             StorageError: it could not be written.
         """
         signed.roster.index_of(own_key)
-        if self._latest is None:
+        if self._latest is None and compared and signed.roster.epoch > 1:
+            check_joining(signed, compared=compared)
+        elif self._latest is None:
             check_first(signed, compared=compared)
         elif signed.roster == self._latest.roster:
             return self._latest.roster
@@ -216,8 +251,16 @@ class RosterFile(Closing):
         return signed.roster
 
 
-def _signers(signed: SignedRoster, root_key: bytes) -> set[int]:
-    """Everybody whose signature is under the roster; one that does not verify spoils the whole."""
+def checked_signers(signed: SignedRoster, root_key: bytes) -> set[int]:
+    """Everybody whose signature is under the roster; one that does not verify spoils the whole.
+
+    Args:
+        signed: the roster.
+        root_key: of the offline root that may sign it: the epoch's before, in the first its own; empty = none.
+
+    Raises:
+        ProtocolError: "roster-signature".
+    """
     roster = signed.roster
     for index, signature in signed.signatures.items():
         key = root_key if index == ROOT else b""
