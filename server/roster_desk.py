@@ -1,0 +1,115 @@
+"""`GET` and `POST /tacit/roster`: the coordinator shows the roster that is proposed and collects signatures under it.
+
+It cannot sign and does not judge: whether a roster counts is decided at each site, by `check_first` and `check_next`.
+
+Guarantees:
+    A roster is shown to holders of a key in it only.
+    A signature is kept only if it verifies under this roster; none is ever replaced or taken away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from server.checkpoint import write_file
+from tacit.errors import ProtocolError
+from tacit.secagg.identity import verify
+from tacit.secagg.membership import check_member_header
+from tacit.secagg.signed_roster import ROOT, SignedRoster
+
+_LIMIT, _LIMIT_EACH = 64 << 10, 2 << 10
+_NONE: Final = (404, b"no roster\n")
+_STRANGER: Final = (403, b"not a member\n")
+_OTHER: Final = (409, b"another roster\n")
+_MALFORMED: Final = (400, b"not a roster\n")
+_WRONG: Final = (403, b"wrong signature\n")
+_UNREADABLE: Final = (503, b"roster unreadable\n")
+
+
+class RosterDesk:
+    """The desk over the coordinator's `roster.json`, which other commands may replace at any time."""
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+        self._path, self._now = path, now
+        self._stamp: tuple[int, ...] = ()
+        self._known: SignedRoster | None = None
+
+    def limit(self, method: bytes) -> int:
+        """The longest body: none of `GET`; of `POST` a roster of as many members with all signatures."""
+        if method == b"GET":
+            return 0
+        try:
+            signed = self._read()
+        except (OSError, ProtocolError):
+            signed = None
+        return _LIMIT + _LIMIT_EACH * (len(signed.roster.members) if signed else 0)
+
+    def answer(self, method: bytes, member: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body.
+
+        Args:
+            method: `GET` or `POST`.
+            member: the header `tacit-member`, which `GET` needs.
+            body: of `POST`: a roster file with at least one's own signature.
+        """
+        try:
+            signed = self._read()
+            if signed is None:
+                return _NONE
+            return self._show(signed, member) if method == b"GET" else self._collect(signed, body)
+        except (OSError, ProtocolError):
+            return _UNREADABLE
+
+    def _show(self, signed: SignedRoster, member: str) -> tuple[int, bytes]:
+        try:
+            check_member_header(member, signed.roster, self._now())
+        except ProtocolError:
+            return _STRANGER
+        return 200, signed.encode()
+
+    def _collect(self, signed: SignedRoster, body: bytes) -> tuple[int, bytes]:
+        # Before anything is decoded: who does not know the roster costs us nothing but this.
+        if signed.roster.encode().hex().encode() not in body:
+            return _OTHER
+        try:
+            posted = SignedRoster.decode(body)
+        except ProtocolError:
+            return _MALFORMED
+        if posted.roster != signed.roster:
+            return _OTHER
+        new = {i: value for i, value in posted.signatures.items() if i not in signed.signatures}
+        if not all(_is_right(signed, index, signature) for index, signature in new.items()):
+            return _WRONG
+        if new:
+            merged = signed.merge(SignedRoster(signed.roster, new))
+            if self._read() is not signed:  # a new epoch has come in between
+                return _OTHER
+            write_file(self._path, merged.encode())
+        return 200, b""
+
+    def _read(self) -> SignedRoster | None:
+        """What the file says now; the same object for as long as the file is the same."""
+        try:
+            status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if stamp != self._stamp:
+                self._known = SignedRoster.decode(self._path.read_bytes())
+                self._stamp = stamp
+        except FileNotFoundError:
+            self._stamp, self._known = (), None
+        return self._known
+
+
+def _is_right(signed: SignedRoster, index: int, signature: bytes) -> bool:
+    roster = signed.roster
+    key = roster.root_key if index == ROOT else b""
+    if 0 <= index < len(roster.members):
+        key = roster.members[index].key
+    try:
+        verify(key, signature, "roster", roster.previous, index, roster.digest())
+    except ProtocolError:
+        return False
+    return True
