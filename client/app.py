@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from client import plain, submission
 from client.site import Site
+from tacit.audit import SITE_FILE, AuditLog, Refusal, code_of
 from tacit.errors import ProtocolError, Refused, TacitError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def answering(handler: Handler) -> Callable[[Message, Context], Message]:
         try:
             return Message(handler(message, context), reply_to=message)
         except Exception as error:  # the edge: Flower would send the text of what is not caught to the server
+            note_refusal(message, context, error)
             return Message(Error(REFUSED, f"refused:{reason_of(error)}"), reply_to=message)
 
     return answer
@@ -67,12 +69,30 @@ def reason_of(error: Exception) -> str:
         return "unavailable" if error.reason in LOCAL_REASONS else error.reason
     if isinstance(error, TacitError):
         LOG.warning("%s", error)
-        return "unavailable"
+        return reason_of_fault(error)
     places = " <- ".join(
         f"{f.filename}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__))
     )
     LOG.error("%s in %s", type(error).__name__, places)
-    return "failed"
+    return reason_of_fault(error)
+
+
+def note_refusal(message: Message, context: Context, error: Exception) -> None:
+    """Enters a refusal in the site's audit log, with its true code. It stays refused where that fails."""
+    if context.node_config.get("sessions") == "memory":
+        return
+    reason = error.reason if isinstance(error, Refused | ProtocolError) else reason_of_fault(error)
+    try:
+        site = Site.open(site_folder(context))
+        log = AuditLog(site.folder / SITE_FILE, durable=site.durable)
+        log.write(Refusal(code_of(message.metadata.message_type), code_of(reason)))
+    except (TacitError, OSError, KeyError) as failure:
+        LOG.warning("a refusal is not in the audit log: %s", type(failure).__name__)
+
+
+def reason_of_fault(error: Exception) -> str:
+    """The code of an error that is no refusal."""
+    return "unavailable" if isinstance(error, TacitError) else "failed"
 
 
 def site_folder(context: Context) -> Path:
@@ -131,6 +151,14 @@ def body(message: Message) -> bytes:
     return value
 
 
+def received_receipts(message: Message) -> list[bytes]:
+    """The server's newest receipts, beside an invitation."""
+    shown = fields(message).get("receipts", [])
+    if not isinstance(shown, list) or not all(isinstance(receipt, bytes) for receipt in shown):
+        raise ProtocolError("fields", "the receipts are no list of bytes")
+    return [receipt for receipt in shown if isinstance(receipt, bytes)]
+
+
 def in_body(content: bytes) -> RecordDict:
     """An answer of the protocol: canonical bytes in one field."""
     return RecordDict({"tacit": ConfigRecord({"body": content})})
@@ -161,7 +189,10 @@ def train_ideal(message: Message, context: Context) -> RecordDict:
 @answering
 def setup(message: Message, context: Context) -> RecordDict:
     """M0."""
-    return in_body(submission.setup(ready(message, context), body(message), received_arrays(message)))
+    client = ready(message, context)
+    return in_body(
+        submission.setup(client, body(message), received_arrays(message), received_receipts(message))
+    )
 
 
 @app.train("tacit1")

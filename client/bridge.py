@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from client import submission
-from client.app import answering, body, in_body, received_arrays, site_folder
+from client.app import answering, body, in_body, received_arrays, received_receipts, site_folder
 from client.site import Site
 from tacit.errors import ConfigError, ProtocolError, Refused
 
@@ -76,7 +76,8 @@ class SecureClientApp(ClientApp):
         request = body(message)
         if step == 0:
             self._turn(site, message, context)
-            return in_body(submission.setup(site, request, received_arrays(message)))
+            arrays, receipts = received_arrays(message), received_receipts(message)
+            return in_body(submission.setup(site, request, arrays, receipts))
         if step == 2:
             answer, vector = submission.mask(site, request)
             words = ArrayRecord({"words": Array(np.frombuffer(vector, dtype=np.uint8))})

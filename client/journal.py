@@ -49,6 +49,11 @@ class SiteJournal:
         with self._open() as journal:
             journal.see_peers(peers)
 
+    def see_receipts(self, heads: Mapping[int, bytes]) -> None:
+        """See `Journal`."""
+        with self._open() as journal:
+            journal.see_receipts(heads)
+
     def masked(self, ctx0: bytes, ctx2: bytes) -> None:
         """See `Journal`."""
         with self._open() as journal:

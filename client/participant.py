@@ -9,6 +9,7 @@ same methods.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from client.site import Site
 from client.statistics import scaled, statistics
 from client.training import LocalTrainer
 from tacit import config
+from tacit.audit import SITE_FILE, AuditLog, NoAudit
 from tacit.config import Experiment
 from tacit.encoding import STATISTICS_ROUND, encoder_of
 from tacit.errors import Refused
@@ -31,6 +33,7 @@ from tacit.secagg.client import ClientMachine
 from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.journal import MemoryJournal
+from tacit.secagg.receipt import Receipt, heads_of
 from tacit.tasks import Records, Task, load_task
 from tacit.tasks.weights import Arrays, load_arrays
 from tacit.update import EncodedUpdate, LocalUpdate
@@ -82,6 +85,7 @@ class Participant:
         # Where sessions end with the process, the journal may as well.
         in_memory = isinstance(sessions, MemorySessions)
         self._journal = MemoryJournal() if in_memory else SiteJournal(site.folder, durable=site.durable)
+        self.audit = NoAudit() if in_memory else AuditLog(site.folder / SITE_FILE, durable=site.durable)
         self._records: dict[str, Records] = {}
         self._entered = ""  # id of the run without privacy that the ledger knows of
         self.num_updates = self.num_clipped = 0  # stay at the site
@@ -137,6 +141,10 @@ class Participant:
         """Whether an update may have left in this round, in whatever session."""
         attempt = self._journal.runs.get(run_id)
         return attempt is not None and attempt.round == round_number and bool(attempt.ctx2)
+
+    def see_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Refuses a server whose chain of receipts does not continue what this site has seen; see `Journal`."""
+        self._journal.see_receipts(heads_of(receipts))
 
     def session(self) -> Session | None:
         """The round in progress, if any."""

@@ -7,16 +7,19 @@ M2  open the rows dealt; add noise, debit, mask
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
 from client.sessions import Session
+from tacit.audit import Attempted, Receipted, Requested
 from tacit.encoding import config_digest
 from tacit.errors import ProtocolError, Refused
 from tacit.secagg.contexts import Invitation, model_digest
-from tacit.secagg.messages import SetupRequest
+from tacit.secagg.messages import MaskAnswer, SetupRequest
 from tacit.secagg.parameters import Rules
+from tacit.secagg.receipt import Receipt, check_shown
 from tacit.tasks.weights import Arrays
 
 if TYPE_CHECKING:
@@ -24,10 +27,16 @@ if TYPE_CHECKING:
     from tacit.secagg.roster import Roster
 
 
-def setup(participant: Participant, request: bytes, arrays: Arrays) -> bytes:
+def setup(participant: Participant, request: bytes, arrays: Arrays, receipts: Sequence[bytes] = ()) -> bytes:
     """M0: checks the invitation against what this site computes itself, trains, and answers with fresh keys.
 
     Training happens here, so that a client that vanishes while it trains costs the round nothing.
+
+    Args:
+        participant: this site.
+        request: the invitation.
+        arrays: the global model beside it.
+        receipts: the server's newest ones, beside it too.
     """
     own = as_computed_here(participant, SetupRequest.decode(request).invitation, arrays)
     session = participant.session()
@@ -40,12 +49,15 @@ def setup(participant: Participant, request: bytes, arrays: Arrays) -> bytes:
         session = None
     if session is None:
         participant.guard(own.run, own.round, arrays)
+    shown = check_shown(own.receipt_head, receipts, participant.site.roster().server_key)
+    participant.see_receipts(shown)
     machine = participant.machine()
     answer = machine.setup(request, own)  # refuses before anything is trained
     if session is None:
         encoded = participant.encode(own.round, arrays, participant.update(own.round, arrays))
         session = Session(own.run, own.round, own.model, participant.run.digest, encoded, machine)
     session.machine, session.attempt = machine, own.attempt  # the same finished update under new masks
+    participant.audit.write(*_news(participant, shown), _requested(own))
     participant.sessions.save(session)
     return answer
 
@@ -76,6 +88,10 @@ def mask(participant: Participant, request: bytes) -> tuple[bytes, bytes]:
     session.sent = True
     participant.sessions.save(session)
     answer = session.machine.mask(request, encoded)
+    sent = MaskAnswer.decode(answer[0])
+    participant.audit.write(
+        Attempted(session.run, session.round, session.attempt, sent.sender, sent.context.hex())
+    )
     participant.sessions.save(session)
     return answer
 
@@ -134,6 +150,18 @@ def _step(participant: Participant, step: str, request: bytes) -> bytes:
     answer: bytes = getattr(session.machine, step)(request)
     participant.sessions.save(session)
     return answer
+
+
+def _requested(own: Invitation) -> Requested:
+    hashes = own.model.hex(), own.config.hex(), own.ctx0().hex()
+    return Requested(own.run, own.round, own.attempt, *hashes)
+
+
+def _news(participant: Participant, shown: Sequence[Receipt]) -> list[Receipted]:
+    """The receipts that this site's log does not have yet."""
+    known = {event.receipt for event in participant.audit.read() if isinstance(event, Receipted)}
+    written = [receipt.encode().hex() for receipt in shown]
+    return [Receipted(receipt, {}) for receipt in written if receipt not in known]
 
 
 def _same_update(session: Session, participant: Participant, invitation: Invitation) -> bool:

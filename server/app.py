@@ -5,6 +5,7 @@ The experiment comes as TOML text in the run configuration; where the run is kep
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
+from server.receipts import AuditedStore, ReceiptFile, audit_file, spelled_epsilon
 from server.state import RunState
 from server.sums import SumFile
 from strategies.exchange import find_members
@@ -23,6 +25,7 @@ from strategies.scaling import learn_scaling
 from strategies.secure_grid import Coordinator, SecureAggregationGrid, SumMemory
 from strategies.sum_grid import Agreement, IdealSumGrid
 from tacit import config
+from tacit.audit import SERVER_FILE, AuditLog
 from tacit.config import Experiment
 from tacit.encoding import encoder_of, needs_statistics
 from tacit.errors import ConfigError, ProtocolError, StorageError, TacitError
@@ -44,7 +47,8 @@ def main(grid: Grid, context: Context) -> None:
     experiment = config.loads(str(context.run_config["experiment"]), source="experiment")
     if "TACIT_STATE" not in os.environ:
         raise ConfigError("names no folder for the run", key="TACIT_STATE")
-    state = RunState(Path(os.environ["TACIT_STATE"]), experiment.to_toml(), experiment.checkpoints.keep)
+    folder = Path(os.environ["TACIT_STATE"]).resolve()  # a link, perhaps, that will name the next run
+    state = RunState(folder, experiment.to_toml(), experiment.checkpoints.keep)
     try:
         serve(grid, experiment, state)
     except TacitError as error:
@@ -61,21 +65,33 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
         raise ConfigError("declares no sites", key="federation.sites")
     plan, task = PrivacyPlan.of(experiment), load_task(experiment)
     check_monitor(experiment, task)
-    nodes = find_members(
-        grid,
-        (site.label for site in experiment.federation.sites),
-        experiment.secure_aggregation.deadline_seconds,
-    )
+    nodes = nodes_of(grid, experiment)
     strategy = make_strategy(experiment)
     grid = wrap(grid, experiment, plan, strategy, nodes, state)
     if needs_statistics(experiment) and not state.scaling:
         state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
-    rounds = Rounds(experiment, plan, strategy, grid, nodes, state, state.run_id, state.scaling)
+    store = AuditedStore(state, state.run_id, AuditLog(audit_file(state.folder)))
+    rounds = Rounds(experiment, plan, strategy, grid, nodes, store, state.run_id, state.scaling)
     private = plan.max_grad_norm is not None  # record-level noise alone changes what a model may be made of
     progress = rounds.run(initial_arrays(task, private=private, seed=experiment.seed))
     stopped = rounds.stops(progress)
     chosen = progress.best_round if stopped else progress.round
     state.finish(progress, "stopped early" if stopped else "finished", chosen)
+
+
+def nodes_of(grid: Grid, experiment: Experiment) -> dict[str, int]:
+    """Node id of each declared site.
+
+    By the registration of `tacit server`, where there is one: a node cannot claim the label of another then, and a
+    site that is away is no reason to wait. Else from the nodes themselves.
+    """
+    labels = [site.label for site in experiment.federation.sites]
+    if "TACIT_NODES" not in os.environ:
+        return find_members(grid, labels, experiment.secure_aggregation.deadline_seconds)
+    registered = json.loads(Path(os.environ["TACIT_NODES"]).read_text(encoding="utf-8"))
+    if missing := [label for label in labels if label not in registered]:
+        raise ConfigError(f"the federation has no {', '.join(missing)}", key="federation.sites")
+    return {label: int(registered[label]) for label in labels}
 
 
 def check_monitor(experiment: Experiment, task: Task) -> None:
@@ -109,6 +125,7 @@ def wrap(
             encoder=lambda arrays, clip: encoder_of(experiment, plan, task, arrays, clip),
             deadline_seconds=settings.deadline_seconds,
             central=central,
+            epsilon=lambda round_number: spelled_epsilon(plan.epsilon_after(round_number)),
         )
 
     if settings.engine == "ideal" or not settings.enabled:
@@ -141,4 +158,4 @@ def coordinator_of(folder: Path, memory: SumMemory) -> Coordinator:
         ) from None
     if identity.public != roster.server_key:
         raise ConfigError("names another server key than server.key", source=path)
-    return Coordinator(roster, identity, memory)
+    return Coordinator(roster, identity, memory, ReceiptFile(folder / SERVER_FILE))

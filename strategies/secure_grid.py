@@ -32,10 +32,16 @@ from tacit.secagg.envelope import Signer
 from tacit.secagg.journal import MAX_ATTEMPTS
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair
 from tacit.secagg.members import Member
+from tacit.secagg.receipt import Receipt, ReceiptChain, aggregate_digest, confirmations_digest
 from tacit.secagg.ring import packed_size
 from tacit.secagg.roster import Roster
 from tacit.secagg.server import AttemptFailed, ServerMachine
 from tacit.update import Aggregate
+
+PUT_BACK = (
+    ". Some have seen later receipts than this server has: it was put back from a backup. "
+    "docs/audit.md says how to bring the missing ones back from a site's log"
+)
 
 
 class SumMemory:
@@ -81,12 +87,14 @@ class Coordinator:
         roster: the members as they have signed it; the clients go by their own copy.
         identity: the server's key, which the roster names.
         memory: of earlier attempts and of members that have cheated.
+        receipts: of all that it has opened.
         threads: for the masks.
     """
 
     roster: Roster
     identity: Signer
     memory: SumMemory = field(default_factory=SumMemory)
+    receipts: ReceiptChain = field(default_factory=ReceiptChain)
     threads: int = 1
 
 
@@ -96,6 +104,7 @@ class SecureAggregationGrid(SumGrid):
     Guarantees:
         The server's code receives masked updates only, and learns their sum or nothing.
         Who is proven to have cheated is asked no more.
+        A sum has its receipt before anything of it is used.
 
     Args:
         grid: carries the messages.
@@ -118,6 +127,7 @@ class SecureAggregationGrid(SumGrid):
         if not mean_only:
             check_mean_only(strategy)
         self._coordinator = coordinator
+        self._machine: tuple[ServerMachine, Invitation] | None = None  # of the sum that was opened last
 
     def _sum(
         self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
@@ -142,6 +152,7 @@ class SecureAggregationGrid(SumGrid):
             )
             try:
                 aggregate = self._attempt(machine, invited, fewest)
+                self._machine = machine, invitation
                 refused |= Counter(self.facts.refusals)
                 labels = tuple(member.label for member in sorted({*blamed, *machine.blamed}))
                 self.facts = replace(self.facts, refusals=refused, attempts=failed + 1, blamed=labels)
@@ -160,8 +171,28 @@ class SecureAggregationGrid(SumGrid):
             refused["barred"] = left_out  # who is not even asked: see `_barred`
         raise RunFailed(
             f"no sum over at least {fewest} of {len(messages)} sites in {failed} attempts; "
-            f"sites refused: {spelled(refused)}"
+            f"sites refused: {spelled(refused)}{PUT_BACK if 'receipts' in refused else ''}"
         )
+
+    def _opened(self, total: Aggregate) -> None:
+        """Writes the receipt of a sum."""
+        assert self._machine is not None
+        (machine, invitation), receipts = self._machine, self._coordinator.receipts
+        receipt = Receipt(
+            context=machine.ctx2,
+            number=len(receipts.receipts) + 1,
+            previous=receipts.head,
+            roster=invitation.roster,
+            run=invitation.run,
+            round=invitation.round,
+            attempt=invitation.attempt,
+            model=invitation.model,
+            survivors=machine.survivors,
+            confirmations=confirmations_digest(machine.confirmations),
+            aggregate=aggregate_digest(total),
+            epsilon=self._agreement.epsilon(invitation.round),
+        )
+        receipts.add(receipt.signed(self._coordinator.identity), machine.confirmations)
 
     def _attempt(self, machine: ServerMachine, invited: list[Message], fewest: int) -> Aggregate:
         """M0 keys, M1 shares, M2 masked vectors, M3 confirmations, M4 openings."""
@@ -215,6 +246,8 @@ class SecureAggregationGrid(SumGrid):
 
     def _request(self, step: str, node: int, body: bytes, model: Message | None) -> Message:
         content = RecordDict({"tacit": ConfigRecord({"body": body})})
+        if model is not None and (receipts := self._coordinator.receipts.shown()):
+            content.config_records["tacit"]["receipts"] = receipts
         for name in ("arrays", "scaling", "clip"):
             if model is not None and name in model.content:
                 content[name] = model.content[name]
@@ -240,6 +273,7 @@ class SecureAggregationGrid(SumGrid):
             num_invited=len(messages),
             rules=agreement.rules,
             server_pk=server_pk,
+            receipt_head=self._coordinator.receipts.head,
         )
 
     def _barred(self) -> set[int]:

@@ -37,6 +37,7 @@ class Agreement:
         encoder: from the global model's arrays, and the clip norm in force where it adapts, to the public encoding.
         deadline_seconds: per phase.
         central: noise that this server adds to each sum; None where the clients add it, or nobody does.
+        epsilon: what a run has spent after a round, as text for its receipt; "inf" where nothing is promised.
     """
 
     run: str
@@ -46,6 +47,7 @@ class Agreement:
     encoder: Callable[[Mapping[str, NDArray[Any]], float | None], Encoder]
     deadline_seconds: float
     central: CentralNoise | None = None
+    epsilon: Callable[[int], str] = lambda round_number: "inf"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class SumGrid(WrappedGrid):
             mean = encoder.decode(total, noise)
         except ProtocolError as error:
             raise RunFailed(f"the sum of a round is spoilt: {error}") from None
+        self._opened(total)
         self.facts = replace(self.facts, below_clip=mean.below_clip)
         # np.asarray: a sum of arrays without dimensions is no array.
         model = {name: np.asarray(arrays[name] + mean.arrays[name].astype(np.float32)) for name in arrays}
@@ -119,6 +122,9 @@ class SumGrid(WrappedGrid):
         self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
     ) -> Aggregate:
         raise NotImplementedError
+
+    def _opened(self, total: Aggregate) -> None:
+        """Called before anything of a sum is used."""
 
     def _label(self, node: int) -> str:
         return self._agreement.members[node].label

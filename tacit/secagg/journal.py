@@ -7,7 +7,7 @@ newest attempt is open: an older one is neither masked nor signed any more.
 Guarantees:
     At most 3 attempts of a round are answered, all with one model and configuration; no round goes back.
     For one invitation there is one set of clients that mask, and for that one set of survivors that is signed.
-    A peer whose counter goes back is refused.
+    A peer whose counter goes back is refused, and so is a server whose receipts do.
     All of this holds over restarts, a kill at any moment and a record cut short, whose attempt is lost.
 """
 
@@ -25,6 +25,7 @@ from tacit.secagg.encoding import HASH_BYTES, Writer
 
 MAX_ATTEMPTS: Final = 3
 
+_NO_RECEIPT: Final = "0" * 2 * HASH_BYTES
 _LOST: Final = "lost"  # in place of a hash: a record was cut short, so it may have been this one
 
 
@@ -71,6 +72,7 @@ class Journal(Closing):
         self._store = store
         self._runs: dict[str, Attempt] = {}
         self._peers: dict[str, int] = {}  # counter by index, which JSON makes a text
+        self._receipts = (0, _NO_RECEIPT)
         self._num_answered = self._num_lost = 0
         for record in records:
             self._apply(record)
@@ -148,6 +150,27 @@ class Journal(Closing):
                 raise ProtocolError("peer-counter", f"member {member}: {counter} after {self._peers[member]}")
         self._write({"peers": counters})
 
+    def see_receipts(self, heads: Mapping[int, bytes]) -> None:
+        """Before M0 is answered: what the server's receipts say, all signatures and links already checked.
+
+        A chain that is shorter than it was, or another one, is that of a server that was put back from a backup,
+        or of one that shows two.
+
+        Args:
+            heads: digest of the chain at each number that is known; the largest number is its end.
+
+        Raises:
+            ProtocolError: "receipts".
+        """
+        number, digest = self._receipts
+        newest = max(heads)
+        if newest < number or _hex(heads.get(number, bytes.fromhex(digest))) != digest:
+            raise ProtocolError(
+                "receipts", f"{newest} receipts that do not continue the {number} seen before"
+            )
+        if newest > number:
+            self._write({"receipts": [newest, _hex(heads[newest])]})
+
     def masked(self, ctx0: bytes, ctx2: bytes) -> None:
         """Before y leaves, once for each attempt: y is never computed again.
 
@@ -194,6 +217,8 @@ class Journal(Closing):
                 self._num_answered += 1
             case {"peers": dict(counters)}:
                 self._peers |= counters
+            case {"receipts": [int(number), str(digest)]}:
+                self._receipts = number, digest
             case {"masked": [str(ctx0), str(ctx2)]}:
                 self._change(lambda attempt: attempt.ctx0 == ctx0, ctx2=ctx2)
             case {"signed": [str(ctx2), str(survivors)]}:

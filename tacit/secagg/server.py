@@ -153,6 +153,16 @@ class ServerMachine:
         return self._survivors
 
     @property
+    def ctx2(self) -> bytes:
+        """The context of U2, once `mask_requests` has been called."""
+        return self._ctx2
+
+    @property
+    def confirmations(self) -> Mapping[int, bytes]:
+        """The signatures under U3, by index."""
+        return self._confirmed
+
+    @property
     def complaints(self) -> Mapping[int, int]:
         """Who has complained about whom instead of sending a vector."""
         return self._complaints

@@ -20,6 +20,7 @@ from client import submission
 from client.participant import Run, participant_of
 from tacit.errors import ProtocolError, Refused, StorageError
 from tacit.secagg.identity import Identity
+from tacit.secagg.keys import KeyPair
 from tacit.secagg.messages import DealRequest, SetupAnswer, SetupRequest
 from tacit.secagg.roster import Roster
 from tacit.secagg.signed_roster import SignedRoster, check_first
@@ -269,7 +270,7 @@ def test_B23_a_round_that_goes_back_is_refused_after_a_restart_too(tmp_path, pri
     assert answer(folder, private, "train.tacit0", arrays, sessions="folder", body=body).has_content()
     for number, reason in ((2, "round"), (3, "attempt")):
         participant_of.cache_clear()
-        again = setup_request(run, arrays, round_number=number, receipt_head=bytes([7] * 32))
+        again = setup_request(run, arrays, round_number=number, server_pk=KeyPair(bytes([7] * 32)).public)
         reply = answer(folder, private, "train.tacit0", arrays, sessions="folder", body=again)
         assert reply.error.reason == f"refused:{reason}"
 
