@@ -57,7 +57,11 @@ def test_what_is_not_in_the_base_is_in_an_extra() -> None:
 
 def test_every_distribution_of_the_base_install_has_its_version_in_the_constraints() -> None:
     """So a wheelhouse is the same whenever it is built. setuptools comes with torch, in any version."""
-    pinned = {canonicalize_name(line.split("==")[0]) for line in text("constraints.txt").splitlines() if "==" in line}
+    pinned = {
+        canonicalize_name(line.split("==")[0])
+        for line in text("constraints.txt").splitlines()
+        if "==" in line
+    }
     assert set(closure()) - pinned <= {"setuptools", "tacit"}
 
 
@@ -86,5 +90,5 @@ def test_an_idle_client_has_loaded_nothing_that_training_needs(modules: str, unw
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    loaded = {name for name in json.loads(done.stdout.splitlines()[-1])}
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert loaded & set(unwanted.split()) == set()

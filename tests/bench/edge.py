@@ -34,7 +34,9 @@ TACIT = Path(sysconfig.get_path("scripts")) / "tacit"
 SITES, ROWS = 4, 50
 STARTS = 3
 SETTLE_SECONDS = 4.0
-JOINED = "/v1/fleet/activate-node"  # from here on the SuperLink counts the node as alive; heartbeats prolong that
+JOINED = (
+    "/v1/fleet/activate-node"  # from here on the SuperLink counts the node as alive; heartbeats prolong that
+)
 ROUNDS = {"stock": 2, "tacit": 6}
 PLAIN = ("secure_aggregation.enabled=false",)
 PRIVATE = ("privacy.record={epsilon=3.0, delta=1e-5}",)
