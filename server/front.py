@@ -99,7 +99,7 @@ class Front:
         tls: tuple[Path, Path] | None = None,
         ca: Path | None = None,
         desk: Desk | None = None,
-        nodes: Path | None = None,
+        nodes: Callable[[], Mapping[str, Path]] | None = None,
         limits: Limits | None = None,
         on_refusal: Callable[[str, str, str], None] = lambda remote, kind, reason: None,
     ) -> None:
@@ -111,8 +111,8 @@ class Front:
             tls: certificate and key, PEM; None, in a rehearsal on one machine only: without TLS.
             ca: who has signed the SuperLink's certificate.
             desk: answers `GET` and `POST /tacit/roster`.
-            nodes: folder of the public keys of nodes, `LABEL.pub`; who shows none of them is turned away before a
-                body is read. None: everybody is passed on to the SuperLink.
+            nodes: the public keys of those that may connect, files by label, asked for again and again; who
+                shows none of them is turned away before a body is read. None: all are passed on to the SuperLink.
             limits: what a stranger can use up.
             on_refusal: told the address, what was asked for, and a reason; in the front's thread, and of one
                 address and reason once a minute at most, so that nobody can fill a log.
@@ -201,6 +201,7 @@ class Front:
             except OSError:  # gone again, or this process has no file left: what is open has to end first
                 await asyncio.sleep(0.05)
                 continue
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             remote = who(address[0])
             if reason := self._no_room_for(remote):
                 connection.close()

@@ -1,4 +1,4 @@
-"""Whose bodies the front lets through: nodes whose public key is in the coordinator's folder `nodes`.
+"""Whose bodies the front lets through: those of nodes whose public key the coordinator has and has not revoked.
 
 A SuperLink reads a whole body before it asks who has sent it. A node's public key is no secret and proves nothing,
 but strangers do not have it, and so cannot make the SuperLink hold what they send. Who has it still has to pass the
@@ -8,30 +8,38 @@ SuperLink's own check.
 from __future__ import annotations
 
 import base64
-import binascii
 import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from tacit.errors import TacitError
 
 # RFC 5480: what stands before the point in the SubjectPublicKeyInfo of a key on P-384.
 _BEFORE: Final = bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200")
 _POINT_BYTES: Final = 97
-_SECONDS: Final = 1.0  # between two looks into the folder
+_SECONDS: Final = 1.0  # between two looks at the files
 
 
 class Nodes:
-    """The keys in a folder of `LABEL.pub` files, OpenSSH format; looked at again once a second at most."""
+    """The keys of nodes, looked at again once a second at most.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._looked = 0.0
+    Args:
+        files: their public keys in OpenSSH format, by label, as of now.
+    """
+
+    def __init__(self, files: Callable[[], Mapping[str, Path]]) -> None:
+        self._files = files
+        self._looked = float("-inf")
         self._headers: frozenset[bytes] = frozenset()
 
     def knows(self, header: bytes) -> bool:
         """Whether this is what a node sends as its `flwr-public-key`."""
-        now = time.monotonic()
-        if not self._looked or now - self._looked > _SECONDS:
-            self._headers, self._looked = _headers(self._folder), now
+        if (now := time.monotonic()) - self._looked > _SECONDS:
+            self._looked = now
+            with suppress(TacitError):  # a roster that is being replaced: as before, for a second more
+                self._headers = _headers(self._files().values())
         return header in self._headers
 
 
@@ -44,7 +52,7 @@ def flower_header(line: bytes) -> bytes:
     Raises:
         ValueError: this is no such key.
     """
-    kind, blob, *_ = line.split(None, 2)
+    kind, blob, *_ = *line.split(None, 2), b"", b""
     point = base64.b64decode(blob, validate=True)[-_POINT_BYTES:]
     if kind != b"ecdsa-sha2-nistp384" or len(point) != _POINT_BYTES or point[0] != 4:
         raise ValueError("not a P-384 key in OpenSSH format")
@@ -53,11 +61,9 @@ def flower_header(line: bytes) -> bytes:
     return base64.b64encode("\n".join([*lines, "-----END PUBLIC KEY-----", ""]).encode())
 
 
-def _headers(folder: Path) -> frozenset[bytes]:
+def _headers(files: Iterable[Path]) -> frozenset[bytes]:
     found = set()
-    for path in folder.glob("*.pub"):
-        try:
+    for path in files:
+        with suppress(OSError, ValueError):  # not there yet, or something else
             found.add(flower_header(path.read_bytes()))
-        except (OSError, ValueError, binascii.Error):  # removed just now, or something else
-            continue
     return frozenset(found)
