@@ -115,8 +115,8 @@ def provision(
     """
     federation, now = FederationFile.load(file), now or datetime.now(UTC)
     folder = out / COORDINATOR
-    _make_folder(out)
-    _make_folder(folder)
+    make_folder(out)
+    make_folder(folder)
     check_private_folder(folder)
     stored = folder / "federation.toml"
     if stored.exists() and (name := FederationFile.load(stored).name) != federation.name:
@@ -160,7 +160,7 @@ def loopback_certificate(kit: CoordinatorKit, folder: Path, now: datetime | None
     Returns:
         Paths of the key (mode 0600) and of the certificate.
     """
-    _make_folder(folder)
+    make_folder(folder)
     key = ec.generate_private_key(ec.SECP256R1())
     now, days = now or datetime.now(UTC), kit.federation.days.certificate
     write_file(folder / "tls.key", _pem(key))
@@ -202,11 +202,12 @@ def check_node_key(text: str) -> None:
         raise ProtocolError("node-key", "not an EC P-384 public key in OpenSSH form")
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """A folder of mode 0700, and those above it that are missing; one that is there stays as it is."""
     try:
         for folder in (*reversed(path.parents), path):  # mkdir gives a mode to the last only
             if not folder.exists():
-                folder.mkdir(mode=0o700)
+                folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{path}: cannot be made: {error.strerror or error}") from None
 
@@ -214,7 +215,7 @@ def _make_folder(path: Path) -> None:
 def _write_site(kit: CoordinatorKit, folder: Path, label: str, server_key: str) -> bool:
     """A site's kit; whether it was missing. What a person may have written into one stays."""
     is_new = not folder.exists()
-    _make_folder(folder)
+    make_folder(folder)
     federation = kit.federation
     invitation = Invitation(
         name=federation.name, address=federation.address, label=label, server_key=server_key
