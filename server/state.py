@@ -19,6 +19,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +190,52 @@ class RunState:
             write_file(path, b"".join(lines))
 
 
+def begin(folder: Path, run: str, config: str) -> None:
+    """Makes the folder of a run whose id is known before any server works on it."""
+    with _usable(folder):
+        folder.mkdir(mode=0o700, parents=True)
+        write_file(
+            folder / "run.json", json.dumps({"run": run, "config": _digest(config), "starts": 0}).encode()
+        )
+
+
+def starts_of(folder: Path) -> int:
+    """How often a server was started on a run; each start holds the run's lock from before it is counted."""
+    return int((_read_json(folder / "run.json") or {}).get("starts", 0))
+
+
+def is_worked_on(folder: Path) -> bool:
+    """Whether some process holds the lock of a run's folder. A process that is killed gives it free at once."""
+    try:
+        os.close(_locked(folder / "lock"))
+    except StorageError:
+        return True
+    return False
+
+
+@contextmanager
+def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """A folder for this process alone.
+
+    Raises:
+        StorageError: another works in it, after `patience` seconds still.
+    """
+    with _usable(folder):
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                lock = _locked(folder / "lock", "here")
+                break
+            except StorageError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.05)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def check_folder(folder: Path, config: str) -> None:
     """Raises `StorageError` unless a server can begin this experiment in this folder, or go on with it.
 
@@ -241,13 +288,13 @@ def _usable(folder: Path) -> Iterator[None]:
         raise StorageError(f"{error.filename or folder}: {error.strerror or error}") from None
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, where: str = "on this run") -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise StorageError(f"{path.parent}: another server is working on this run") from None
+        raise StorageError(f"{path.parent}: another server is working {where}") from None
     return descriptor
 
 

@@ -8,6 +8,7 @@ another thread raises does not interrupt.
 
 Guarantees:
     Leaving the `with` block, however that happens, leaves no process behind.
+    Two SuperLinks never work in one folder, not even when the owner of the first was killed.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import fcntl
 import http.client
 import os
 import secrets
+import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
+
+import tomli_w
 
 from tacit.errors import ConfigError, RunFailed, StorageError
 from tacit.processes import (
@@ -34,6 +39,19 @@ from tacit.processes import (
 
 CONNECTION = "tacit"  # name of this SuperLink in its own config.toml
 START_SECONDS = 60.0
+LINK, EXECUTOR = "flower-superlink", "flower-superexec"
+
+
+class Tls(NamedTuple):
+    """Files, PEM: the CA that clients trust, and a certificate of this SuperLink with its key."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+class ProgramEnded(RunFailed):
+    """One of Flower's programs has ended, or does not answer."""
 
 
 class SuperLink:
@@ -52,8 +70,21 @@ class SuperLink:
         port: int = 0,
         simulation: bool = False,
         variables: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+        patience: float = 0.0,
+        on_listening: Callable[[SuperLink], None] = lambda link: None,
     ) -> None:
-        """`port` 0 takes a free one; `simulation` runs the sites too, on Ray, and lets no node connect.
+        """Nothing is started yet.
+
+        Args:
+            home: Flower's folder.
+            port: 0 takes a free one.
+            simulation: runs the sites too, on Ray, and lets no node connect.
+            variables: of the environment of all that is started.
+            tls: with it nodes connect over TLS and with a registered key only, and what the SuperLink knows is kept
+                in a database.
+            patience: seconds to wait for the programs of a server that was killed.
+            on_listening: called when the SuperLink answers and nothing is executed yet.
 
         Raises:
             ConfigError: the port is taken.
@@ -65,25 +96,53 @@ class SuperLink:
         except OSError as error:
             raise ConfigError(f"cannot listen on {LOOPBACK}:{port}: {error.strerror}", key="--port") from None
         self.environment = flower_environment(self.home, variables)
+        self.tls, self._patience, self._on_listening = tls, patience, on_listening
         self._simulation = simulation
         self._groups: dict[str, Group] = {}
+        self._executor = ExitStack()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, HOST:PORT."""
+        return f"{LOOPBACK}:{self.port}"
 
     def __enter__(self) -> SuperLink:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        secret = ("--superexec-auth-secret-file", str(self.home / "superexec.key"))
-        link = ["flower-superlink", "--insecure", "--host", LOOPBACK, "--port", str(self.port)]
-        link += ["--isolation", "process", "--disable-runtime-dependency-installation", *secret]
-        executor = ["flower-superexec", "--insecure", "--runtime-api-address", f"{LOOPBACK}:{self.port}"]
-        executor += ["--parent-pid", str(os.getpid()), *secret]
         with ExitStack() as stack:
-            stack.enter_context(_locked(self.home))
+            self._lock = stack.enter_context(_locked(self.home, self._patience))
             self._write_files()
             stack.enter_context(interrupted_once())
-            self._start(stack, *link, *(["--simulation"] if self._simulation else []))
+            self._start(stack, LINK, *self._link_options())
             self._wait_until_listening()
-            self._start(stack, *executor)  # ended first, so that a run can still report
+            self._on_listening(self)
+            stack.enter_context(self._executor)  # ended first, so that a run can still report
+            self.start_executor()
             self._leave = stack.pop_all()
         return self
+
+    def start_executor(self) -> None:
+        """Starts what starts one process per run; first ends the one there is, and with it every such process."""
+        self._executor.close()
+        trust = ("--root-certificates", str(self.tls.ca)) if self.tls else ("--insecure",)
+        watched = ("--parent-pid", str(os.getpid()))
+        self._start(
+            self._executor, EXECUTOR, "--runtime-api-address", self.address, *trust, *watched, *self._secret
+        )
+
+    def _link_options(self) -> list[str]:
+        options = ["--host", LOOPBACK, "--port", str(self.port), "--isolation", "process", *self._secret]
+        options += ["--disable-runtime-dependency-installation"]
+        if self._simulation:
+            options += ["--simulation"]
+        if self.tls is None:
+            return [*options, "--insecure"]
+        options += ["--ssl-ca-certfile", str(self.tls.ca), "--ssl-certfile", str(self.tls.certificate)]
+        options += ["--ssl-keyfile", str(self.tls.key), "--enable-supernode-auth"]
+        return [*options, "--database", str(self.home / "superlink.db")]
+
+    @property
+    def _secret(self) -> tuple[str, str]:
+        return "--superexec-auth-secret-file", str(self.home / "superexec.key")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -91,10 +150,10 @@ class SuperLink:
         self._leave.close()
 
     def check(self) -> None:
-        """Raises `RunFailed`, with the end of its log, when one of the two programs has ended."""
+        """Raises `ProgramEnded`, with the end of its log, when one of the two programs has ended."""
         for name, group in self._groups.items():
             if (code := group.leader.poll()) is not None:
-                raise RunFailed(f"{name} ended with code {code}\n{self.log_tail(name)}")
+                raise ProgramEnded(f"{name} ended with code {code}\n{self.log_tail(name)}")
 
     def log_tail(self, name: str = "flower-superlink", lines: int = 15) -> str:
         """The last lines of one program's log."""
@@ -102,11 +161,9 @@ class SuperLink:
         return "\n".join(text.splitlines()[-lines:])
 
     def _write_files(self) -> None:
-        address = f"{LOOPBACK}:{self.port}"
-        (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-            f'address = "{address}"\ninsecure = true\n'
-        )
+        trust = {"root-certificates": str(self.tls.ca)} if self.tls else {"insecure": True}
+        connection = {"default": CONNECTION, CONNECTION: {"address": self.address, **trust}}
+        (self.home / "config.toml").write_text(tomli_w.dumps({"superlink": connection}), encoding="utf-8")
         key = self.home / "superexec.key"
         key.unlink(missing_ok=True)
         key.touch(mode=0o600)
@@ -115,31 +172,44 @@ class SuperLink:
     def _start(self, stack: ExitStack, *command: str) -> None:
         with (self.home / f"{command[0]}.log").open("wb") as log, postponed_interrupt():
             # Ray puts this folder first on its workers' path, and `client` is a common name for a folder.
-            group = Group(command, environment=self.environment, folder=self.home, output=log)
+            group = Group(
+                command, environment=self.environment, folder=self.home, output=log, inherits=[self._lock]
+            )
             self._groups[command[0]] = stack.enter_context(group)
 
     def _wait_until_listening(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not _is_healthy(self.port):
+        while not _is_healthy(self.port, self.tls):
             self.check()
             if time.monotonic() > deadline:
-                raise RunFailed(f"flower-superlink does not listen after {START_SECONDS:.0f} s")
+                raise ProgramEnded(f"flower-superlink does not listen after {START_SECONDS:.0f} s")
             time.sleep(0.05)
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """A second SuperLink in the same folder would take over the first one's configuration."""
+def _locked(home: Path, patience: float = 0.0) -> Iterator[int]:
+    """The lock of a folder, whose programs inherit it: it is free again when the last of them is gone."""
     with (home / "lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StorageError(f"{home}: another server works in this folder") from None
-        yield
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    raise StorageError(f"{home}: another server works in this folder") from None
+                time.sleep(0.1)
+        yield lock.fileno()
 
 
-def _is_healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
+def _is_healthy(port: int, tls: Tls | None) -> bool:
+    connection = (
+        http.client.HTTPSConnection(
+            LOOPBACK, port, timeout=2, context=ssl.create_default_context(cafile=str(tls.ca))
+        )
+        if tls
+        else http.client.HTTPConnection(LOOPBACK, port, timeout=2)
+    )
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200

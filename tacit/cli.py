@@ -6,7 +6,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
@@ -23,13 +23,17 @@ from tacit.errors import TacitError
 
 INTERRUPTED = 128 + signal.SIGINT
 
-# name -> (module:function, one line for the list of commands)
+# name -> (module:function or module:group of functions, one line for the list of commands)
 COMMANDS = {
     "init": ("tacit.starter:init", "Write a commented experiment file to begin with."),
     "simulate": ("simulations.cli:simulate", "Try a federation on this machine, with a report."),
     "partition": ("simulations.cli:partition", "Divide a data set among site folders, without training."),
     "server": ("server.cli:command", "Coordinate a federation."),
-    "client": ("client.cli:command", "Take part in a federation as one site."),
+    "client": ("client.cli:app", "Take part in a federation as one site."),
+    "submit": ("server.submit_cli:submit", "Have a federation run an experiment, and follow it."),
+    "runs": ("server.submit_cli:runs", "List a federation's runs."),
+    "logs": ("server.submit_cli:logs", "Show what happened in a run."),
+    "stop": ("server.submit_cli:stop", "End a run; what was complete is kept."),
     "doctor": ("tacit.doctor:doctor", "Say what is installed, and what is missing for which use."),
 }
 
@@ -55,17 +59,29 @@ class LazyGroup(TyperGroup):
 
 
 def load(name: str) -> click.Command:
-    """Imports the function of one command and makes a command of it."""
+    """Imports one command, or a group of them, and makes a command of it."""
     module, _, attribute = COMMANDS[name][0].partition(":")
-    function = getattr(importlib.import_module(module), attribute)
+    target = getattr(importlib.import_module(module), attribute)
+    if isinstance(target, typer.Typer):
+        group = typer.main.get_group(target)
+        group.name = name
+        for info in target.registered_commands:
+            if info.callback is not None:
+                _explain(group.commands[info.name or info.callback.__name__], info.callback)
+        return group
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name=name)(function)
+    app.command(name=name)(target)
     command = typer.main.get_command(app)
+    _explain(command, target)
+    return command
+
+
+def _explain(command: click.Command, function: Callable[..., Any]) -> None:
+    """Gives arguments their help back: click 8.5 drops what Typer says of them."""
     hints = get_type_hints(function, include_extras=True)
     for parameter in command.params:
         for extra in getattr(hints.get(str(parameter.name)), "__metadata__", ()):
-            parameter.help = extra.help  # click 8.5 drops what Typer says of an argument
-    return command
+            parameter.help = extra.help
 
 
 app = typer.Typer(

@@ -44,6 +44,7 @@ class Group:
         folder: Path,
         output: IO[bytes] | None = None,
         patience: float = STOP_SECONDS,
+        inherits: Sequence[int] = (),
     ) -> None:
         """Starts it.
 
@@ -53,6 +54,7 @@ class Group:
             folder: where it runs.
             output: where it prints to; None = where we do.
             patience: seconds between SIGTERM and SIGKILL when the group has to end.
+            inherits: files that the program keeps open, for the lock that is on them.
         """
         self._patience = patience
         self.leader = subprocess.Popen(
@@ -63,6 +65,7 @@ class Group:
             stdout=output,
             stderr=output,
             start_new_session=True,
+            pass_fds=inherits,
         )
         # Linux can signal a child when its parent dies, but only the child itself, not what it has started.
         self._watch = subprocess.Popen(

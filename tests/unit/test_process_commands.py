@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import client.cli
 import server.cli
+import server.following
 from tacit.errors import ConfigError
 
 LATER = "provisioning and TLS come with a later version"
@@ -29,7 +30,8 @@ def _refusal(command: object, *arguments: str) -> ConfigError:
 @pytest.mark.parametrize(
     ("command", "arguments", "reason"),
     [
-        (server.cli.command, [], LATER),
+        (server.cli.command, [], "tacit server --kit KIT"),
+        (server.cli.command, ["--kit", "/no/such/folder"], "federation.toml"),
         (client.cli.command, [], LATER),
         (client.cli.command, ["--site", "/proc"], LATER),
         (server.cli.command, ["--insecure-loopback"], "both are needed"),
@@ -73,7 +75,7 @@ def test_each_finished_round_is_shown_once_and_half_a_line_not_at_all(tmp_path: 
     rounds.write_text(json.dumps({"round": 1}) + "\n")
     console = Console(record=True, width=100, file=(tmp_path / "screen").open("w"))
     with console.file, Progress(console=console) as progress:
-        follow = server.cli._RoundFollower(rounds, progress, progress.add_task("training"))
+        follow = server.following.RoundFollower(rounds, progress, progress.add_task("training"))
         assert follow.num_rounds == 1  # of the run that this one resumes
         line = json.dumps({"round": 2, "seconds": 1.25, "metrics": {"accuracy": 0.5}})
         with rounds.open("a") as file:

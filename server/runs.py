@@ -1,0 +1,214 @@
+"""The queue of a federation's runs: one folder each, made by `tacit submit` and worked off by `tacit server`.
+
+    experiment.toml   canonical text
+    status.json       queued, running, finished, failed or stopped, since when, and why
+    stop              there when somebody has asked for the end
+    log.txt           what happened, one line each
+    and what `server.state` keeps
+
+The two commands share nothing but these files, so that a run outlives the terminal that asked for it.
+
+Guarantees:
+    A run is in the queue whole or not at all.
+    A run that has ended is not changed by the server any more, one that has not by nobody else.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from server.checkpoint import write_file
+from server.state import begin, read_rounds
+from tacit.config import Experiment
+from tacit.errors import ConfigError, StorageError
+
+ENDED: Final = ("finished", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands.
+
+    Attributes:
+        state: "queued", "running", or one of `ENDED`.
+        name: the experiment's.
+        rounds: rounds that it wants.
+        queued: when it was put in the queue, seconds since 1970: the oldest is next.
+        reason: why it failed or was stopped; what it waits for; how it has finished.
+    """
+
+    state: str
+    name: str
+    rounds: int
+    queued: float
+    reason: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is over, well or badly."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder of the queue; its name is Tacit's own id of the run."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits, stable over restarts."""
+        return self.folder.name
+
+    @property
+    def experiment(self) -> str:
+        """Canonical TOML text."""
+        with _usable(self.folder):
+            return (self.folder / "experiment.toml").read_text(encoding="utf-8")
+
+    @property
+    def status(self) -> Status:
+        """As last written."""
+        path = self.folder / "status.json"
+        with _usable(self.folder):
+            try:
+                return Status(**json.loads(path.read_bytes()))
+            except (ValueError, TypeError):
+                raise StorageError(f"{path}: damaged") from None
+
+    def set(self, state: str, reason: str = "") -> None:
+        """Writes where it stands from now on, if that is any news."""
+        before = self.status
+        after = replace(before, state=state, reason=reason)
+        if after != before:
+            self._write(after)
+            self.log(f"{state}{': ' if reason else ''}{reason}")
+
+    def _write(self, status: Status) -> None:
+        with _usable(self.folder):
+            write_file(self.folder / "status.json", json.dumps(asdict(status)).encode())
+
+    def log(self, text: str) -> None:
+        """Adds a line to what happened. Not worth failing for."""
+        first, *more = text.splitlines() or [""]
+        lines = [f"{datetime.now().astimezone().isoformat(timespec='seconds')}  {first}", *more]
+        with suppress(OSError), (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds that are complete."""
+        return len(read_rounds(self.folder / "rounds.jsonl"))
+
+    @property
+    def outcome(self) -> tuple[str, str] | None:
+        """State and reason that follow from what the `ServerApp` has left; None while it has left nothing."""
+        if (result := _read(self.folder / "result.json")) is not None:
+            return "finished", str(result.get("outcome", ""))
+        if (failure := _read(self.folder / "failure.json")) is not None:
+            return "failed", str(failure.get("error", ""))
+        return None
+
+    def forget_outcome(self) -> None:
+        """Before it begins or goes on: what an earlier start has left is over."""
+        with _usable(self.folder):
+            (self.folder / "failure.json").unlink(missing_ok=True)
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether somebody wants its end."""
+        return (self.folder / "stop").exists()
+
+    def ask_to_stop(self) -> None:
+        """The server will see it."""
+        with _usable(self.folder):
+            write_file(self.folder / "stop", b"")
+
+
+class Queue:
+    """All runs of a federation.
+
+    Args:
+        folder: `state/runs` of the coordinator's kit; need not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def submit(self, experiment: Experiment) -> Run:
+        """Puts a run at the end."""
+        run, text = Run(self.folder / secrets.token_hex(16)), experiment.to_toml()
+        unfinished = Run(self.folder / f".{run.id}")
+        begin(unfinished.folder, run.id, text)
+        with _usable(self.folder):
+            write_file(unfinished.folder / "experiment.toml", text.encode())
+            unfinished._write(Status("queued", experiment.name, experiment.training.rounds, time.time()))
+            unfinished.log("queued")
+            unfinished.folder.rename(run.folder)
+        return run
+
+    def resume(self, run: Run) -> None:
+        """Puts one that has failed or was stopped at the end; it goes on after its last complete round.
+
+        Raises:
+            ConfigError: it has finished, or not ended.
+        """
+        status = run.status
+        if status.state not in ("failed", "stopped"):
+            raise ConfigError(f"run {run.id} is {status.state}: nothing to resume", key="--resume")
+        run.forget_outcome()
+        with _usable(run.folder):
+            (run.folder / "stop").unlink(missing_ok=True)
+        run._write(replace(status, state="queued", reason="", queued=time.time()))
+        run.log("queued again")
+
+    def runs(self) -> list[Run]:
+        """All of them, in the order in which they were queued."""
+        found = [Run(path) for path in self.folder.glob("[!.]*") if (path / "status.json").exists()]
+        return sorted(found, key=lambda run: (run.status.queued, run.id))
+
+    def next(self) -> Run | None:
+        """The one to work on: that which was begun, else the oldest."""
+        waiting = [(run, run.status.state) for run in self.runs()]
+        for wanted in ("running", "queued"):
+            for run, state in waiting:
+                if state == wanted:
+                    return run
+        return None
+
+    def find(self, start: str) -> Run:
+        """The run whose id begins so; "" is the newest.
+
+        Raises:
+            ConfigError: there is none, or more than one.
+        """
+        found = [run for run in self.runs() if run.id.startswith(start)]
+        if not start:
+            found = found[-1:]
+        if len(found) != 1:
+            raise ConfigError(f"{len(found) or 'no'} runs begin with {start!r}", source=self.folder)
+        return found[0]
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{error.filename or folder}: {error.strerror or error}") from None

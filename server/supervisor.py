@@ -1,0 +1,253 @@
+"""Keeps a federation's server going: Flower's programs alive, its nodes registered, the queue of runs worked off.
+
+What is worth knowing is on disk (`server.runs`, `server.state`), so that a server that is started anew, for whatever
+reason, does what is left to do. Flower cannot resume a run and takes a minute to see that one has died. So a run of
+ours is a row of Flower runs, each of which goes on after the last complete round of the one before; and that a
+`ServerApp` has died is seen at once: the lock of its run's folder is free.
+
+Guarantees:
+    A `ServerApp` or SuperLink that ends, killed or by itself, is started again, and no complete round is lost.
+    Two `ServerApp`s never work on one run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from server import bundle
+from server.checkpoint import write_file
+from server.flower_wire import Control, load_key
+from server.runs import Queue, Run
+from server.state import is_worked_on, starts_of
+from server.superlink import EXECUTOR, ProgramEnded, SuperLink, Tls
+from tacit import config
+from tacit.errors import TacitError
+from tacit.secagg.parameters import Rules
+
+POLL_SECONDS: Final = 0.2
+NODES_SECONDS: Final = 1.0
+START_SECONDS: Final = 120.0  # a ServerApp imports torch before it takes its lock
+LEAVE_SECONDS: Final = 5.0
+GRACE_SECONDS: Final = 30.0  # for the last sites, when enough are there
+PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+MOST_DEATHS: Final = len(PAUSES)  # in a row, without a new round
+
+
+class Supervisor:
+    """One server, for as long as `run` runs.
+
+    Args:
+        state: its folder.
+        federation: folder with the roster and this server's key.
+        tls: of the SuperLink; None = without, and any node that connects is a site.
+        keys: public keys of the nodes that may connect, files by label, asked again and again.
+        missing: why runs have to wait, such as signatures under the roster; "" = they need not. Asked again and again.
+        port: of the SuperLink, on loopback.
+        tell: says a line to whoever watches the server.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        federation: Path,
+        *,
+        tls: Tls | None,
+        keys: Callable[[], Mapping[str, Path]],
+        missing: Callable[[], str] = lambda: "",
+        port: int = 0,
+        tell: Callable[[str], None] = print,
+    ) -> None:
+        self.queue = Queue(state / "runs")
+        self._current, self._nodes_file = state / "current", state / "flower" / "nodes.json"
+        variables = {"TACIT_STATE": str(self._current), "TACIT_FEDERATION": str(federation)}
+        if tls is not None:
+            variables["TACIT_NODES"] = str(self._nodes_file)
+        self.link = SuperLink(
+            state / "flower",
+            port=port,
+            tls=tls,
+            variables=variables,
+            patience=LEAVE_SECONDS + 5,
+            on_listening=self._end_leftovers,
+        )
+        self._keys, self._missing, self._tell = keys, missing, tell
+        self._deaths = Deaths()
+        self._online: frozenset[str] = frozenset()
+        self._next_look = 0.0
+        self._waits: dict[str, float] = {}
+        self._registered: dict[str, bytes] = {}
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Works until `until` says so; a `KeyboardInterrupt` ends it at any point, and no process is left."""
+        ends = 0
+        while not until():
+            begun = time.monotonic()
+            try:
+                with self.link, Control(self.link) as control:
+                    while not until():
+                        self._turn(control)
+                        time.sleep(POLL_SECONDS)
+            except ProgramEnded as error:
+                ends = 0 if time.monotonic() - begun > 60 else ends + 1
+                pause = PAUSES[min(ends, len(PAUSES) - 1)]
+                self._tell(f"{error}\nstarted again in {pause:g} s")
+                time.sleep(pause)
+
+    def _turn(self, control: Control) -> None:
+        """What there is to do now: one look around, or one run."""
+        self.link.check()
+        self._look(control)
+        for run in self.queue.runs():
+            if run.is_asked_to_stop and not run.status.has_ended:
+                run.set("stopped", "by tacit stop")
+        chosen = self.queue.next()
+        if chosen is None:
+            return
+        try:
+            if self._is_ready(chosen):
+                self._carry_out(chosen, control)
+        except ProgramEnded:
+            raise
+        except TacitError as error:  # of this run; the next one may be better
+            chosen.set("failed", str(error))
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def _look(self, control: Control) -> None:
+        """Registers the nodes of today's members, takes others out, and sees who is connected."""
+        if self.link.tls is None or time.monotonic() < self._next_look:
+            return
+        wanted = {label: load_key(path) for label, path in self._keys().items()}
+        known = {node.key: node for node in control.nodes()}
+        for key, node in known.items():
+            if key not in wanted.values():
+                control.unregister(node.id)
+        for label, key in wanted.items():
+            if key not in known:
+                control.register(key, label)
+        if wanted.keys() and any(key not in known for key in wanted.values()):
+            known = {node.key: node for node in control.nodes()}
+        if wanted != self._registered:
+            ids = {label: known[key].id for label, key in wanted.items()}
+            write_file(self._nodes_file, json.dumps(ids).encode())
+            self._registered = wanted
+        online = frozenset(label for label, key in wanted.items() if known[key].online)
+        for label in sorted(online ^ self._online):
+            self._tell(f"{label} is {'here' if label in online else 'away'}")
+        self._online, self._next_look = online, time.monotonic() + NODES_SECONDS
+
+    def _is_ready(self, run: Run) -> bool:
+        """Whether it makes sense to begin with it now; if not, its status says what it waits for."""
+        if run.outcome is not None:
+            return True
+        if reason := self._missing():
+            run.set(run.status.state, f"waits for {reason}")
+            return False
+        if self.link.tls is None:
+            return True
+        experiment = config.loads(run.experiment, source=str(run.folder / "experiment.toml"))
+        labels = {site.label for site in experiment.federation.sites}
+        away = sorted(labels - self._online)
+        size = experiment.cohort_size
+        if experiment.secure_aggregation.enabled:
+            size = min(Rules.of(experiment.secure_aggregation).fewest(size), size)
+        since = self._waits.setdefault(run.id, time.monotonic())
+        enough = len(labels) - len(away) >= size and time.monotonic() - since > GRACE_SECONDS
+        if away and not enough:
+            run.set(run.status.state, f"waits for {len(away)} of {len(labels)} sites: {', '.join(away[:10])}")
+        if enough or not away:
+            del self._waits[run.id]
+            return True
+        return False
+
+    # -- runs -----------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, run: Run, control: Control) -> None:
+        """Has a `ServerApp` work on a run until it ends, is stopped, or dies."""
+        if run.outcome is None:
+            self._end_serverapp(control, run)
+            run.set("running")
+            flower = self._submit(run, control)
+            seen = starts_of(run.folder)
+            deadline = time.monotonic() + START_SECONDS
+            while self._works(run, seen, deadline, flower, control):
+                if run.is_asked_to_stop:
+                    self._end_serverapp(control, run)
+                    run.set("stopped", "by tacit stop")
+                    return
+                time.sleep(POLL_SECONDS)
+                self.link.check()
+                self._look(control)
+        if run.outcome is None:
+            self._died(run)
+            return
+        self._end_serverapp(control, run)
+        run.set(*run.outcome)
+        self._tell(f"run {run.id} {run.status.state}: {run.status.reason}")
+
+    def _submit(self, run: Run, control: Control) -> int:
+        run.forget_outcome()
+        link = self._current.with_name(".current")
+        link.unlink(missing_ok=True)
+        link.symlink_to(run.folder.resolve())
+        link.replace(self._current)
+        flower = control.start(bundle.write(self.link.home / "bundle"), run.experiment)
+        run.log(f"Flower's run {flower}")
+        return flower
+
+    def _works(self, run: Run, before: int, deadline: float, flower: int, control: Control) -> bool:
+        """Whether there is still something to wait for.
+
+        A run's lock is looked at only after its `ServerApp` has taken it: looking takes it, for a moment.
+        """
+        if run.outcome is not None:
+            return False
+        if starts_of(run.folder) > before:
+            return is_worked_on(run.folder)
+        return time.monotonic() < deadline and flower in control.unfinished()
+
+    def _died(self, run: Run) -> None:
+        """A `ServerApp` ended without a word: it begins again, unless it keeps doing that."""
+        count = self._deaths.count(run)
+        tail = self.link.log_tail(EXECUTOR)
+        if count >= MOST_DEATHS:
+            run.set("failed", f"the ServerApp ended {count} times without a complete round\n{tail}")
+            return
+        run.log(f"the ServerApp ended without a result; it goes on after round {run.num_rounds}\n{tail}")
+        self._tell(f"run {run.id}: the ServerApp ended; it goes on after round {run.num_rounds}")
+        time.sleep(PAUSES[count - 1])
+
+    def _end_serverapp(self, control: Control, run: Run) -> None:
+        """Ends all runs of Flower's, and the processes that do not leave by themselves."""
+        for flower in control.unfinished():
+            control.stop(flower)
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while is_worked_on(run.folder):
+            if time.monotonic() > deadline:
+                self.link.start_executor()
+                return
+            time.sleep(POLL_SECONDS / 4)
+
+    def _end_leftovers(self, link: SuperLink) -> None:
+        """Runs that a SuperLink before this one has left in its database: nobody executes them any more."""
+        with Control(link) as control:
+            for flower in control.unfinished():
+                control.stop(flower)
+
+
+class Deaths:
+    """How often in a row each run's `ServerApp` has ended without a new round."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    def count(self, run: Run) -> int:
+        """One more; starts again from 1 when there are more rounds than the last time."""
+        rounds, count = self._seen.get(run.id, (-1, 0))
+        count = count + 1 if run.num_rounds == rounds else 1
+        self._seen[run.id] = run.num_rounds, count
+        return count
