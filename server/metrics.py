@@ -27,7 +27,6 @@ scaling secure-aggregation sender share signature single-update statistics strik
 unavailable unknown-member update-norm vector-size weight
 """
 REASONS: Final = frozenset(_LISTED.split())
-_PHASES: Final = ("keys", "shares", "vectors", "confirmations", "openings")
 
 
 class Metrics:
@@ -86,9 +85,8 @@ class Metrics:
         self._epsilon.labels(run).set(float("inf") if epsilon is None else epsilon)
         if "seconds" in record:
             self._seconds.observe(record["seconds"])
-        for phase in _PHASES:
-            if phase in (record.get("phases") or {}):
-                self._phase.labels(phase).set(record["phases"][phase])
+        for phase, seconds in (record.get("phases") or {}).items():
+            self._phase.labels(phase).set(seconds)
 
     def online(self, num_sites: int) -> None:
         """Says how many sites are there."""

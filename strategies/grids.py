@@ -30,6 +30,7 @@ class RoundFacts:
         below_clip: share of updates not longer than the clip norm, with noise; None where no bit says so.
         attempts: how many it took, since the server was last started; None without the protocol.
         blamed: labels of the sites that dealt or opened shares falsely.
+        phases: seconds of each phase of the attempt that gave the sum; empty without the protocol.
     """
 
     survivors: tuple[str, ...] = ()
@@ -42,6 +43,7 @@ class RoundFacts:
     below_clip: float | None = None
     attempts: int | None = None
     blamed: tuple[str, ...] = ()
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 class WrappedGrid(Grid):

@@ -225,6 +225,7 @@ class Rounds:
             "num_clipped": facts.num_clipped,
             "attempts": facts.attempts,
             "blamed": list(facts.blamed),
+            "phases": dict(facts.phases),
         }
 
     def _next_clip(self, clip: float) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ from tacit.secagg.roster import Roster
 from tacit.secagg.server import AttemptFailed, ServerMachine
 from tacit.update import Aggregate
 
+PHASES = ("keys", "shares", "vectors", "confirmations", "openings")  # M0 to M4
 PUT_BACK = (
     ". Some have seen later receipts than this server has: it was put back from a backup. "
     "docs/audit.md says how to bring the missing ones back from a site's log"
@@ -196,7 +198,7 @@ class SecureAggregationGrid(SumGrid):
 
     def _attempt(self, machine: ServerMachine, invited: list[Message], fewest: int) -> Aggregate:
         """M0 keys, M1 shares, M2 masked vectors, M3 confirmations, M4 openings."""
-        refusals, bytes_up = Counter[str](), Counter[int]()
+        refusals, bytes_up, seconds = Counter[str](), Counter[int](), dict[str, float]()
         self.facts = RoundFacts(refusals=refusals)
         nodes = {self._member(m).index: m.metadata.dst_node_id for m in invited}
         models = {self._member(m).index: m for m in invited}
@@ -205,6 +207,7 @@ class SecureAggregationGrid(SumGrid):
             number: int, requests: Mapping[int, bytes], collect: Callable[..., None], size: int = -1
         ) -> None:
             """Sends one phase's requests and takes what comes; an answer that is refused counts as none."""
+            started = time.perf_counter()
             asked = [
                 self._request(f"tacit{number}", nodes[i], body, models[i] if number == 0 else None)
                 for i, body in requests.items()
@@ -220,6 +223,7 @@ class SecureAggregationGrid(SumGrid):
                     collect(body, *([_vector(answer, size)] if size >= 0 else []))
                 except ProtocolError as error:
                     refusals[error.reason] += 1
+            seconds[PHASES[number]] = time.perf_counter() - started
 
         phase(0, dict.fromkeys(nodes, machine.setup_request()), machine.collect_setup)
         if len(invited) - len(machine.missing) < fewest:
@@ -241,6 +245,7 @@ class SecureAggregationGrid(SumGrid):
             bits=machine.cohort.parameters.bits,
             threshold=machine.cohort.parameters.threshold,
             noise_share=machine.cohort.parameters.noise_share,
+            phases=seconds,
         )
         return machine.aggregate()
 

@@ -45,7 +45,7 @@ def report(out: Path) -> dict[str, Any]:
 
 def history(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "server" / "rounds.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "phases")} for row in rows]
 
 
 def result(out: Path) -> tuple[Any, ...]:

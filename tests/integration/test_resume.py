@@ -77,7 +77,7 @@ def whole(tacit: Warm, experiment: Path, tmp_path_factory: pytest.TempPathFactor
 
 def rounds(out: Path) -> list[dict[str, Any]]:
     """Rounds as written down, but for what a clock says."""
-    return [{**row, "seconds": None} for row in read_rounds(out / "server" / "rounds.jsonl")]
+    return [{**row, "seconds": None, "phases": None} for row in read_rounds(out / "server" / "rounds.jsonl")]
 
 
 def wait_for(run: Run, out: Path, more: int) -> None:

@@ -300,7 +300,7 @@ MIXED = (
 
 
 def history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "phases")} for row in rows]
 
 
 def test_what_is_played_follows_from_the_list_the_seed_and_the_messages(

@@ -113,7 +113,7 @@ def run_with_stops(federation: Federation, folder: Path, strategy: Any, state: t
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Rounds as written down, but for what a clock says."""
-    return [{**row, "seconds": None} for row in read_rounds(folder / "rounds.jsonl")]
+    return [{**row, "seconds": None, "phases": None} for row in read_rounds(folder / "rounds.jsonl")]
 
 
 # -- resuming ----------------------------------------------------------------------------------------------------
