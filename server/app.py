@@ -34,6 +34,7 @@ from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.identity import Identity
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
+from tacit.secagg.roster import Roster
 from tacit.secagg.signed_roster import SignedRoster
 from tacit.tasks import Task, load_task
 from tacit.tasks.weights import initial_arrays
@@ -150,7 +151,7 @@ def coordinator_of(folder: Path, memory: SumMemory) -> Coordinator:
     """
     path = folder / "roster.json"
     try:
-        roster = SignedRoster.decode(path.read_bytes()).roster
+        roster = roster_in(folder)
         identity = Identity.load(folder / "server.key")
     except (OSError, ProtocolError, StorageError) as error:
         raise ConfigError(
@@ -159,3 +160,15 @@ def coordinator_of(folder: Path, memory: SumMemory) -> Coordinator:
     if identity.public != roster.server_key:
         raise ConfigError("names another server key than server.key", source=path)
     return Coordinator(roster, identity, memory, ReceiptFile(folder / SERVER_FILE))
+
+
+def roster_in(folder: Path) -> Roster:
+    """The roster of a simulation's sites; of a coordinator's kit, the epoch that counts."""
+    if (folder / "federation.toml").exists():
+        from server.epochs import in_force
+        from server.provisioning import CoordinatorKit
+
+        if (signed := in_force(CoordinatorKit.open(folder))) is None:
+            raise StorageError("not signed by all members yet")
+        return signed.roster
+    return SignedRoster.decode((folder / "roster.json").read_bytes()).roster

@@ -22,9 +22,6 @@ def command(
         Path | None, typer.Argument(help="With --insecure-loopback: the experiment's TOML file.")
     ] = None,
     kit: Annotated[Path | None, typer.Option(help="The coordinator's kit.")] = None,
-    state: Annotated[
-        Path | None, typer.Option(help="Folder for what the server keeps.", show_default="KIT/state")
-    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on.", show_default="all, if sites are elsewhere")
     ] = "",
@@ -32,10 +29,23 @@ def command(
         int | None,
         typer.Option(min=0, max=65535, help="Port to listen on.", show_default="as federation.toml says"),
     ] = None,
-    clients: Annotated[int, typer.Option(min=0, help="Sites to wait for; 0 = as the experiment says.")] = 0,
-    insecure_loopback: Annotated[
-        bool, typer.Option("--insecure-loopback", help="Rehearse on this one machine, without TLS.")
+    health_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on loopback for grpc.health.v1; 0 = none.")
+    ] = 0,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on loopback for Prometheus; 0 = none.")
+    ] = 0,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="One JSON object to a line of the log.")
     ] = False,
+    insecure_loopback: Annotated[
+        bool,
+        typer.Option("--insecure-loopback", help="Rehearse one experiment on this one machine, without TLS."),
+    ] = False,
+    state: Annotated[Path | None, typer.Option(help="With it: folder for checkpoints and results.")] = None,
+    clients: Annotated[
+        int, typer.Option(min=0, help="With it: sites to wait for; 0 = as the experiment says.")
+    ] = 0,
 ) -> None:
     """Coordinate a federation: let its sites connect, and run what tacit submit asks for, until Ctrl-C."""
     if insecure_loopback:
@@ -46,13 +56,15 @@ def command(
         port = 8000 if port is None else port
         serve(config.load(experiment), state, experiment.parent, port=port, num_clients=clients)
         return
-    if kit is None or experiment is not None:
+    if kit is None or experiment is not None or state is not None:
         raise ConfigError(
             "tacit server --kit KIT, and tacit submit for what to run; --insecure-loopback rehearses without a kit"
         )
-    from server.serving import serve as serve_kit
+    from server import serving
+    from tacit import logs
 
-    serve_kit(kit, state or kit / "state", host=host, port=port)
+    logs.configure("json" if log_json else "text")
+    serving.serve(kit, host=host, port=port, health_port=health_port, metrics_port=metrics_port)
 
 
 def serve(experiment: Experiment, state: Path, federation: Path, *, port: int, num_clients: int) -> None:

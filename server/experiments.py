@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 
+from server.epochs import in_force, proposal
+from server.provisioning import CoordinatorKit
 from tacit.config import Experiment, Federation, Site
 from tacit.errors import ConfigError, ProtocolError
 from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.parameters import Rules
 from tacit.secagg.roster import Roster
-from tacit.secagg.signed_roster import SignedRoster
 
 
 def ready_for(experiment: Experiment, kit: Path) -> Experiment:
@@ -29,19 +30,18 @@ def ready_for(experiment: Experiment, kit: Path) -> Experiment:
     return experiment
 
 
-def roster_of(kit: Path) -> Roster:
-    """The members as `tacit provision collect` has put them together.
+def roster_of(folder: Path) -> Roster:
+    """The members of the epoch that counts, or while the first is being signed, of that.
 
     Raises:
-        ConfigError: it has not yet, or the file is damaged.
+        ConfigError: there is none yet.
+        StorageError: a file is damaged.
     """
-    path = kit / "roster.json"
-    try:
-        return SignedRoster.decode(path.read_bytes()).roster
-    except FileNotFoundError:
-        raise ConfigError("is not there yet: tacit provision collect makes it", source=path) from None
-    except (OSError, ProtocolError) as error:
-        raise ConfigError(str(error), source=path) from None
+    kit = CoordinatorKit.open(folder)
+    signed = in_force(kit) or proposal(kit)
+    if signed is None:
+        raise ConfigError("no roster yet: tacit provision collect makes it", source=folder)
+    return signed.roster
 
 
 def declared(roster: Roster) -> Federation:

@@ -9,64 +9,82 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
-
-import typer
+from typing import Any
 
 from server.checkpoint import write_file
-from server.experiments import roster_of
+from server.epochs import active_nodes, in_force, missing_signatures, proposal, warnings
 from server.front import Front
-from server.provisioning import CoordinatorKit, certificate_warnings, loopback_certificate
+from server.metrics import Metrics, serve_metrics
+from server.provisioning import CoordinatorKit, loopback_certificate
+from server.roster_desk import RosterDesk
 from server.state import locked
 from server.superlink import Tls
-from server.supervisor import Supervisor
+from server.supervisor import Supervisor, Watch
+from tacit import __version__
+from tacit.audit import SERVER_FILE, AuditLog, RosterAccepted, Started, Stopped
+from tacit.errors import ConfigError
+from tacit.health import Health, serve_health
 from tacit.processes import LOOPBACK, free_port, interrupted_once
-from tacit.secagg.roster import Roster
+from tacit.secagg.identity import readable
 
 LOCK_SECONDS = 10.0  # a server that was killed needs a moment to be gone
+SERVICE = "server"  # its name in grpc.health.v1: whether sites can be served
+LOG = logging.getLogger(__name__)
 
 
-def serve(folder: Path, state: Path, *, host: str, port: int | None) -> None:
+def serve(folder: Path, *, host: str, port: int | None, health_port: int, metrics_port: int) -> None:
     """Coordinates a federation until Ctrl-C or SIGTERM.
 
     Args:
         folder: the coordinator's kit.
-        state: what the server keeps.
         host, port: where the front listens; "" and None = as federation.toml says.
+        health_port, metrics_port: on loopback; 0 = none.
 
     Raises:
         ConfigError: the kit is not complete, or the address cannot be used.
         StorageError: another server works on it, or a secret is open to others.
     """
     kit = CoordinatorKit.open(folder.resolve())
-    state = state.resolve()
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = kit.folder / "state"
+    state.mkdir(mode=0o700, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(locked(state, LOCK_SECONDS))
-        roster_of(kit.folder)  # there has to be one
-        for line in certificate_warnings(kit, datetime.now(UTC).date()):
-            say(f"warning: {line}")
+        signed = proposal(kit)
+        if signed is None:
+            raise ConfigError("no roster yet: tacit provision collect makes it", source=kit.folder)
+        for line in warnings(kit, datetime.now(UTC).date()):
+            LOG.warning("%s", line)
         stack.enter_context(interrupted_once())
+        audit = AuditLog(kit.folder / SERVER_FILE)
+        audit.write(Started("server", __version__))
+        stack.callback(audit.write, Stopped("server", "stopped"))
+        watch = stack.enter_context(closing(Looking(audit, health_port, metrics_port)))
         link = free_port()
-        tls = tls_of(kit, state / "flower")
         front = Front(
             f"https://{LOOPBACK}:{link}",
             host=host or listening_host(kit.federation.host),
             port=kit.federation.port if port is None else port,
             tls=(kit.folder / "tls.pem", kit.folder / "tls.key"),
             ca=kit.folder / "ca.pem",
+            desk=RosterDesk(kit.folder / "roster.json"),
+            nodes=lambda: active_nodes(kit),
+            on_refusal=lambda remote, kind, reason: LOG.warning(
+                "turned away %s: %s, %s", remote, kind, reason
+            ),
         )
         stack.enter_context(front)
         write_file(state / "server.json", json.dumps({"pid": os.getpid(), "port": front.port}).encode())
-        supervisor = Supervisor(
-            state, kit.folder, tls=tls, keys=lambda: node_keys(kit.folder), port=link, tell=say
-        )
-        say(f"{kit.federation.name}: listening for sites at {kit.federation.address}")
-        supervisor.run()
+        LOG.info("%s: listening for sites that dial %s", kit.federation.name, kit.federation.address)
+        LOG.info("roster: epoch %d, digest %s", signed.roster.epoch, readable(signed.roster.digest()))
+        tls = tls_of(kit, state / "flower")
+        members = Members(kit, audit, front)
+        Supervisor(state, kit.folder, tls=tls, members=members, port=link, watch=watch).run()
 
 
 def tls_of(kit: CoordinatorKit, folder: Path) -> Tls:
@@ -75,14 +93,79 @@ def tls_of(kit: CoordinatorKit, folder: Path) -> Tls:
     return Tls(kit.folder / "ca.pem", certificate, key)
 
 
-def node_keys(folder: Path) -> Mapping[str, Path]:
-    """The public key of the node of each member that is not revoked, by label."""
-    return {label: folder / "nodes" / f"{label}.pub" for label in active_labels(roster_of(folder))}
+class Members:
+    """Who may connect, by the epoch of the roster that counts; see `server.supervisor.Members`."""
+
+    def __init__(self, kit: CoordinatorKit, audit: AuditLog, front: Front) -> None:
+        self._kit, self._audit, self._front = kit, audit, front
+        self._accepted = b""
+
+    def nodes(self) -> Mapping[str, Path]:
+        """The public keys of the members' nodes, files by label."""
+        self._front.check()
+        return active_nodes(self._kit)
+
+    def epoch(self) -> bytes:
+        """The digest of the epoch that counts; empty while there is none."""
+        signed = in_force(self._kit)
+        if signed is None:
+            return b""
+        digest = signed.roster.digest()
+        if digest != self._accepted:
+            self._accepted = digest
+            self._audit.write(RosterAccepted(signed.roster.epoch, digest.hex()))
+            LOG.info("epoch %d of the roster counts", signed.roster.epoch)
+        return digest
+
+    def missing(self) -> str:
+        """Why there is no epoch that counts."""
+        return f"the roster: {missing_signatures(self._kit)}"
 
 
-def active_labels(roster: Roster) -> list[str]:
-    """Members that are not revoked, in the order of their index."""
-    return [member.label for member in roster.members if member.index in roster.active]
+class Looking(Watch):
+    """Logs, metrics, health and audit log of what the supervisor does."""
+
+    def __init__(self, audit: AuditLog, health_port: int, metrics_port: int) -> None:
+        self._audit, self._metrics = audit, Metrics()
+        self._stack = ExitStack()
+        self._health: Health | None = None
+        with ExitStack() as stack:
+            if metrics_port:
+                stack.enter_context(closing(serve_metrics(self._metrics, metrics_port)))
+            if health_port:
+                self._health = stack.enter_context(closing(serve_health(health_port)))
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Ends what is served."""
+        self._stack.close()
+
+    def say(self, text: str) -> None:
+        """See `Watch`."""
+        LOG.info("%s", text)
+
+    def serving(self, works: bool) -> None:
+        """See `Watch`."""
+        if self._health is not None:
+            self._health.set("", True)
+            self._health.set(SERVICE, works)
+
+    def online(self, num_sites: int) -> None:
+        """See `Watch`."""
+        self._metrics.online(num_sites)
+
+    def begins(self, run: str) -> None:
+        """See `Watch`."""
+        self._audit.write(Started("run", __version__))
+
+    def round(self, run: str, record: Mapping[str, Any]) -> None:
+        """See `Watch`."""
+        self._metrics.round(run, record)
+
+    def ended(self, run: str, outcome: str) -> None:
+        """See `Watch`."""
+        self._metrics.ended(outcome)
+        self._audit.write(Stopped("run", outcome))
 
 
 def listening_host(host: str) -> str:
@@ -94,8 +177,3 @@ def listening_host(host: str) -> str:
     if address.is_loopback:
         return host
     return "0.0.0.0" if address.version == 4 else "::"  # noqa: S104
-
-
-def say(text: str) -> None:
-    """A line for whoever watches the server."""
-    typer.echo(f"{datetime.now().astimezone().strftime('%H:%M:%S')}  {text}")

@@ -16,13 +16,14 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 from server import bundle
 from server.checkpoint import write_file
 from server.flower_wire import Control, load_key
+from server.following import round_text
 from server.runs import Queue, Run
-from server.state import is_worked_on, starts_of
+from server.state import is_worked_on, read_rounds, starts_of
 from server.superlink import EXECUTOR, ProgramEnded, SuperLink, Tls
 from tacit import config
 from tacit.errors import TacitError
@@ -37,17 +38,55 @@ PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 MOST_DEATHS: Final = len(PAUSES)  # in a row, without a new round
 
 
+class Members(Protocol):
+    """Who takes part; asked again and again, because it may change at any time."""
+
+    def nodes(self) -> Mapping[str, Path]:
+        """The public keys of the nodes that may connect, files by label."""
+        ...
+
+    def epoch(self) -> bytes:
+        """What runs are to be made under; another one begins a run's `ServerApp` anew. Empty: they have to wait."""
+        ...
+
+    def missing(self) -> str:
+        """What they wait for then."""
+        ...
+
+
+class Watch:
+    """Is told what happens. This one says lines, and nothing of the rest."""
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches the server."""
+        print(text, flush=True)
+
+    def serving(self, works: bool) -> None:
+        """Whether sites can be served now."""
+
+    def online(self, num_sites: int) -> None:
+        """How many sites are there."""
+
+    def begins(self, run: str) -> None:
+        """A run begins, or goes on."""
+
+    def round(self, run: str, record: Mapping[str, Any]) -> None:
+        """A round is complete."""
+
+    def ended(self, run: str, outcome: str) -> None:
+        """A run has ended."""
+
+
 class Supervisor:
     """One server, for as long as `run` runs.
 
     Args:
         state: its folder.
         federation: folder with the roster and this server's key.
-        tls: of the SuperLink; None = without, and any node that connects is a site.
-        keys: public keys of the nodes that may connect, files by label, asked again and again.
-        missing: why runs have to wait, such as signatures under the roster; "" = they need not. Asked again and again.
+        tls: of the SuperLink.
+        members: who takes part.
         port: of the SuperLink, on loopback.
-        tell: says a line to whoever watches the server.
+        watch: is told.
     """
 
     def __init__(
@@ -55,26 +94,26 @@ class Supervisor:
         state: Path,
         federation: Path,
         *,
-        tls: Tls | None,
-        keys: Callable[[], Mapping[str, Path]],
-        missing: Callable[[], str] = lambda: "",
+        tls: Tls,
+        members: Members,
         port: int = 0,
-        tell: Callable[[str], None] = print,
+        watch: Watch | None = None,
     ) -> None:
         self.queue = Queue(state / "runs")
         self._current, self._nodes_file = state / "current", state / "flower" / "nodes.json"
-        variables = {"TACIT_STATE": str(self._current), "TACIT_FEDERATION": str(federation)}
-        if tls is not None:
-            variables["TACIT_NODES"] = str(self._nodes_file)
         self.link = SuperLink(
             state / "flower",
             port=port,
             tls=tls,
-            variables=variables,
+            variables={
+                "TACIT_STATE": str(self._current),
+                "TACIT_FEDERATION": str(federation),
+                "TACIT_NODES": str(self._nodes_file),
+            },
             patience=LEAVE_SECONDS + 5,
             on_listening=self._end_leftovers,
         )
-        self._keys, self._missing, self._tell = keys, missing, tell
+        self._members, self._watch = members, watch or Watch()
         self._deaths = Deaths()
         self._online: frozenset[str] = frozenset()
         self._next_look = 0.0
@@ -88,13 +127,15 @@ class Supervisor:
             begun = time.monotonic()
             try:
                 with self.link, Control(self.link) as control:
+                    self._watch.serving(True)
                     while not until():
                         self._turn(control)
                         time.sleep(POLL_SECONDS)
             except ProgramEnded as error:
                 ends = 0 if time.monotonic() - begun > 60 else ends + 1
                 pause = PAUSES[min(ends, len(PAUSES) - 1)]
-                self._tell(f"{error}\nstarted again in {pause:g} s")
+                self._watch.say(f"{error}\nstarted again in {pause:g} s")
+                self._watch.serving(False)
                 time.sleep(pause)
 
     def _turn(self, control: Control) -> None:
@@ -103,7 +144,7 @@ class Supervisor:
         self._look(control)
         for run in self.queue.runs():
             if run.is_asked_to_stop and not run.status.has_ended:
-                run.set("stopped", "by tacit stop")
+                self._end(run, "stopped", "by tacit stop")
         chosen = self.queue.next()
         if chosen is None:
             return
@@ -113,15 +154,15 @@ class Supervisor:
         except ProgramEnded:
             raise
         except TacitError as error:  # of this run; the next one may be better
-            chosen.set("failed", str(error))
+            self._end(chosen, "failed", str(error))
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
     def _look(self, control: Control) -> None:
         """Registers the nodes of today's members, takes others out, and sees who is connected."""
-        if self.link.tls is None or time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_look:
             return
-        wanted = {label: load_key(path) for label, path in self._keys().items()}
+        wanted = {label: load_key(path) for label, path in self._members.nodes().items()}
         known = {node.key: node for node in control.nodes()}
         for key, node in known.items():
             if key not in wanted.values():
@@ -129,7 +170,7 @@ class Supervisor:
         for label, key in wanted.items():
             if key not in known:
                 control.register(key, label)
-        if wanted.keys() and any(key not in known for key in wanted.values()):
+        if any(key not in known for key in wanted.values()):
             known = {node.key: node for node in control.nodes()}
         if wanted != self._registered:
             ids = {label: known[key].id for label, key in wanted.items()}
@@ -137,18 +178,17 @@ class Supervisor:
             self._registered = wanted
         online = frozenset(label for label, key in wanted.items() if known[key].online)
         for label in sorted(online ^ self._online):
-            self._tell(f"{label} is {'here' if label in online else 'away'}")
+            self._watch.say(f"{label} is {'here' if label in online else 'away'}")
+        self._watch.online(len(online))
         self._online, self._next_look = online, time.monotonic() + NODES_SECONDS
 
     def _is_ready(self, run: Run) -> bool:
         """Whether it makes sense to begin with it now; if not, its status says what it waits for."""
         if run.outcome is not None:
             return True
-        if reason := self._missing():
-            run.set(run.status.state, f"waits for {reason}")
+        if not self._members.epoch():
+            run.set(run.status.state, f"waits for {self._members.missing()}")
             return False
-        if self.link.tls is None:
-            return True
         experiment = config.loads(run.experiment, source=str(run.folder / "experiment.toml"))
         labels = {site.label for site in experiment.federation.sites}
         away = sorted(labels - self._online)
@@ -168,26 +208,51 @@ class Supervisor:
 
     def _carry_out(self, run: Run, control: Control) -> None:
         """Has a `ServerApp` work on a run until it ends, is stopped, or dies."""
-        if run.outcome is None:
-            self._end_serverapp(control, run)
-            run.set("running")
-            flower = self._submit(run, control)
-            seen = starts_of(run.folder)
-            deadline = time.monotonic() + START_SECONDS
-            while self._works(run, seen, deadline, flower, control):
-                if run.is_asked_to_stop:
-                    self._end_serverapp(control, run)
-                    run.set("stopped", "by tacit stop")
-                    return
-                time.sleep(POLL_SECONDS)
-                self.link.check()
-                self._look(control)
-        if run.outcome is None:
-            self._died(run)
+        if run.outcome is None and not self._works_on(run, control):
             return
+        outcome = run.outcome
+        if outcome is None:
+            self._died(run)
+        else:
+            self._end_serverapp(control, run)
+            self._end(run, *outcome)
+
+    def _works_on(self, run: Run, control: Control) -> bool:
+        """Follows a new `ServerApp` as long as there is something to follow; whether its end says something."""
         self._end_serverapp(control, run)
-        run.set(*run.outcome)
-        self._tell(f"run {run.id} {run.status.state}: {run.status.reason}")
+        run.set("running")
+        self._watch.begins(run.id)
+        epoch, seen, told = self._members.epoch(), starts_of(run.folder), run.num_rounds
+        flower = self._submit(run, control)
+        deadline = time.monotonic() + START_SECONDS
+        while self._is_alive(run, seen, deadline, flower, control):
+            time.sleep(POLL_SECONDS)
+            self.link.check()
+            self._look(control)
+            told = self._tell_rounds(run, told)
+            if run.is_asked_to_stop:
+                self._end_serverapp(control, run)
+                self._end(run, "stopped", "by tacit stop")
+                return False
+            if self._members.epoch() != epoch:
+                self._end_serverapp(control, run)
+                run.log("goes on under another epoch of the roster")
+                return False
+        self._tell_rounds(run, told)
+        return True
+
+    def _tell_rounds(self, run: Run, told: int) -> int:
+        """Tells of rounds that are new; how many are told of now."""
+        records = read_rounds(run.folder / "rounds.jsonl")
+        for record in records[told:]:
+            self._watch.round(run.id, record)
+            self._watch.say(f"run {run.id[:8]}: {round_text(record)}")
+        return len(records)
+
+    def _end(self, run: Run, state: str, reason: str) -> None:
+        run.set(state, reason)
+        self._watch.say(f"run {run.id[:8]} {state}: {reason}")
+        self._watch.ended(run.id, state)
 
     def _submit(self, run: Run, control: Control) -> int:
         run.forget_outcome()
@@ -199,7 +264,7 @@ class Supervisor:
         run.log(f"Flower's run {flower}")
         return flower
 
-    def _works(self, run: Run, before: int, deadline: float, flower: int, control: Control) -> bool:
+    def _is_alive(self, run: Run, before: int, deadline: float, flower: int, control: Control) -> bool:
         """Whether there is still something to wait for.
 
         A run's lock is looked at only after its `ServerApp` has taken it: looking takes it, for a moment.
@@ -215,10 +280,10 @@ class Supervisor:
         count = self._deaths.count(run)
         tail = self.link.log_tail(EXECUTOR)
         if count >= MOST_DEATHS:
-            run.set("failed", f"the ServerApp ended {count} times without a complete round\n{tail}")
+            self._end(run, "failed", f"the ServerApp ended {count} times without a complete round\n{tail}")
             return
         run.log(f"the ServerApp ended without a result; it goes on after round {run.num_rounds}\n{tail}")
-        self._tell(f"run {run.id}: the ServerApp ended; it goes on after round {run.num_rounds}")
+        self._watch.say(f"run {run.id}: the ServerApp ended; it goes on after round {run.num_rounds}")
         time.sleep(PAUSES[count - 1])
 
     def _end_serverapp(self, control: Control, run: Run) -> None:

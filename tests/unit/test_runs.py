@@ -1,10 +1,9 @@
 """The queue of runs on disk, and the commands that use nothing else."""
 
 import json
-import os
+import shutil
 import threading
 import time
-from datetime import date
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,11 @@ from tacit import config
 from tacit.cli import main
 from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed, StorageError
-from tacit.secagg.identity import Identity
-from tacit.secagg.members import Member
-from tacit.secagg.roster import Roster, RosterMember
-from tacit.secagg.signed_roster import SignedRoster
+from tests.unit.federation_kits import enrolled, revoked, signed
 from tests.unit.run_folders import progress, record
+
+# Flower's own use of pathspec, for the hash of the bundle in the roster.
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 EXPERIMENT = """
 name = "clinics"
@@ -38,29 +37,20 @@ def experiment(*overrides: str) -> Experiment:
     return config.loads(EXPERIMENT, overrides=overrides)
 
 
+@pytest.fixture(scope="module")
+def first_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A coordinator's kit with four sites in the second epoch of the roster, and one that was revoked."""
+    rules = {"max_dropouts": 1, "min_clients": 4, "max_clients": 4, "rounds": [1, 50]}
+    rows = {f"site-{i}": 100 + i for i in range(5)}
+    kit = enrolled(tmp_path_factory.mktemp("kits"), rows, rules=rules)
+    signed(kit)
+    revoked(kit, "site-2")
+    return kit.folder
+
+
 @pytest.fixture
-def kit(tmp_path: Path) -> Path:
-    """A coordinator's kit with a roster of four sites."""
-    folder = tmp_path / "kit"
-    server = Identity.create(folder / "server.key")
-    members = tuple(
-        RosterMember(Member(i, f"site-{i}", Identity.generate(os.urandom).public), date(2999, 1, 1), 100 + i)
-        for i in range(5)
-    )
-    roster = Roster(
-        epoch=2,
-        previous=bytes([1] * 32),
-        enrolled=members,
-        server_key=server.public,
-        n_min=4,
-        n_max=4,
-        max_corrupt=1,
-        max_dropouts=1,
-        revoked=frozenset({2}),
-        rounds=(1, 50),
-    )
-    (folder / "roster.json").write_bytes(SignedRoster(roster).encode())
-    return folder
+def kit(first_kit: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(first_kit, tmp_path / "kit")
 
 
 @pytest.fixture
@@ -211,7 +201,8 @@ def test_what_the_members_would_refuse_is_not_even_queued(
 
 
 def test_a_kit_without_a_roster_says_what_to_do(kit: Path) -> None:
-    (kit / "roster.json").unlink()
+    for path in (kit / "roster.json", kit / "rosters" / "1.json"):
+        path.unlink()
     with pytest.raises(ConfigError, match="tacit provision collect makes it"):
         ready_for(experiment(), kit)
 
