@@ -201,7 +201,6 @@ class Front:
             except OSError:  # gone again, or this process has no file left: what is open has to end first
                 await asyncio.sleep(0.05)
                 continue
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             remote = who(address[0])
             if reason := self._no_room_for(remote):
                 connection.close()
@@ -241,6 +240,7 @@ class Front:
         protocol = asyncio.StreamReaderProtocol(reader)
         context = self._certificate.context() if self._certificate else None
         try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # answers are small: send at once
             transport, _ = await self._loop.connect_accepted_socket(
                 lambda: protocol,
                 connection,
@@ -270,6 +270,8 @@ class Front:
     async def _answer(self, peer: Peer, request: h11.Request) -> None:
         if not self._rate.take(peer.remote):
             raise Refusal(503, "rate")  # of all refusals the one that Flower's own client tries again after
+        if request.http_version != b"1.1":
+            raise Refusal(505, "malformed")
         if request.target == ROSTER and self._desk and request.method in (b"GET", b"POST"):
             self._check_length(request, self._desk.limit(request.method))
             await self._ask_desk(self._desk, peer, request)

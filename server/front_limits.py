@@ -30,6 +30,7 @@ class Limits:
         head_seconds: from a connection, or the last answer, to the end of the next request's head; TLS's handshake.
         least_rate: bytes per second that a body has to arrive at, and an answer to be read at.
         grace_seconds: that a peer may be behind the least rate.
+        linger_seconds: that a refused peer is listened to, so that it reads why.
     """
 
     small_bytes: int = 16 << 10
@@ -43,6 +44,7 @@ class Limits:
     head_seconds: float = 10.0
     least_rate: float = 8192.0
     grace_seconds: float = 10.0
+    linger_seconds: float = 1.0
 
     @classmethod
     def of_model(cls, num_bytes: int) -> Limits:

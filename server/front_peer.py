@@ -12,7 +12,6 @@ from server.front_limits import Limits, Pace
 
 CHUNK: Final = 64 << 10
 MAX_HEAD: Final = 16 << 10
-LINGER_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 2.0
 # What a peer may do: hang up, break off TLS or HTTP, or be too slow (TimeoutError is an OSError).
 GONE: Final = (OSError, EOFError, h11.RemoteProtocolError)
@@ -114,7 +113,7 @@ class Peer:
         if not status or self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         try:
-            async with asyncio.timeout(LINGER_SECONDS):
+            async with asyncio.timeout(self._limits.linger_seconds):
                 await self.answer(status, last=True)
                 while await self._reader.read(CHUNK):
                     pass
