@@ -29,7 +29,6 @@ from tacit.secagg.signed_roster import RosterFile, SignedRoster, checked_signers
 if TYPE_CHECKING:
     import httpx
 
-EPOCH_HEADER: Final = "tacit-epoch"  # which epoch is asked for; without it, the newest
 ROSTER_PATH: Final = "/tacit/roster"
 POLL_SECONDS: Final = 5.0
 
@@ -69,9 +68,7 @@ def fetch_roster(
         RunFailed: it cannot be had, and why.
         ProtocolError: what came is no roster file.
     """
-    headers = _headers(kit, identity)
-    if epoch is not None:
-        headers[EPOCH_HEADER] = str(epoch)
+    headers = _headers(kit, identity, epoch or 0)
     signed = SignedRoster.decode(_exchange(kit, client, "GET", headers, b""))
     if epoch is not None and signed.roster.epoch != epoch:
         raise RunFailed(f"{kit.invitation.address}: does not keep epoch {epoch} of the roster")
@@ -308,8 +305,8 @@ def _own_key(kit: SiteKit, roster: Roster, before: Roster | None, identity: Iden
     return old[-1] if old else identity.public
 
 
-def _headers(kit: SiteKit, identity: Identity) -> dict[str, str]:
-    return {HEADER: member_header(identity, kit.invitation.label, kit.invitation.key, time.time())}
+def _headers(kit: SiteKit, identity: Identity, epoch: int = 0) -> dict[str, str]:
+    return {HEADER: member_header(identity, kit.invitation.label, kit.invitation.key, time.time(), epoch)}
 
 
 def _exchange(

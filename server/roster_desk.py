@@ -17,7 +17,7 @@ from typing import Final
 from server.checkpoint import write_file
 from tacit.errors import ProtocolError
 from tacit.secagg.identity import verify
-from tacit.secagg.membership import check_member_header
+from tacit.secagg.membership import asked_epoch, check_member_header
 from tacit.secagg.signed_roster import ROOT, SignedRoster
 
 _LIMIT, _LIMIT_EACH = 64 << 10, 2 << 10
@@ -68,7 +68,13 @@ class RosterDesk:
             check_member_header(member, signed.roster, self._now())
         except ProtocolError:
             return _STRANGER
-        return 200, signed.encode()
+        epoch = asked_epoch(member)
+        if epoch in (0, signed.roster.epoch):
+            return 200, signed.encode()
+        try:
+            return 200, (self._path.parent / "rosters" / f"{epoch}.json").read_bytes()
+        except FileNotFoundError:
+            return _NONE
 
     def _collect(self, signed: SignedRoster, body: bytes) -> tuple[int, bytes]:
         # Before anything is decoded: who does not know the roster costs us nothing but this.
