@@ -222,14 +222,10 @@ class Front:
         self._open[remote] += 1
         try:
             peer = await self._shake_hands(connection, remote)
-            try:
-                await self._converse(peer)
-            finally:
-                await peer.close()
         except OSError:
             self._note(remote, "connection", "tls")
-        except Exception:
-            _log.exception("a connection has ended")
+        else:
+            await self._converse(peer)
         finally:
             self._open[remote] -= 1
             if not self._open[remote]:
@@ -266,6 +262,10 @@ class Front:
         except Refusal as refusal:
             self._note(peer.remote, kind, refusal.reason)
             await peer.refuse(refusal.status)
+        except Exception:  # one connection's; the others go on
+            _log.exception("a connection has ended")
+        finally:
+            await peer.close()
 
     async def _answer(self, peer: Peer, request: h11.Request) -> None:
         if not self._rate.take(peer.remote):

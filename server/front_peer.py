@@ -58,6 +58,8 @@ class Peer:
             if self._http.trailing_data[0]:
                 raise Refusal(0, "slow") from None
             return None
+        except OSError:
+            return None
         except h11.RemoteProtocolError as error:
             if self._reader.at_eof():
                 return None
