@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from tacit.config import Count, Positive, load_as
 from tacit.data.schema import Frozen
@@ -117,15 +117,16 @@ class FederationFile(_Named):
     rules: RosterRules = RosterRules()
     days: Lifetimes = Lifetimes()
 
-    @model_validator(mode="after")
-    def _distinct(self) -> FederationFile:
-        lowered = [label.lower() for label in self.sites]  # two folders, on every file system
-        for label in self.sites:
+    @field_validator("sites")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        lowered = [label.lower() for label in labels]  # two folders, on every file system
+        for label in labels:
             if lowered.count(label.lower()) > 1:
-                raise ValueError(f"sites: {label!r} is there twice")
+                raise ValueError(f"{label!r} is there twice")
         if COORDINATOR in lowered:
-            raise ValueError(f"sites: {COORDINATOR!r} is the name of the coordinator's own kit")
-        return self
+            raise ValueError(f"{COORDINATOR!r} is the name of the coordinator's own kit")
+        return labels
 
     @classmethod
     def load(cls, path: Path) -> FederationFile:

@@ -1,7 +1,8 @@
 """Who may ask the coordinator for a roster that is not complete yet: whoever holds the key of one of its members.
 
 The request has a header `tacit-member: LABEL:EPOCH:SECONDS:SIGNATURE`; EPOCH 0 is the newest, and a site that was
-away asks for those it has missed. The signature is that of an identity over these and the federation's server key. It proves who asks and hides nothing: the roster travels inside TLS.
+away asks for those that it has missed. The signature is that of an identity over these and the federation's server
+key. It proves who asks and hides nothing: the roster travels inside TLS.
 
 Guarantees:
     Without the key of a member, a roster is not shown: strangers do not learn who takes part.
