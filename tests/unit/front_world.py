@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,7 +120,7 @@ class Recorder:
         keep: whether it keeps bodies; else only what is in the first 64 kB.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, tls: Pair | None = None) -> None:
         self.requests: list[Seen] = []
         self.answer: tuple[int, dict[str, str], bytes] = (
             200,
@@ -128,6 +128,7 @@ class Recorder:
             b"ok",
         )
         self.keep = True
+        self._connections: list[socket.socket] = []
         recorder = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -155,17 +156,29 @@ class Recorder:
         class Server(http.server.ThreadingHTTPServer):
             daemon_threads = True
 
+            def process_request(self, request: Any, address: Any) -> None:
+                recorder._connections.append(request)
+                super().process_request(request, address)
+
             def handle_error(self, *_: Any) -> None:  # who broke off is seen by the test
                 pass
 
         self._server = Server(("127.0.0.1", port), Handler)
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
+        """Ends as a process that is killed does: with all its connections."""
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def trusting(ca: Path) -> ssl.SSLContext:
