@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.reference import canonical, keys, messages, parameters, sharing
 from tests.reference.canonical import Refused, sha256
 from tests.reference.journal import Journal
+from tests.reference.receipts import Receipt, aggregate_digest, confirmations_digest, shown
 from tests.reference.roster import Member, Roster, enrolment_text, file_of, fingerprint, possesses
 from tests.reference.rounds import Round
 from tests.reference.secagg import invite, read_invitation
@@ -184,6 +185,8 @@ def journal(given: Json) -> Json:
             kept.answered(run, round_, attempt, *map(unhex, hashes))
         elif name == "peers":
             kept.peers(int(min(arguments[0])), {int(i): counter for i, counter in arguments[0].items()})
+        elif name == "receipts":
+            kept.receipts({int(i): unhex(digest) for i, digest in arguments[0].items()})
         elif name == "masked":
             kept.masked(*map(unhex, arguments))
         else:
@@ -205,6 +208,37 @@ def invitation(given: Json) -> Json:
     message = invite(shown, unhex(given["secret"]))
     assert read_invitation(message)[0] == shown
     return {"ctx0": shown.ctx0().hex(), "message": message.hex()}
+
+
+def receipts(given: Json) -> Json:
+    """A chain of receipts, one for each sum, as it travels; and what is said of each part of it that is shown."""
+    secret, made = unhex(given["secret"]), list[Receipt]()
+    for one in given["receipts"]:
+        fields = {name: unhex(one[name]) for name in ("context", "roster", "model")}
+        fields |= {name: one[name] for name in ("run", "round", "attempt", "epsilon")}
+        signatures = {int(i): unhex(signature) for i, signature in one["confirmations"].items()}
+        made.append(
+            Receipt(
+                **fields,
+                number=len(made) + 1,
+                previous=made[-1].digest() if made else bytes(32),
+                survivors=tuple(one["survivors"]),
+                confirmations=confirmations_digest(signatures),
+                aggregate=aggregate_digest(len(one["survivors"]), one["sum"]),
+            )
+        )
+    messages = [receipt.message(secret) for receipt in made]
+    key = keys.identity(secret)
+
+    def code(places: list[int], head: int) -> str:
+        digest = made[head].digest() if head >= 0 else bytes(32)
+        return code_of(shown, digest, [messages[place] for place in places], key)
+
+    return {
+        "messages": [message.hex() for message in messages],
+        "digests": [receipt.digest().hex() for receipt in made],
+        "codes": [code(places, head) for places, head in given["shown"]],
+    }
 
 
 def code_of(call: Callable[..., object], *arguments: Any) -> str:
@@ -280,6 +314,7 @@ KINDS: dict[str, Callable[[Json], Json]] = {
     "roster": roster,
     "journal": journal,
     "invitation": invitation,
+    "receipts": receipts,
     "points": points,
     "shares": shares,
     "packed": packed,

@@ -31,6 +31,7 @@ class Journal:
         self.hash = "0" * 64
         self.seen: dict[str, int] = {}
         self.counter = 0
+        self.newest_receipt = 0, bytes(32)
         self.newest: dict[str, list[Any]] = {}
         self.masked_in: dict[str, str] = {}
         self.signed_for: dict[str, str] = {}
@@ -83,6 +84,15 @@ class Journal:
         require(all(counter > self.seen.get(i, -1) for i, counter in shown.items()), "peer-counter")
         self.seen |= shown
         self.write({"peers": shown})
+
+    def receipts(self, heads: dict[int, bytes]) -> None:
+        """Before M0 is answered: the chain of receipts as far as it is known."""
+        seen, digest = self.newest_receipt
+        newest = max(heads)
+        require(newest >= seen and heads.get(seen, digest) == digest, "receipts")
+        if newest > seen:
+            self.newest_receipt = newest, heads[newest]
+            self.write({"receipts": [newest, heads[newest].hex()]})
 
     def masked(self, ctx0: bytes, ctx2: bytes) -> None:
         """Before y exists."""

@@ -84,6 +84,8 @@ def primitives() -> dict[str, tuple[str, Json]]:
         ),
         "an invitation": ("invitation", {"secret": seeded("server"), "invitation": an_invitation()}),
         "a journal with a write cut short": ("journal", {"run": "run-1", "events": events()}),
+        "a journal that has seen receipts": ("journal", {"run": "run-1", "events": seen_receipts()}),
+        "receipts": ("receipts", {"secret": seeded("server"), "receipts": sums(), "shown": SHOWN}),
     }
 
 
@@ -125,6 +127,48 @@ def an_invitation() -> Json:
         "num_invited": 40,
         "rules": {"c": 3, "D": 5, "C_int": 2**18, "z": 0.3, "n_min": 20, "n_max": 50},
     }
+
+
+# places of the receipts that are shown, and that of the head beside them; -1: there are none
+SHOWN: list[list[Any]] = [
+    [[], -1],
+    [[0], 0],
+    [[0, 1, 2], 2],
+    [[1, 2], 2],
+    [[], 0],
+    [[0, 1, 2], -1],
+    [[0, 1], 2],
+    [[0, 2], 2],
+    [[1, 0], 0],
+    [[0, 0], 0],
+    [[0, 1, 2] * 3, 2],
+]
+
+
+def sums() -> list[Json]:
+    """What three receipts are about."""
+    return [
+        {name: seeded(f"{name} {i}") for name in ("context", "roster", "model")}
+        | {"run": "Lauf-ß", "round": i, "attempt": 3 - i, "epsilon": ["inf", "0", "1.25"][i]}
+        | {"survivors": [0, 2, 11][: i + 1], "sum": [[], [-1, 2**40, 7], [-(2**63), 2**63 - 1]][i]}
+        | {"confirmations": {str(j): seeded("a") + seeded("b") for j in (11, 2)[:i]}}
+        for i in range(3)
+    ]
+
+
+def seen_receipts() -> list[list[Any]]:
+    """The beginning, the same again, a gap; a write cut short changes nothing about them."""
+    digests = {str(i): seeded(f"receipt {i}") for i in range(12)}
+    some = {i: digests[i] for i in ("1", "2", "3")}
+    model, config, ctx0 = seeded("model"), seeded("config"), seeded("ctx0")
+    return [
+        ["receipts", {"0": bytes(32).hex()}],
+        ["receipts", some],
+        ["receipts", some],
+        ["torn", b'{"receipts":[9'.hex()],
+        ["receipts", {i: digests[i] for i in ("10", "11")}],
+        ["answered", "run-1", 1, 1, model, config, ctx0],
+    ]
 
 
 def events() -> list[list[Any]]:

@@ -14,7 +14,7 @@ from tacit.encoding import config_digest
 from tacit.errors import ConfigError, ProtocolError
 from tacit.secagg import identity as identities
 from tacit.secagg import keys, ring, shamir, sharing
-from tacit.secagg.contexts import Invitation, model_digest
+from tacit.secagg.contexts import NO_HEAD, Invitation, model_digest
 from tacit.secagg.encoding import Writer
 from tacit.secagg.graph import Graph
 from tacit.secagg.identity import Identity
@@ -22,8 +22,17 @@ from tacit.secagg.journal import FileJournal
 from tacit.secagg.members import Member
 from tacit.secagg.messages import SetupRequest
 from tacit.secagg.prg import keystream
+from tacit.secagg.receipt import (
+    SHOWN,
+    Receipt,
+    ReceiptChain,
+    aggregate_digest,
+    check_shown,
+    confirmations_digest,
+)
 from tacit.secagg.roster import Roster, RosterMember
 from tacit.secagg.signed_roster import SignedRoster, check_first, check_next
+from tacit.update import Aggregate
 from tests.vectors.attempt import Attempt, draws, rules_of
 
 Json = dict[str, Any]
@@ -204,6 +213,8 @@ def journal(given: Json) -> Json:
                 kept.answered(run, number, attempt, *map(unhex, hashes))
             elif name == "peers":
                 kept.see_peers({int(i): counter for i, counter in arguments[0].items()})
+            elif name == "receipts":
+                kept.see_receipts({int(i): unhex(digest) for i, digest in arguments[0].items()})
             elif name == "masked":
                 kept.masked(*map(unhex, arguments))
             else:
@@ -225,6 +236,36 @@ def invitation(given: Json) -> Json:
     message = SetupRequest(shown).signed(identity_of(given["secret"])).encode()
     assert SetupRequest.decode(message).invitation == shown
     return {"ctx0": shown.ctx0().hex(), "message": message.hex()}
+
+
+def receipts(given: Json) -> Json:
+    """A chain of receipts, one for each sum, as it travels; and what is said of each part of it that is shown."""
+    server, made = identity_of(given["secret"]), ReceiptChain()
+    for one in given["receipts"]:
+        signatures = {int(i): unhex(signature) for i, signature in one["confirmations"].items()}
+        aggregate = Aggregate(np.array(one["sum"], dtype=np.int64), len(one["survivors"]))
+        receipt = Receipt(
+            **{name: unhex(one[name]) for name in ("context", "roster", "model")},
+            **{name: one[name] for name in ("run", "round", "attempt", "epsilon")},
+            number=len(made.receipts) + 1,
+            previous=made.head,
+            survivors=tuple(one["survivors"]),
+            confirmations=confirmations_digest(signatures),
+            aggregate=aggregate_digest(aggregate),
+        )
+        made.add(receipt.signed(server), signatures)
+    messages = [receipt.encode() for receipt in made.receipts]
+    assert made.shown() == messages[-SHOWN:]
+
+    def code(places: list[int], head: int) -> str:
+        digest = made.receipts[head].digest if head >= 0 else NO_HEAD
+        return code_of(check_shown, digest, [messages[place] for place in places], server.public)
+
+    return {
+        "messages": [message.hex() for message in messages],
+        "digests": [receipt.digest.hex() for receipt in made.receipts],
+        "codes": [code(places, head) for places, head in given["shown"]],
+    }
 
 
 def code_of(call: Callable[..., object], *arguments: Any) -> str:
@@ -300,6 +341,7 @@ KINDS: dict[str, Callable[[Json], Json]] = {
     "roster": roster,
     "journal": journal,
     "invitation": invitation,
+    "receipts": receipts,
     "points": points,
     "shares": shares,
     "packed": packed,
