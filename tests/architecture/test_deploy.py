@@ -6,8 +6,10 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import yaml
 
 from tacit import cli
+from tacit.health import serve_health
 from tests.architecture.sources import ROOT, text
 from tests.architecture.test_names import PYPROJECT
 
@@ -23,7 +26,7 @@ DOCKERFILE = "deploy/Dockerfile"
 UNITS = ("deploy/systemd/tacit-client.service", "deploy/systemd/tacit-server.service")
 MANIFESTS = ("deploy/kubernetes/client.yaml", "deploy/kubernetes/server.yaml")
 PROGRAM = "/opt/tacit/bin/tacit"
-PROBE = ["python", "-m", "tacit.health"]
+PROBE = ["python", "/opt/tacit/probe.py"]
 
 Instruction = tuple[str, str]
 
@@ -96,12 +99,12 @@ def parse(words: list[str]) -> click.Context:
     """What the program makes of its arguments; nothing is run. `click.UsageError` for what it does not know."""
     command = cli.load(words[0])
     rest = words[1:]
-    context = click.Context(command, info_name=words[0], resilient_parsing=True)
+    context = click.Context(command, info_name=words[0])
     while isinstance(command, click.Group):
         _, found, rest = command.resolve_command(context, rest)
         assert found is not None
         command = found
-    return command.make_context(words[0], list(rest), resilient_parsing=True)
+    return command.make_context(words[0], list(rest))
 
 
 def test_every_command_and_every_option_in_deploy_is_one_that_tacit_has() -> None:
@@ -124,7 +127,7 @@ def test_an_image_runs_as_nobody_special_and_says_how_it_is(target: str) -> None
     assert int(last(stage, "USER").split(":")[0]) >= 10_000
     assert last(stage, "VOLUME") == "/kit"
     health = last(stage, "HEALTHCHECK")
-    assert yaml.safe_load(health.partition("CMD ")[2])[:3] == PROBE
+    assert yaml.safe_load(health.partition("CMD ")[2])[:2] == PROBE
     used = {name for name, _ in stage}
     assert "ADD" not in used
     # The image in the end has no compiler's folder and no sources: it builds on the base, not on the build stage.
@@ -148,7 +151,13 @@ def test_an_image_gets_what_is_installed_and_nothing_else() -> None:
         for source in rest.split()[:-1]
     }
     packages = {package.split(".")[0] for package in PYPROJECT["tool"]["setuptools"]["packages"]}
-    assert copied == packages | {"constraints.txt", "pyproject.toml", "README.md", "LICENSE"}
+    assert copied == packages | {
+        "constraints.txt",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "deploy/probe.py",
+    }
     assert all((ROOT / source).exists() for source in copied)
 
 
@@ -212,7 +221,7 @@ def test_a_pod_has_limits_probes_and_no_privilege(path: str) -> None:
             == set(container["resources"]["requests"])
         )
         for probe in ("startupProbe", "livenessProbe"):
-            assert container[probe]["exec"]["command"][:3] == PROBE
+            assert container[probe]["exec"]["command"][:2] == PROBE
         assert not container["image"].endswith((":latest", container["name"]))
 
 
@@ -243,17 +252,34 @@ def test_from_outside_only_the_front_can_be_reached() -> None:
     assert {"protocol": "TCP", "port": port} in client["NetworkPolicy"]["spec"]["egress"][-1]["ports"]
 
 
-@pytest.mark.parametrize(("index", "target"), [(0, "client"), (1, "server")])
-def test_who_is_asked_for_health_answers_there(index: int, target: str) -> None:
+@pytest.mark.parametrize(("path", "target"), [(MANIFESTS[0], "client"), (MANIFESTS[1], "server")])
+def test_who_is_asked_for_health_answers_there(path: str, target: str) -> None:
     image = yaml.safe_load(last(stages()[target], "HEALTHCHECK").partition("CMD ")[2])
-    (container,) = containers(MANIFESTS[index])
+    (container,) = containers(path)
     assert (
         container["livenessProbe"]["exec"]["command"] == container["startupProbe"]["exec"]["command"] == image
     )
-    for place, words in commands():
-        if target in place.split("/")[-1] and "--health-port" in words:
-            assert image[-1] == f"127.0.0.1:{words[words.index('--health-port') + 1]}", place
-    assert f'"--health-port", "{image[-1].split(":")[1]}"' in last(stages()[target], "CMD")
+    for words in (container["args"], yaml.safe_load(last(stages()[target], "CMD"))):
+        assert parse(words).params["health_port"] == int(image[-1])
+
+
+def test_the_server_listens_where_the_pod_is_reached() -> None:
+    port = int(last(stages()["server"], "EXPOSE"))
+    for words in (containers(MANIFESTS[1])[0]["args"], yaml.safe_load(last(stages()["server"], "CMD"))):
+        assert parse(words).params["port"] == port
+
+
+def test_the_probe_knows_alive_from_connected_and_from_gone() -> None:
+    with closing(serve_health(0)) as health:
+        assert [probe(health.port), probe(health.port, "client")] == [0, 1]
+        health.set("client", True)
+        assert probe(health.port, "client") == 0
+    assert probe(health.port) == 1
+
+
+def probe(*words: object) -> int:
+    command = [sys.executable, str(ROOT / "deploy" / "probe.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, check=False).returncode
 
 
 def test_a_wheelhouse_is_for_both_machines_with_torch_for_cpus() -> None:

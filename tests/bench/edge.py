@@ -34,6 +34,7 @@ TACIT = Path(sysconfig.get_path("scripts")) / "tacit"
 SITES, ROWS = 4, 50
 STARTS = 3
 SETTLE_SECONDS = 4.0
+RUN_SECONDS = 240.0
 JOINED = (
     "/v1/fleet/activate-node"  # from here on the SuperLink counts the node as alive; heartbeats prolong that
 )
@@ -212,7 +213,11 @@ def _start_seconds(command: object, site: Path, tap: Tap) -> float:
     tap.forget()
     started = time.monotonic()
     with _node(command, site, tap.port):
-        return tap.wait_for(JOINED) - started
+        seconds = tap.wait_for(JOINED) - started
+        time.sleep(
+            1.0
+        )  # for the answer: a node that ends before it is not signed off, and locked out for a minute
+        return seconds
 
 
 def _idle(link: SuperLink, node: Group) -> Memory:
@@ -253,7 +258,7 @@ def _train(
     experiment = config.loads(text, overrides=(*overrides, f"training.rounds={rounds}"))
     before = tap.bytes
     with largest(node.leader.pid) as peak:
-        submission.run(link, experiment.to_toml(), current, timeout=500)
+        submission.run(link, experiment.to_toml(), current, timeout=RUN_SECONDS)
     figures.bytes[name] = (tap.bytes - before) / rounds
     lines = (state / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
     figures.rounds[name] = median(json.loads(line)["seconds"] for line in lines[1:])
