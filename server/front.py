@@ -317,7 +317,7 @@ class Front:
             self._in_flight -= held
 
     async def _ask_desk(self, desk: Desk, peer: Peer, request: h11.Request) -> None:
-        member = dict(request.headers).get(b"tacit-member", b"").decode("latin-1")
+        member = dict(request.headers).get(b"tacit-member", b"").decode(errors="replace")
         body = b"".join([chunk async for chunk in peer.body()])
         async with self._at_the_desk:
             status, answer = await asyncio.to_thread(desk.answer, request.method, member, body)

@@ -4,7 +4,7 @@ It cannot sign and does not judge: whether a roster counts is decided at each si
 
 Guarantees:
     A roster is shown to holders of a key in it only.
-    A signature is kept only if it verifies under this roster; none is ever replaced or taken away.
+    A file of signatures is kept only if each verifies under this roster; none is ever taken away.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import Final
 
 from server.checkpoint import write_file
 from tacit.errors import ProtocolError
-from tacit.secagg.identity import verify
 from tacit.secagg.membership import asked_epoch, check_member_header
-from tacit.secagg.signed_roster import ROOT, SignedRoster
+from tacit.secagg.signed_roster import SignedRoster, checked_signers
 
 _LIMIT, _LIMIT_EACH = 64 << 10, 2 << 10
 _NONE: Final = (404, b"no roster\n")
@@ -30,7 +29,12 @@ _UNREADABLE: Final = (503, b"roster unreadable\n")
 
 
 class RosterDesk:
-    """The desk over the coordinator's `roster.json`, which other commands may replace at any time."""
+    """The desk over the coordinator's `roster.json`, which other commands may replace at any time.
+
+    Args:
+        path: the file; the epochs before it are beside it, `rosters/EPOCH.json`.
+        now: the time, in seconds since 1970, UTC.
+    """
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self._path, self._now = path, now
@@ -71,10 +75,8 @@ class RosterDesk:
         epoch = asked_epoch(member)
         if epoch in (0, signed.roster.epoch):
             return 200, signed.encode()
-        try:
-            return 200, (self._path.parent / "rosters" / f"{epoch}.json").read_bytes()
-        except FileNotFoundError:
-            return _NONE
+        earlier = self._earlier(epoch)
+        return (200, earlier.encode()) if earlier else _NONE
 
     def _collect(self, signed: SignedRoster, body: bytes) -> tuple[int, bytes]:
         # Before anything is decoded: who does not know the roster costs us nothing but this.
@@ -86,15 +88,23 @@ class RosterDesk:
             return _MALFORMED
         if posted.roster != signed.roster:
             return _OTHER
-        new = {i: value for i, value in posted.signatures.items() if i not in signed.signatures}
-        if not all(_is_right(signed, index, signature) for index, signature in new.items()):
+        before = self._earlier(signed.roster.epoch - 1)
+        try:
+            checked_signers(posted, before.roster.root_key if before else signed.roster.root_key)
+        except ProtocolError:
             return _WRONG
-        if new:
-            merged = signed.merge(SignedRoster(signed.roster, new))
+        if not posted.signatures.keys() <= signed.signatures.keys():
+            merged = posted.merge(signed)
             if self._read() is not signed:  # a new epoch has come in between
                 return _OTHER
             write_file(self._path, merged.encode())
         return 200, b""
+
+    def _earlier(self, epoch: int) -> SignedRoster | None:
+        try:
+            return SignedRoster.decode((self._path.parent / "rosters" / f"{epoch}.json").read_bytes())
+        except FileNotFoundError:
+            return None
 
     def _read(self) -> SignedRoster | None:
         """What the file says now; the same object for as long as the file is the same."""
@@ -107,15 +117,3 @@ class RosterDesk:
         except FileNotFoundError:
             self._stamp, self._known = (), None
         return self._known
-
-
-def _is_right(signed: SignedRoster, index: int, signature: bytes) -> bool:
-    roster = signed.roster
-    key = roster.root_key if index == ROOT else b""
-    if 0 <= index < len(roster.members):
-        key = roster.members[index].key
-    try:
-        verify(key, signature, "roster", roster.previous, index, roster.digest())
-    except ProtocolError:
-        return False
-    return True
