@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import tomli_w
 
 from tacit.config import read_toml
 from tacit.errors import ConfigError, ProtocolError, StorageError
@@ -16,14 +21,16 @@ if TYPE_CHECKING:
     from tacit.secagg.identity import Identity
     from tacit.secagg.roster import Roster
 
+_DATA: Final = re.compile(r"\s*data\s*=")
+
 
 @dataclass(frozen=True)
 class Site:
     """A participant's own folder.
 
     Attributes:
-        folder: holds data.csv, site.toml, identity.key, roster.json, optionally policy.toml, and what Tacit keeps:
-            ledger, journal, sessions.
+        folder: holds data.csv, site.toml, identity.key, roster.jsonl (in a simulation roster.json), optionally
+            policy.toml, and what Tacit keeps: ledger, journal, sessions.
         label: the site's name in the federation.
         data_set: id of the data set that the ledger is kept for; survives changes of the file. A new id, and with
             it a new folder, is for data that share no record with the old.
@@ -77,11 +84,22 @@ class Site:
         return Identity.load(self.folder / "identity.key")
 
     def roster(self) -> Roster:
-        """The members as this site has them: signed by all of them, never taken from the server.
+        """The members as this site has them: the newest epoch that it has accepted, or in a simulation the only one.
+
+        Signed by the members, never taken from the server.
 
         Raises:
             StorageError: the file is missing or damaged, or a signature is.
         """
+        accepted = self.folder / "roster.jsonl"
+        if accepted.exists():
+            from tacit.secagg.signed_roster import RosterFile
+
+            try:
+                with RosterFile.open(accepted, durable=self.durable) as file:
+                    return file.roster
+            except ProtocolError as error:
+                raise StorageError(f"{accepted}: {error}") from None
         path = self.folder / "roster.json"
         try:
             return _accepted(path.read_bytes())
@@ -89,6 +107,31 @@ class Site:
             raise StorageError(f"{path}: cannot be read: {error.strerror}") from None
         except ProtocolError as error:
             raise StorageError(f"{path}: {error}") from None
+
+
+def set_data(folder: Path, file: Path) -> None:
+    """Has site.toml name another file with the records; every other line stays as somebody wrote it.
+
+    Raises:
+        ConfigError: there is no such file, or no site.toml.
+    """
+    if not file.is_file():
+        raise ConfigError("is not a file", source=file, key="--data")
+    path = folder / "site.toml"
+    before = read_toml(path)
+    name = (
+        os.path.relpath(file.resolve(), folder) if file.resolve().is_relative_to(folder) else file.resolve()
+    )
+    if before.get("data") == str(name):
+        return
+    line = tomli_w.dumps({"data": str(name)})
+    lines = [old for old in path.read_text(encoding="utf-8-sig").splitlines(True) if not _DATA.match(old)]
+    text = line + "".join(lines)
+    if tomllib.loads(text) != {**before, "data": str(name)}:
+        raise ConfigError(f"cannot be changed; write into it: {line.strip()}", source=path, key="data")
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 @lru_cache(maxsize=4)

@@ -52,10 +52,19 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     with contextlib.closing(Outside()) as outside, contextlib.ExitStack() as stack:
         # First the nodes: a site need not know when the coordinator starts.
         sites = [
-            ("client", "--site", str(prepared.folder / str(i)), "--superlink", address) for i in range(3)
+            (
+                "client",
+                "node",
+                "--insecure-loopback",
+                "--site",
+                str(prepared.folder / str(i)),
+                "--superlink",
+                address,
+            )
+            for i in range(3)
         ]
         clients = [stack.enter_context(_tacit(folder, outside, *site)) for site in sites]
-        arguments = (str(experiment), "--state", str(state), "--port", str(port))
+        arguments = ("--insecure-loopback", str(experiment), "--state", str(state), "--port", str(port))
         server = stack.enter_context(_tacit(folder, outside, "server", *arguments))
         server_code = server.wait(timeout=200)
         for client in clients:
@@ -87,7 +96,7 @@ def _tacit(folder: Path, outside: Outside, name: str, *arguments: str) -> Iterat
     """A `tacit` command; all that it starts carries `folder` in its environment."""
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
-            [TACIT, name, "--insecure-loopback", *arguments],
+            [TACIT, name, *arguments],
             env={**os.environ, **outside.variables, "STARTED_BY_TEST": str(folder)},
             stdout=log,
             stderr=log,
@@ -135,7 +144,14 @@ def test_a_server_told_to_stop_says_so_and_leaves_no_process_behind(tmp_path: Pa
     """Also while it waits for sites, and also when somebody is impatient."""
     (tmp_path / "experiment.toml").write_text('name = "alone"\n')
     with contextlib.closing(Outside()) as outside:
-        arguments = (str(tmp_path / "experiment.toml"), "--state", str(tmp_path / "state"), "--port", "0")
+        arguments = (
+            "--insecure-loopback",
+            str(tmp_path / "experiment.toml"),
+            "--state",
+            str(tmp_path / "state"),
+            "--port",
+            "0",
+        )
         with _tacit(tmp_path, outside, "server", *arguments) as server:
             _wait_for((tmp_path / "state" / "flower" / "flower-superexec.log").exists)
             server.send_signal(signal.SIGTERM)
@@ -148,7 +164,14 @@ def test_a_server_told_to_stop_says_so_and_leaves_no_process_behind(tmp_path: Pa
 def test_a_server_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
     (tmp_path / "experiment.toml").write_text('name = "alone"\n')
     with contextlib.closing(Outside()) as outside:
-        arguments = (str(tmp_path / "experiment.toml"), "--state", str(tmp_path / "state"), "--port", "0")
+        arguments = (
+            "--insecure-loopback",
+            str(tmp_path / "experiment.toml"),
+            "--state",
+            str(tmp_path / "state"),
+            "--port",
+            "0",
+        )
         with _tacit(tmp_path, outside, "server", *arguments) as server:
             _wait_for((tmp_path / "state" / "flower" / "flower-superexec.log").exists)
             server.kill()
@@ -165,9 +188,8 @@ def test_a_node_that_fails_says_so(tmp_path: Path) -> None:
         threading.Thread(target=stranger.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{stranger.server_port}"
         (tmp_path / "site").mkdir()
-        with _tacit(
-            tmp_path, outside, "client", "--site", str(tmp_path / "site"), "--superlink", address
-        ) as node:
+        arguments = ("--insecure-loopback", "--site", str(tmp_path / "site"), "--superlink", address)
+        with _tacit(tmp_path, outside, "client", "node", *arguments) as node:
             assert node.wait(timeout=90) == 1
         stranger.shutdown()
     assert still_running(tmp_path) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 
-import client.cli
+import client.node
 import server.superlink
 from simulations import ray_engine
 from tacit.errors import ConfigError, StorageError
@@ -64,12 +64,12 @@ def test_a_ray_of_our_own_reports_nothing_and_wants_a_fresh_token(
 @pytest.mark.parametrize("name", ["plain", "two words", "größe, 数据", "a=b", 'double"quote', "back\\slash"])
 def test_G7_flower_reads_the_site_folder_back(name: str) -> None:
     site = Path("/sites") / name
-    assert parse_config_args([client.cli.node_config(site)]) == {"site": str(site)}
+    assert parse_config_args([client.node.node_config(site)]) == {"site": str(site)}
 
 
 def test_G7_a_path_that_flower_cannot_carry_is_refused() -> None:
     with pytest.raises(ConfigError, match="--site"):
-        client.cli.node_config(Path("/sites/o'hara"))
+        client.node.node_config(Path("/sites/o'hara"))
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
