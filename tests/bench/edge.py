@@ -95,7 +95,7 @@ def _stock(folder: Path) -> Figures:
             figures.starts.append(_start_seconds(_stock_command, sites[0], tap))
         nodes = [stack.enter_context(_node(_stock_command, site, link.port)) for site in sites[1:]]
         nodes.append(stack.enter_context(_node(_stock_command, sites[0], tap.port)))
-        figures.idle = _idle(link, nodes[-1])
+        figures.idle = _idle(link, nodes)
         figures.rounds["trivial"] = median(_trivial(link, folder)[1:])
         _train(figures, "private", (*PLAIN, *PRIVATE), ROUNDS["stock"], link, tap, nodes[-1], folder)
     return figures
@@ -108,7 +108,7 @@ def _tacit(folder: Path) -> Figures:
             figures.starts.append(_start_seconds(_tacit_command, sites[0], tap))
         nodes = [stack.enter_context(_node(_tacit_command, site, link.port)) for site in sites[1:]]
         nodes.append(stack.enter_context(_node(_tacit_command, sites[0], tap.port)))
-        figures.idle = _idle(link, nodes[-1])
+        figures.idle = _idle(link, nodes)
         for name, overrides in (("plain", PLAIN), ("private", (*PLAIN, *PRIVATE)), ("secure", PRIVATE)):
             _train(figures, name, overrides, ROUNDS["tacit"], link, tap, nodes[-1], folder)
     return figures
@@ -176,6 +176,7 @@ def _superlink(folder: Path) -> Iterator[tuple[SuperLink, Tap]]:
         "TACIT_FEDERATION": str(folder / "sites"),
         "BENCH_SECONDS": str(folder / "seconds.json"),
         "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
     }
     with SuperLink(folder / "flower", variables=variables) as link:
         tap = Tap(link.port)
@@ -200,7 +201,8 @@ def _node(command: object, site: Path, port: int) -> Iterator[Group]:
     """A node, and what it prints, in its site's folder."""
     home = site / "flower"
     home.mkdir(exist_ok=True)
-    environment = {**flower_environment(home), "PYTHONPATH": str(ROOT)}
+    # One torch thread for both kinds: four nodes share this machine, and a site would have one for itself.
+    environment = {**flower_environment(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     del environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"]  # stock is as Flower starts it
     with (site / "node.log").open("ab") as log:
         words = command(site, port)  # type: ignore[operator]
@@ -220,13 +222,14 @@ def _start_seconds(command: object, site: Path, tap: Tap) -> float:
         return seconds
 
 
-def _idle(link: SuperLink, node: Group) -> Memory:
-    """Of a node that is registered and has nothing to do."""
+def _idle(link: SuperLink, nodes: list[Group]) -> Memory:
+    """Of the last of these nodes, once all are registered and have nothing to do."""
     while submission.num_online_nodes(link) < SITES:
         link.check()
+        assert all(node.leader.poll() is None for node in nodes), "a node has ended: see node.log of its site"
         time.sleep(0.5)
     time.sleep(SETTLE_SECONDS)
-    return memory_of(node.leader.pid)
+    return memory_of(nodes[-1].leader.pid)
 
 
 def _trivial(link: SuperLink, folder: Path) -> list[float]:
