@@ -15,12 +15,12 @@ from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore import constant
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
-from front_world import Authority, Line, Recorder, Seen, length_in, post, status_of, trusting, until
 
 from server.front import FLEET, TO_FLOWER, Front
 from server.front_limits import Limits
 from server.front_nodes import flower_header
 from tacit.errors import ConfigError, StorageError
+from tests.front_world import Authority, Line, Recorder, Seen, length_in, post, status_of, trusting, until
 
 SMALL = Limits(
     small_bytes=100,

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
-from front_world import Authority, Line, Pair, Recorder, front_apart, post, status_of, trusting, until
 
 from server.front import Front
 from server.front_limits import Allowance, Limits, Pace, who
+from tests.front_world import Authority, Line, Pair, Recorder, front_apart, post, status_of, trusting, until
 
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-object"
 IMPATIENT = Limits(head_seconds=0.6, grace_seconds=0.6, least_rate=1000.0, linger_seconds=0.02)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from front_world import DAY, Authority, Line, Recorder, post, status_of, trusting, until
 
 from server.front import Front
 from server.front_limits import Limits
+from tests.front_world import DAY, Authority, Line, Recorder, post, status_of, trusting, until
 
 PULL = "/v1/fleet/pull-messages"
 QUICK = Limits(linger_seconds=0.02)

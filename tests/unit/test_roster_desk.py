@@ -8,7 +8,6 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from front_world import Line, post, status_of
 
 from server.front import Front
 from server.front_limits import Limits
@@ -18,6 +17,7 @@ from tacit.secagg.members import Member
 from tacit.secagg.membership import HEADER, member_header
 from tacit.secagg.roster import Roster, RosterMember
 from tacit.secagg.signed_roster import ROOT, SignedRoster, check_first
+from tests.front_world import Line, post, status_of
 
 NOW, DAY = 1_800_000_000.0, 86_400.0
 SERVER_KEY, ROOT_KEY, STRANGER = 100, 101, 102
