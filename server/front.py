@@ -236,7 +236,9 @@ class Front:
         protocol = asyncio.StreamReaderProtocol(reader)
         context = self._certificate.context() if self._certificate else None
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # answers are small: send at once
+            connection.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, True
+            )  # answers are small: send at once
             transport, _ = await self._loop.connect_accepted_socket(
                 lambda: protocol,
                 connection,
@@ -328,7 +330,10 @@ class Front:
     def _note(self, remote: str, kind: str, reason: str) -> None:
         self._counters[reason] += 1
         if self._reports.take((remote, kind, reason)):
-            self._on_refusal(remote, kind, reason)
+            try:
+                self._on_refusal(remote, kind, reason)
+            except Exception:  # a log that cannot be written is no reason to serve nobody
+                _log.exception("a refusal was not noted")
 
 
 async def _pass_on(response: httpx.Response, peer: Peer) -> None:

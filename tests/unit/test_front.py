@@ -350,6 +350,23 @@ def test_what_is_counted_and_told_are_words_of_ours_and_told_once(tmp_path: Path
     behind.close()
 
 
+def test_a_log_that_fails_does_not_stop_the_front(caplog: pytest.LogCaptureFixture):
+    def full(*_: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    behind = Recorder()
+    with Front(behind.url, on_refusal=full, limits=Limits(connections=1, linger_seconds=0.02)) as front:
+        with Line(front.port, None) as line:
+            assert status_of(line.ask(post("/"))) == 404
+        assert until(lambda: front.connections == 0)
+        with Line(front.port, None) as line, Line(front.port, None) as second:
+            assert second.is_cut(2.0)
+            assert status_of(line.ask(post(PULL))) == 200
+        front.check()
+    assert caplog.text.count("a refusal was not noted") == 2
+    behind.close()
+
+
 # Where -----------------------------------------------------------------------------------------------------------
 
 
