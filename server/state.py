@@ -193,7 +193,8 @@ class RunState:
 def begin(folder: Path, run: str, config: str) -> None:
     """Makes the folder of a run whose id is known before any server works on it."""
     with _usable(folder):
-        folder.mkdir(mode=0o700, parents=True)
+        for path in (folder.parent.parent, folder.parent, folder):  # mkdir gives a mode to the last only
+            path.mkdir(mode=0o700, exist_ok=True)
         write_file(
             folder / "run.json", json.dumps({"run": run, "config": _digest(config), "starts": 0}).encode()
         )

@@ -99,7 +99,7 @@ def partition(
 ) -> None:
     """Divide a data set among site folders, as a simulation would, and show who got what.
 
-    A rehearsal with real processes begins here: tacit client --site takes one
+    A rehearsal with real processes begins here: tacit client run takes one
     of the folders, tacit server takes sites/experiment.toml.
     """
     from rich.console import Console
@@ -115,3 +115,52 @@ def partition(
     for warning in prepared.warnings:
         console.print(f"note: {warning}", style="yellow", highlight=False)
     console.print(f"sites: {prepared.folder}", highlight=False, soft_wrap=True)
+
+
+def rehearse(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What to run.")],
+    sites: Annotated[int, typer.Option(min=3, max=50, help="Among how many its data are divided.")] = 4,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for kits, logs and model, to look at later.")
+    ] = None,
+) -> None:
+    """Try a whole federation on this machine: kits, keys, TLS, secure sums, one process for each site.
+
+    Does by itself what people do in a real one, and says at the end what they would do otherwise.
+    """
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from simulations.rehearsal import DIFFERENCES, rehearse
+    from tacit import config
+
+    if keep is not None and keep.exists() and any(keep.iterdir()):
+        raise ConfigError("is not empty", source=keep, key="--keep")
+    wanted = (
+        [] if any(o.startswith("partition.") for o in overrides or []) else [f"partition.num_clients={sites}"]
+    )
+    loaded = config.load(experiment, [*wanted, *(overrides or [])])
+    console = Console()
+    with TemporaryDirectory(prefix="tacit-rehearsal-") as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+        def say(text: str) -> None:
+            console.print(text, highlight=False, soft_wrap=True)
+
+        done = rehearse(loaded, folder, say)
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in done.seconds.items())
+    console.print(f"took: {times}", highlight=False, soft_wrap=True)
+    if done.code == 0:
+        table = Table("here", "in a federation of real sites", title="what would differ", show_lines=True)
+        for row in DIFFERENCES:
+            table.add_row(*row)
+        console.print(table)
+        if keep is not None and done.run is not None:
+            say(f"model: {done.run / 'model.safetensors'}")
+    raise typer.Exit(done.code)
