@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore import constant
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 from server.front import FLEET, TO_FLOWER, Front
 from server.front_limits import Limits
-from server.front_nodes import flower_header
 from tacit.errors import ConfigError, StorageError
 from tests.front_world import Authority, Line, Recorder, Seen, length_in, post, status_of, trusting, until
 
@@ -290,42 +285,6 @@ def test_bodies_with_objects_that_are_under_way_together_are_bounded(world: Worl
         first.say(b"x" * 399_999)
         assert status_of(first.hear()) == 200
     assert until(lambda: world.front._in_flight == 0)
-
-
-# Whose -----------------------------------------------------------------------------------------------------------
-
-
-def test_J7_only_a_node_of_the_roster_gets_a_body_to_the_superlink(tmp_path: Path):
-    keys = [ec.generate_private_key(ec.SECP384R1()).public_key() for _ in range(2)]
-    files = {}
-    for i, key in enumerate(keys):
-        files[f"Site {i}"] = tmp_path / f"{i}.pub"
-        text = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        files[f"Site {i}"].write_bytes(text + b" a comment\n" * i)
-    headers = [base64.b64encode(public_key_to_bytes(key)) for key in keys]
-    assert [flower_header(file.read_bytes()) for file in files.values()] == headers
-
-    behind, current = Recorder(), {"Site 0": files["Site 0"], "gone": tmp_path / "gone.pub"}
-    with Front(behind.url, nodes=lambda: current) as front:
-
-        def status(*header: str) -> int:
-            with Line(front.port, None) as line:
-                return status_of(line.ask(post(PULL, b"x", *header)))
-
-        known, other = (f"flwr-public-key: {header.decode()}" for header in headers)
-        assert [status(known), status(other), status(), status("flwr-public-key: ")] == [200, 401, 401, 401]
-        current["Site 1"] = files["Site 1"]
-        assert until(lambda: status(other) == 200)
-        del current["Site 0"]  # revoked
-        assert until(lambda: status(known) == 401)
-    assert all(("flwr-public-key", headers[0].decode()) in seen.headers for seen in behind.requests[:1])
-    behind.close()
-
-
-@pytest.mark.parametrize("line", [b"", b"x", b"ecdsa-sha2-nistp384 !!", b"ssh-ed25519 " + b"A" * 200])
-def test_J7_what_is_no_node_key_is_none(line: bytes):
-    with pytest.raises(ValueError, match=r"P-384|base64|padding|characters"):
-        flower_header(line)
 
 
 # Told ------------------------------------------------------------------------------------------------------------
