@@ -53,7 +53,7 @@ class Pace:
         slowest: ... when nothing has come for long.
     """
 
-    quickest: float = 0.03
+    quickest: float = 0.05
     slowest: float = 1.0
 
     def pause(self, idle: float) -> float:

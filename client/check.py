@@ -195,44 +195,44 @@ def _federation(folder: Path) -> list[Finding]:
 
 
 def _connection(kit: SiteKit) -> Iterator[Finding]:
-    """The TLS handshake, how long the server's certificate lasts, and its clock."""
+    """The TLS handshake, and how long the server's certificate lasts."""
     from client.flower_wire import tls_context
 
-    address = (kit.invitation.host, kit.invitation.port)
+    invitation = kit.invitation
     try:
         with (
-            socket.create_connection(address, CONNECT_SECONDS) as plain,
-            tls_context(kit.folder / "ca.pem").wrap_socket(plain, server_hostname=kit.invitation.host) as tls,
+            socket.create_connection((invitation.host, invitation.port), CONNECT_SECONDS) as plain,
+            tls_context(kit.folder / "ca.pem").wrap_socket(plain, server_hostname=invitation.host) as tls,
         ):
-            certificate = tls.getpeercert() or {}
-            tls.sendall(
-                f"GET / HTTP/1.1\r\nHost: {kit.invitation.address}\r\nConnection: close\r\n\r\n".encode()
-            )
-            head = tls.recv(4096).partition(b"\r\n\r\n")[0].decode("latin-1")
+            version, certificate = tls.version(), tls.getpeercert() or {}
     except ssl.SSLCertVerificationError as error:
         yield Finding("certificate", "fail", f"{error.verify_message}: is this kit the coordinator's newest?")
         return
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        yield Finding("connection", "fail", f"{kit.invitation.address}: {reason}: address, firewall, server?")
+        yield Finding("connection", "fail", f"{invitation.address}: {reason}: address, firewall, server?")
         return
-    yield Finding("connection", "ok", f"{kit.invitation.address}, {tls.version() or 'TLS'}")
+    yield Finding("connection", "ok", f"{invitation.address}, {version}")
     ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
-    days = (ends - datetime.now(UTC)).days
+    yield certificate_finding((ends - datetime.now(UTC)).days, ends)
+
+
+def certificate_finding(days: int, ends: datetime) -> Finding:
+    """What to say of a server certificate that ends in so many days."""
     if days < WARNING_DAYS:
-        yield Finding(
+        return Finding(
             "certificate", "warn", f"the server's ends in {days} days: tacit provision renew, there"
         )
-    else:
-        yield Finding("certificate", "ok", f"the server's is good until {ends.date()}")
-    yield _clock(head)
+    return Finding("certificate", "ok", f"the server's is good until {ends.date()}")
 
 
-def _clock(head: str) -> Finding:
-    dates = [line.partition(":")[2] for line in head.splitlines() if line.lower().startswith("date:")]
-    if not dates:
-        return Finding("clock", "warn", "the coordinator's is not known: compare it by hand")
-    ahead = (datetime.now(UTC) - parsedate_to_datetime(dates[0].strip())).total_seconds()
+def clock_finding(date: str, now: datetime) -> Finding:
+    """How far this clock is from the coordinator's, by the header Date of an answer."""
+    try:
+        theirs = parsedate_to_datetime(date)
+    except ValueError:
+        return Finding("clock", "warn", "the coordinator does not say its time: compare the clocks by hand")
+    ahead = (now - theirs).total_seconds()
     if -CLOCK_BEHIND_SECONDS <= ahead <= CLOCK_AHEAD_SECONDS:
         return Finding("clock", "ok", f"within {abs(ahead) + 1:.0f} s of the coordinator's")
     side = "ahead of" if ahead > 0 else "behind"
@@ -240,6 +240,7 @@ def _clock(head: str) -> Finding:
 
 
 def _roster(kit: SiteKit) -> Iterator[Finding]:
+    """What this site has accepted, and what the coordinator shows."""
     from client.approval import fetch_roster, https_client
 
     identity, accepted = kit.identity(), kit.accepted()
@@ -251,9 +252,12 @@ def _roster(kit: SiteKit) -> Iterator[Finding]:
         index = accepted.index_of(identity.public)
         accepted.check_member(index, datetime.now(UTC).date())
         yield Finding("roster", "ok", f"epoch {accepted.epoch}, {len(accepted.active)} members, this one too")
+    dates = [""]
     try:
         with https_client(kit, CONNECT_SECONDS) as client:
+            client.event_hooks = {"response": [lambda answer: dates.append(answer.headers.get("date", ""))]}
             newest = fetch_roster(kit, client, identity).roster
+        yield clock_finding(dates[-1], datetime.now(UTC))
     except (RunFailed, ProtocolError) as error:
         yield Finding("roster", "warn", str(error))
         return

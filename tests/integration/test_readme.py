@@ -168,7 +168,7 @@ def _cells(table: str) -> list[list[str]]:
 def test_what_is_not_there_yet_is_refused(folder: Path) -> None:
     """The rows of the README's table that say so."""
     assert text("README.md").count("**not there yet**") == 1
-    for words in (["server", "my.toml", "--state", "s"], ["client", "--site", "."]):
+    for words in (["server", "my.toml", "--state", "s"], ["client", "node", "--site", "."]):
         assert _tacit(*words) == 2
     with pytest.raises(ConfigError, match="input should be 'tacit-1'"):
         config.load(Path("my.toml"), ['secure_aggregation.protocol="full"'])
