@@ -17,14 +17,14 @@ class TacitError(Exception):
 
 
 class ConfigError(TacitError):
-    """A configuration that cannot be run: names the file, the key and what to do, on one line."""
+    """A configuration that cannot be run: names the file, the key and what to do."""
 
     exit_code = 2
 
     def __init__(self, message: str, *, source: str | Path = "", key: str = "") -> None:
         self.source, self.key, self.reason = str(source), key, message
         text = ": ".join(part for part in (self.source, key, message) if part)
-        # A key may hold any character: one that begins a line, or that a terminal obeys, is spelled out.
+        # On one line: a character of a key that begins another, or that a terminal obeys, is spelled out.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
