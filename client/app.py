@@ -28,6 +28,7 @@ from client import plain, submission
 from client.site import Site
 from tacit.audit import SITE_FILE, AuditLog, Refusal, code_of
 from tacit.errors import ProtocolError, Refused, TacitError
+from tacit.npy import read_npy
 
 if TYPE_CHECKING:
     from client.participant import Participant
@@ -117,11 +118,19 @@ def ready(message: Message, context: Context) -> Participant:
     """
     client = participant(context)
     if "scaling" in message.content:
-        client.scale(str(message.content.config_records["scaling"]["constants"]))
+        client.scale(_text(message, "scaling", "constants"))
     if "arrays" in message.content:
-        record = message.content.config_records.get("clip")
-        client.clip_at(str(record["norm"]) if record is not None else "")
+        client.clip_at(_text(message, "clip", "norm") if "clip" in message.content else "")
     return client
+
+
+def _text(message: Message, name: str, key: str) -> str:
+    """A text in one of the records beside the model."""
+    record = message.content[name]
+    value = record.get(key) if isinstance(record, ConfigRecord) else None
+    if not isinstance(value, str):
+        raise ProtocolError("fields", f"the record {name} has no text {key}")
+    return value
 
 
 def received_arrays(message: Message) -> dict[str, NDArray[np.float32]]:
@@ -129,10 +138,7 @@ def received_arrays(message: Message) -> dict[str, NDArray[np.float32]]:
     record = message.content.get("arrays")
     if not isinstance(record, ArrayRecord):
         raise ProtocolError("model", "the message carries no model")
-    try:
-        return {name: array.numpy() for name, array in record.items()}
-    except (ValueError, TypeError, EOFError, MemoryError):
-        raise ProtocolError("model", "an array of the model cannot be read") from None
+    return {name: read_npy(array.data) for name, array in record.items()}
 
 
 def fields(message: Message) -> ConfigRecord:

@@ -65,13 +65,14 @@ class Session:
             raise ProtocolError("encoding", "the hash of a session does not fit")
         reader = Reader(body, _LABEL)
         run, number, model, experiment = reader.text(), reader.number(), reader.data(), reader.data()
-        values = np.frombuffer(reader.data(), dtype="<i8").astype(np.int64)
-        encoded = EncodedUpdate(values, bool(reader.number()))
-        machine = make_machine().restore(reader.data())
-        attempt, sent = reader.number(), bool(reader.number())
-        session = cls(run, number, model, experiment, encoded, machine, attempt, sent)
+        values, clipped, state = reader.data(), reader.number(), reader.data()
+        attempt, sent = reader.number(), reader.number()
         reader.end()
-        return session
+        if len(values) % 8 or max(clipped, sent) > 1:
+            raise ProtocolError("encoding", "a vector is cut short, or a flag is neither 0 nor 1")
+        encoded = EncodedUpdate(np.frombuffer(values, dtype="<i8").astype(np.int64), bool(clipped))
+        machine = make_machine().restore(state)
+        return cls(run, number, model, experiment, encoded, machine, attempt, bool(sent))
 
 
 class Sessions(Protocol):

@@ -89,7 +89,7 @@ class Checkpoint:
                 clip=counters["clip"],
             )
             return cls(run, progress, counters["record"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError):
             return None
 
 

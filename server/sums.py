@@ -29,7 +29,7 @@ class SumFile(SumMemory):
             stored = json.loads(path.read_text(encoding="utf-8"))
             self.round, self.attempt = int(stored["round"]), int(stored["attempt"])
             self.strikes = {int(index) for index in stored["strikes"]}
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise StorageError(f"{path}: missing or damaged") from None
 
     def _changed(self) -> None:

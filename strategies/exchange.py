@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from tacit.errors import RunFailed
 
+AT_ONCE = 64  # messages that are pushed, or asked for, in one call
 POLL_SECONDS = 0.02
 ASK_SECONDS = 30.0  # a stock Flower node starts a process to answer
 ASK_AGAIN_SECONDS = 0.5
 
 
-def exchange(grid: Grid, messages: Iterable[Message], deadline_seconds: float) -> list[Message]:
-    """The answers that came in time, in the order of arrival. Ends early when everybody has answered."""
-    pending = {message_id for message_id in grid.push_messages(messages) if message_id}
+def exchange(grid: Grid, messages: Iterable[Message], deadline_seconds: float) -> Iterator[Message]:
+    """The answers that come in time, in the order of arrival. Ends early when everybody has answered.
+
+    Messages and answers are many and may be large, so that only a portion of either is held at a time: make the
+    messages as they are asked for, and let go of each answer.
+    """
+    pending: set[str] = set()
+    waiting = iter(messages)
+    while portion := list(islice(waiting, AT_ONCE)):
+        pending.update(message_id for message_id in grid.push_messages(portion) if message_id)
+        del portion
+        yield from _arrived(grid, pending)
     deadline = time.monotonic() + deadline_seconds
-    answers: list[Message] = []
     while pending:
-        for answer in grid.pull_messages(sorted(pending)):
-            pending.discard(answer.metadata.reply_to_message_id)  # never asked for again
-            answers.append(answer)
+        yield from _arrived(grid, pending)
         if not pending or time.monotonic() >= deadline:
             break
         time.sleep(POLL_SECONDS)
-    return answers
+
+
+def _arrived(grid: Grid, pending: set[str]) -> Iterator[Message]:
+    """The answers that are there; their ids leave `pending` and are never asked for again."""
+    asked = sorted(pending)
+    for start in range(0, len(asked), AT_ONCE):
+        for answer in grid.pull_messages(asked[start : start + AT_ONCE]):
+            pending.discard(answer.metadata.reply_to_message_id)
+            yield answer
 
 
 def find_members(grid: Grid, labels: Iterable[str], deadline_seconds: float) -> dict[str, int]:

@@ -122,7 +122,7 @@ class PlainGrid(WrappedGrid):
     ) -> Iterable[Message]:
         """The updates that came in time, in roster order. Refusals and what is no update are counted."""
         messages = list(messages)
-        answers = exchange(self._grid, messages, timeout or self._deadline)
+        answers = list(exchange(self._grid, messages, timeout or self._deadline))
         refusals = count_refusals(answers)
         sent = [answer for answer in answers if not answer.has_error()]
         good = alike([answer for answer in sent if is_update(answer.content, messages[0].content)])

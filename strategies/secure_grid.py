@@ -208,14 +208,13 @@ class SecureAggregationGrid(SumGrid):
         ) -> None:
             """Sends one phase's requests and takes what comes; an answer that is refused counts as none."""
             started = time.perf_counter()
-            asked = [
+            asked = (
                 self._request(f"tacit{number}", nodes[i], body, models[i] if number == 0 else None)
                 for i, body in requests.items()
-            ]
-            answers = exchange(self._grid, asked, self._agreement.deadline_seconds)
-            refusals.update(count_refusals(answers))
-            for answer in answers:
+            )
+            for answer in exchange(self._grid, asked, self._agreement.deadline_seconds):
                 if answer.has_error():
+                    refusals.update(count_refusals([answer]))
                     continue
                 try:
                     body = _body(answer)
@@ -229,7 +228,7 @@ class SecureAggregationGrid(SumGrid):
         if len(invited) - len(machine.missing) < fewest:
             # Below n - D of the whole cohort, though it may be enough for an attempt with fewer invited.
             raise AttemptFailed("keys", machine.missing)
-        requests = machine.deal_requests()
+        requests: Mapping[int, bytes] = machine.deal_requests()
         self._coordinator.memory.show({i: e.counter for i, e in machine.cohort.entries.items()})
         phase(1, requests, machine.collect_dealt)
         requests = machine.mask_requests()

@@ -160,7 +160,7 @@ class IdealSumGrid(SumGrid):
             Message(content=m.content, message_type="train.ideal", dst_node_id=m.metadata.dst_node_id)
             for m in messages
         ]
-        answers = exchange(self._grid, requests, self._agreement.deadline_seconds)
+        answers = list(exchange(self._grid, requests, self._agreement.deadline_seconds))
         good = [answer for answer in answers if not answer.has_error()]
         good.sort(key=lambda answer: self._agreement.members[answer.metadata.src_node_id].index)
         vectors = [answer.content.array_records["encoded"]["values"].numpy() for answer in good]

@@ -113,7 +113,7 @@ def scaling_constants(text: str) -> Constants:
     """
     try:
         constants = {str(k): (float(c), float(s)) for k, (c, s) in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ProtocolError("scaling", "not the constants of a scaling") from None
     if not all(np.isfinite(pair).all() and pair[1] > 0 for pair in constants.values()):
         raise ProtocolError("scaling", "a center or scale is not a usable number")

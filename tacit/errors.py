@@ -23,7 +23,9 @@ class ConfigError(TacitError):
 
     def __init__(self, message: str, *, source: str | Path = "", key: str = "") -> None:
         self.source, self.key, self.reason = str(source), key, message
-        super().__init__(": ".join(part for part in (self.source, key, message) if part))
+        text = ": ".join(part for part in (self.source, key, message) if part)
+        # On one line: a character of a key that begins another, or that a terminal obeys, is spelled out.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 class DataError(TacitError):

@@ -449,4 +449,4 @@ class ClientMachine:
         """Binds the vector to the signature, under a key that only this client and the server have."""
         state, invitation = self._state, self._invitation()
         key = self._key(state.enc)
-        return key.tag(invitation.server_pk, vector, ctx2=state.ctx2, sender=self.index)
+        return key.tag(invitation.server_pk, ctx2=state.ctx2, sender=self.index).finish(vector)

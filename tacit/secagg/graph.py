@@ -69,6 +69,8 @@ class Graph:
         Raises:
             ProtocolError: `index` is not in the graph.
         """
+        if self.degree == len(self.order) - 1 and index in self._place:
+            return self.order
         return tuple(sorted((*self.neighbours(index), index)))
 
 

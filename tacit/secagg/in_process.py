@@ -6,9 +6,9 @@ Neither a client nor a server may import this module, because it has both sides 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date
-from typing import Final
+from typing import Any, Final
 
 from tacit.secagg.client import ClientMachine, RandomBytes
 from tacit.secagg.contexts import NO_HEAD, Invitation
@@ -131,10 +131,10 @@ class Attempt:
             self.deliver(step, self.requests(step))
         return self.server.aggregate()
 
-    def requests(self, step: str) -> dict[int, bytes]:
-        """What the server asks in this step, by index. Who wants to lie changes it before it is delivered."""
-        asked = getattr(self.server, STEPS[step][0])()
-        return dict.fromkeys(range(len(self.clients)), asked) if step == "setup" else dict(asked)
+    def requests(self, step: str) -> Mapping[int, bytes]:
+        """What the server asks in this step, by index. Who wants to lie delivers something else."""
+        asked: Any = getattr(self.server, STEPS[step][0])()
+        return dict.fromkeys(range(len(self.clients)), asked) if step == "setup" else asked
 
     def deliver(self, step: str, requests: Mapping[int, bytes]) -> None:
         """Everybody's answer to one step, back at the server."""
@@ -142,24 +142,24 @@ class Attempt:
             self.masked(requests)
             return
         more = (self.invitation,) if step == "setup" else ()
-        for index, request in self._present(step, requests).items():
+        for index, request in self._present(step, requests):
             answer = getattr(self.clients[index], step)(request, *more)
             getattr(self.server, STEPS[step][1])(answer)
 
     def masked(self, requests: Mapping[int, bytes]) -> None:
         """Everybody's vector, or complaint."""
-        for index, request in self._present("mask", requests).items():
+        for index, request in self._present("mask", requests):
             complaint = self.clients[index].receive(request)
             if complaint is not None:
                 self.server.collect_masked(complaint, b"")
             else:
                 self.server.collect_masked(*self.clients[index].mask(request, self.encoded[index]))
 
-    def _present(self, step: str, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+    def _present(self, step: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
         steps = tuple(STEPS)
         past = steps[: steps.index(step) + 1]
         absent = {index for before in past for index in self.gone.get(before, ())}
-        return {index: request for index, request in requests.items() if index not in absent}
+        return ((index, request) for index, request in requests.items() if index not in absent)
 
 
 def secure_sum(

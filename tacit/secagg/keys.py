@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -18,7 +17,34 @@ PUBLIC_KEY_BYTES: Final = 32
 SECRET_KEY_BYTES: Final = 32
 
 _FIELD: Final = 2**255 - 19
-_ANY_SECRET: Final = X25519PrivateKey.from_private_bytes(bytes(SECRET_KEY_BYTES))
+# The u of every point whose order divides 8: on the curve 0, 1 and two of order 8, on its twist 0 and -1.
+_SMALL_ORDER: Final = frozenset(
+    u.to_bytes(PUBLIC_KEY_BYTES, "little")
+    for u in (
+        0,
+        1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+        _FIELD - 1,
+    )
+)
+
+
+class Tag:
+    """The tag of a masked vector whose bytes come in parts: see `KeyPair.tag`."""
+
+    def __init__(self, key: bytearray) -> None:
+        self._context = Cipher(algorithms.AES(key), modes.GCM(bytes(12))).encryptor()
+        self.update = self._context.authenticate_additional_data  # bytes in their order
+
+    def __repr__(self) -> str:
+        return "<Tag: secret>"
+
+    def finish(self, rest: bytes | memoryview = b"") -> bytes:
+        """16 bytes, after what is left of the vector; nothing can be added afterwards."""
+        self.update(rest)
+        self._context.finalize()
+        return self._context.tag
 
 
 class KeyPair:
@@ -80,8 +106,8 @@ class KeyPair:
         HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=ctx1, info=info).derive_into(self._agreed[peer], key)
         return key
 
-    def tag(self, peer: bytes, vector: bytes | memoryview, *, ctx2: bytes, sender: int) -> bytes:
-        """16 bytes that bind a masked vector to its sender's signature: its GMAC (NIST SP 800-38D, section 3).
+    def tag(self, peer: bytes, *, ctx2: bytes, sender: int) -> Tag:
+        """What binds a masked vector to its sender's signature: its GMAC (NIST SP 800-38D, section 3).
 
         The key is one that client and server agree on for this vector alone, so nobody between them can put another
         vector under the same tag. A hash of the vector would do the same without a key, at several times the cost
@@ -89,7 +115,6 @@ class KeyPair:
 
         Args:
             peer: the other side's public key, checked with `check_public`.
-            vector: the packed words.
             ctx2: salt of the derivation.
             sender: roster index of the client.
         """
@@ -97,7 +122,7 @@ class KeyPair:
         HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=ctx2, info=info).derive_into(
             _exchange(self._live(), peer), key
         )
-        tag = AESGCM(key).encrypt(bytes(12), b"", vector)
+        tag = Tag(key)
         erase(key)
         return tag
 
@@ -114,19 +139,19 @@ class KeyPair:
         return self._key
 
 
-@lru_cache(maxsize=4096)  # a simulation shows the same keys to every client of a cohort
 def check_public(key: bytes) -> None:
     """Refuses an X25519 public key that is not the one spelling of a point of large order.
 
     RFC 7748 accepts 2^255 - 19 to 2^255 - 1 and ignores the top bit, so that one point has several encodings.
-    With a point of small order every exchange gives zero (its section 6.1), which the library refuses.
+    With a point of small order every exchange gives zero (its section 6.1); the library refuses that too.
 
     Raises:
         ProtocolError: with the reason "key" or "low-order-point".
     """
     if len(key) != PUBLIC_KEY_BYTES or int.from_bytes(key, "little") >= _FIELD:
         raise ProtocolError("key", "a public key is not in its canonical form")
-    _exchange(_ANY_SECRET, key)  # any secret will do: clamped scalars are multiples of the cofactor
+    if key in _SMALL_ORDER:
+        raise ProtocolError("low-order-point", "a public key is a point of small order")
 
 
 def erase(secret: bytearray) -> None:

@@ -163,9 +163,11 @@ class DealAnswer(Signed):
         """The row of the recipient at this position of the graph's list."""
         return self.rows[position * ROW_BYTES : (position + 1) * ROW_BYTES]
 
-    def commitment(self, position: int) -> bytes:
-        """The commitment in that row."""
-        return self.row(position)[SEALED_BYTES:]
+    @property
+    def commitments(self) -> tuple[bytes, ...]:
+        """The commitment in each row, 32 bytes."""
+        starts = range(SEALED_BYTES, len(self.rows), ROW_BYTES)
+        return tuple(self.rows[start : start + COMMITMENT_BYTES] for start in starts)
 
     def _write(self, writer: Writer) -> None:
         writer.data(self.rows).data(self.own_commitment)

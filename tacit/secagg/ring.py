@@ -7,6 +7,7 @@ draw has to be repeated.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from math import ceil, isfinite, sqrt
 from typing import Any, Final
@@ -20,7 +21,7 @@ from tacit.update import Integers, Words
 MIN_BITS: Final = 8
 MAX_BITS: Final = 32
 _FLOAT_SLACK: Final = 1 - 2.0**-40  # keeps the rounding errors of float64 inside the integer bound
-_PACK_WORDS: Final = 1 << 16  # words packed or added at a time: both sides of the block stay in the cache
+_BLOCK: Final = 1 << 16  # words packed together: both sides of a block stay in the cache
 
 
 def encode(
@@ -159,19 +160,20 @@ def keep_low(words: Words, bits: int) -> Words:
 
 def centre(words: Words, bits: int) -> Integers:
     """Residues modulo 2^bits as the signed integers nearest to zero: -2^(bits-1) to 2^(bits-1) - 1."""
-    half = np.int64(1) << np.int64(bits - 1)
-    modulus = 2 * half
-    return (words.astype(np.int64) + half) % modulus - half
+    high = np.uint32(MAX_BITS - bits)
+    signed = (words << high).view(np.int32)
+    signed >>= np.int32(MAX_BITS - bits)  # an arithmetic shift: brings the sign down with it
+    return signed.astype(np.int64)
 
 
 def packed_size(length: int, bits: int) -> int:
     """Bytes of `length` words of `bits` bits."""
-    whole, _, num_single = _planes(bits)
-    return sum(length * width // 8 for _, width in whole) + num_single * -(-length // 8)
+    num_whole, rest = divmod(length, _BLOCK)
+    return num_whole * _BLOCK * bits // 8 + _block_size(rest, bits)
 
 
 def pack(words: Words, bits: int) -> bytes:
-    """Words of `bits` bits as planes: a plane holds the same bits of every word, one word behind the other.
+    """Words of `bits` bits, 65,536 at a time as planes: a plane holds the same bits of every word of the block.
 
     The first holds the low 16 bits, or the low 8 where words have fewer than 16. Planes of 8 bits follow as long as
     8 are left, then planes of single bits, eight words to a byte, the first word in the lowest bit. Planes of whole
@@ -187,15 +189,14 @@ def pack(words: Words, bits: int) -> bytes:
     if int(words.max(initial=0)) >> bits:
         raise ValueError(f"a word does not fit {bits} bits")
     packed = np.empty(packed_size(words.size, bits), dtype=np.uint8)
-    whole, shift, single = _views(packed, bits, words.size)
-    for start in range(0, words.size, _PACK_WORDS):
-        block = words[start : start + _PACK_WORDS]
+    for block, part in _blocks(words, packed, bits):
+        whole, shift, single = _views(part, bits, block.size)
         for lowest, plane in whole:
-            plane[start : start + _PACK_WORDS] = block >> lowest
+            plane[:] = block >> lowest
         if single:
-            rest, eighths = (block >> shift).astype(np.uint8), slice(start // 8, (start + _PACK_WORDS) // 8)
+            rest = (block >> shift).astype(np.uint8)
             for i, plane in enumerate(single):
-                plane[eighths] = np.packbits(rest & np.uint8(1 << i), bitorder="little")
+                plane[:] = np.packbits(rest & np.uint8(1 << i), bitorder="little")
     return packed.tobytes()
 
 
@@ -210,7 +211,8 @@ def check_packed(data: bytes | memoryview, bits: int, length: int) -> None:
     if length < 0 or len(data) != packed_size(length, bits):
         raise ProtocolError("vector-size", f"{len(data)} bytes are not {length} words of {bits} bits")
     if length % 8:
-        _, _, single = _views(np.frombuffer(data, np.uint8), bits, length)
+        last = np.frombuffer(data, np.uint8)[-_block_size(length % _BLOCK, bits) :]
+        _, _, single = _views(last, bits, length % _BLOCK)
         if any(plane[-1] >> length % 8 for plane in single):
             raise ProtocolError("padding", "an unused bit of a packed vector is set")
 
@@ -227,31 +229,54 @@ def unpack(data: bytes, bits: int, length: int) -> Words:
     return words
 
 
-def add_packed(acc: Words, data: bytes | memoryview, bits: int) -> None:
+def add_packed(
+    acc: Words,
+    data: bytes | memoryview,
+    bits: int,
+    read: Callable[[memoryview], object] = lambda block: None,
+) -> None:
     """Adds packed words to a sum, in place, modulo 2^32. A block at a time: it takes no memory of its own.
 
     Args:
         acc: shape (length,); changed in place, and left as it is when the bytes are refused.
         data: `length` words as `pack` makes them.
         bits: 8 to 32.
+        read: is shown all bytes in their order, each block just before it is added and while it is in the cache.
 
     Raises:
         ProtocolError: these are not the bytes of so many words of `bits` bits.
     """
     check_packed(data, bits, acc.size)
-    whole, shift, single = _views(np.frombuffer(data, np.uint8), bits, acc.size)
-    for start in range(0, acc.size, _PACK_WORDS):
-        block = acc[start : start + _PACK_WORDS]
+    for block, part in _blocks(acc, np.frombuffer(data, np.uint8), bits):
+        read(part.data)
+        whole, shift, single = _views(part, bits, block.size)
         for lowest, plane in whole:
-            block += plane[start : start + _PACK_WORDS].astype(np.uint32) << lowest
+            block += plane.astype(np.uint32) << lowest
         if single:
-            rest = np.zeros(
-                -(-block.size // 8), dtype=np.uint64
-            )  # a byte for each word, shifted eight at a time
+            rest = np.zeros(-(-block.size // 8), dtype=np.uint64)  # a byte a word, shifted eight at a time
             for i, plane in enumerate(single):
-                eighths = plane[start // 8 : (start + _PACK_WORDS) // 8]
-                rest |= np.unpackbits(eighths, bitorder="little").view(np.uint64) << np.uint64(i)
+                rest |= np.unpackbits(plane, bitorder="little").view(np.uint64) << np.uint64(i)
             block += rest.view(np.uint8)[: block.size].astype(np.uint32) << shift
+
+
+def subtract_packed(acc: Words, data: bytes | memoryview, bits: int) -> None:
+    """Takes back what `add_packed` has added."""
+    np.negative(acc, out=acc)
+    add_packed(acc, data, bits)
+    np.negative(acc, out=acc)
+
+
+def _blocks(words: Words, packed: NDArray[np.uint8], bits: int) -> Iterator[tuple[Words, NDArray[np.uint8]]]:
+    """Each block of words, and the bytes that are its packed form."""
+    size = _block_size(_BLOCK, bits)
+    for i in range(-(-words.size // _BLOCK)):
+        yield words[i * _BLOCK : (i + 1) * _BLOCK], packed[i * size : (i + 1) * size]
+
+
+def _block_size(length: int, bits: int) -> int:
+    """Bytes of one block of `length` words."""
+    whole, _, num_single = _planes(bits)
+    return sum(length * width // 8 for _, width in whole) + num_single * -(-length // 8)
 
 
 def _planes(bits: int) -> tuple[list[tuple[int, int]], int, int]:
@@ -265,7 +290,7 @@ def _planes(bits: int) -> tuple[list[tuple[int, int]], int, int]:
 def _views(
     packed: NDArray[np.uint8], bits: int, length: int
 ) -> tuple[list[tuple[np.uint32, NDArray[Any]]], np.uint32, list[NDArray[np.uint8]]]:
-    """The planes in packed bytes: those of whole bytes, each with its lowest bit; that of the single bits; those."""
+    """A block's planes of whole bytes, each with its lowest bit; the lowest of the single bits; their planes."""
     planes, lowest, num_single = _planes(bits)
     whole, at = [], 0
     for shift, width in planes:

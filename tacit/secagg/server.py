@@ -17,8 +17,10 @@ Longer than 400 lines because the five steps share one state, and are read again
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from hmac import compare_digest
 from typing import Final
 
 import numpy as np
@@ -28,7 +30,7 @@ from tacit.secagg.contexts import Cohort, Invitation, cohort_of
 from tacit.secagg.envelope import Signed, Signer
 from tacit.secagg.identity import verify
 from tacit.secagg.keys import KeyPair, check_public, erase
-from tacit.secagg.members import Member, check_distinct
+from tacit.secagg.members import Member
 from tacit.secagg.messages import (
     Complaint,
     ConfirmAnswer,
@@ -43,8 +45,8 @@ from tacit.secagg.messages import (
     UnmaskRequest,
 )
 from tacit.secagg.prg import add_masks
-from tacit.secagg.ring import add_packed, centre, sum_noise
-from tacit.secagg.unmasking import Openings, opened_masks
+from tacit.secagg.ring import add_packed, centre, subtract_packed, sum_noise
+from tacit.secagg.unmasking import Commitments, Openings, opened_masks
 from tacit.update import Aggregate, Words
 
 # (phase, step) -> the phase after it. What is not here is refused.
@@ -75,6 +77,33 @@ class AttemptFailed(ProtocolError):
         names = ", ".join(member.label for member in self.without)
         what = "cheated" if self.guilty else f"not enough {phase}, none"
         super().__init__("attempt-failed", f"{what} from {names}")
+
+
+class MaskRequests(Mapping[int, bytes]):
+    """The requests of M2. Each is made when it is looked up: all at once would weigh as much as all rows again.
+
+    Args:
+        cohort: U1.
+        dealt: what each member of U2 has dealt. Once it is emptied there are no more requests.
+    """
+
+    def __init__(self, cohort: Cohort, dealt: Mapping[int, DealAnswer]) -> None:
+        self._cohort, self._dealt, self._masking = cohort, dealt, tuple(sorted(dealt))
+        self._recipients = {dealer: cohort.graph.recipients(dealer) for dealer in self._masking}
+
+    def __getitem__(self, index: int) -> bytes:
+        rows = [
+            self._dealt[dealer].row(bisect_left(self._recipients[dealer], index))
+            for dealer in self._recipients[index]  # who deals to whom is the same in both directions
+            if dealer in self._recipients
+        ]
+        return MaskRequest(self._cohort.ctx1, self._masking, b"".join(rows)).encode()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._masking)
+
+    def __len__(self) -> int:
+        return len(self._masking)
 
 
 class ServerMachine:
@@ -117,8 +146,10 @@ class ServerMachine:
         invitation.rules.parameters(invitation.num_invited)
         self._counters, self._threads = counters or {}, threads
         self._setups: dict[int, SetupAnswer] = {}
+        self._drawn: set[bytes] = set()  # their keys and nonces
         self._cohort: Cohort | None = None
         self._dealt: dict[int, DealAnswer] = {}
+        self._commitments: dict[int, Commitments] = {}
         self._masking: tuple[int, ...] = ()
         self._ctx2 = b""
         self._total: Words = np.zeros(invitation.length, dtype=np.uint32)
@@ -130,7 +161,8 @@ class ServerMachine:
         self.blamed: tuple[Member, ...] = ()  # who sent shares that were not those dealt to them
         self._asked: Collection[int] = self._members
         self._answered: set[int] = set()
-        self._accepted: set[bytes] = set()  # hashes of the answers taken so far
+        self._accepted: set[Hashable] = set()  # the answers taken so far
+        self._spare: list[bytes] = []  # answers to M4 beyond those that it takes
 
     def __repr__(self) -> str:
         return f"<ServerMachine: {self.phase}, {len(self.missing)} members still to answer>"
@@ -184,18 +216,20 @@ class ServerMachine:
         Raises:
             ProtocolError: the answer is refused; the attempt goes on.
         """
-        if (digest := self._unless_repeated("collect_setup", answer)) is None:
-            return
         message = SetupAnswer.decode(answer)
+        if (key := self._admit("collect_setup", message, self._ctx0)) is None:
+            return
         entry = message.entry
-        self._check(message, self._ctx0)
         check_public(entry.enc_pk)
         check_public(entry.mask_pk)
-        check_distinct([*(setup.entry for setup in self._setups.values()), entry])
+        own = {entry.enc_pk, entry.mask_pk, entry.nonce}
+        if len(own) < 3 or own & self._drawn:
+            raise ProtocolError("duplicate", "two entries share a nonce or a key")
         if entry.counter <= self._counters.get(entry.index, -1):
             raise ProtocolError("peer-counter", f"the journal of member {entry.index} has not gone on")
         self._setups[entry.index] = message
-        self._accept(digest, entry.index)
+        self._drawn |= own
+        self._accept(key, entry.index)
 
     # --- M1
 
@@ -220,19 +254,18 @@ class ServerMachine:
         Raises:
             ProtocolError: the answer is refused; the attempt goes on.
         """
-        if (digest := self._unless_repeated("collect_dealt", answer)) is None:
-            return
         message = DealAnswer.decode(answer)
-        self._check(message, self.cohort.ctx1)
+        if (key := self._admit("collect_dealt", message, self.cohort.ctx1)) is None:
+            return
         if message.num_rows != len(self.cohort.graph.recipients(message.sender)):
             raise ProtocolError("rows", "a dealer has not one row for each of its neighbours and itself")
         self._dealt[message.sender] = message
-        self._accept(digest, message.sender)
+        self._accept(key, message.sender)
 
     # --- M2
 
-    def mask_requests(self) -> dict[int, bytes]:
-        """Settles U2: the request of M2 for each of its members, by index.
+    def mask_requests(self) -> Mapping[int, bytes]:
+        """Settles U2: the request of M2 for each of its members, by index, made when it is looked up.
 
         Raises:
             AttemptFailed: more than D clients have dealt no shares.
@@ -242,15 +275,8 @@ class ServerMachine:
             raise AttemptFailed("shares", self.missing)
         self._masking = tuple(sorted(self._dealt))
         self._ctx2 = cohort.ctx2(self._masking)
-        rows: dict[int, list[bytes]] = {v: [] for v in self._masking}
-        for dealer in self._masking:
-            for position, v in enumerate(cohort.graph.recipients(dealer)):
-                if v in rows:
-                    rows[v].append(self._dealt[dealer].row(position))
         self._ask(after, self._masking, b"")
-        return {
-            v: MaskRequest(cohort.ctx1, self._masking, b"".join(rows.pop(v))).encode() for v in self._masking
-        }
+        return MaskRequests(cohort, self._dealt)
 
     def collect_masked(self, answer: bytes, vector: bytes | memoryview) -> None:
         """Adds one masked vector to the sum, or takes a complaint in its place.
@@ -262,25 +288,30 @@ class ServerMachine:
         Raises:
             ProtocolError: the answer is refused; the attempt goes on.
         """
-        if (digest := self._unless_repeated("collect_masked", answer)) is None:
-            return
         if Complaint.is_one(answer):
             complaint = Complaint.decode(answer)
-            self._check(complaint, self._ctx2)
+            if (key := self._admit("collect_masked", complaint, self._ctx2)) is None:
+                return
             dealers = self.cohort.graph.recipients(complaint.sender)
             if complaint.dealer not in dealers or complaint.dealer not in self._masking:
                 raise ProtocolError("unknown-member", "a complaint about somebody who has dealt no such row")
             self._complaints[complaint.sender] = complaint.dealer
-            self._accept(digest, complaint.sender)
+            self._accept(key, complaint.sender)
             return
         message = MaskAnswer.decode(answer)
-        self._check(message, self._ctx2)
+        if (key := self._admit("collect_masked", message, self._ctx2)) is None:
+            return
         entry = self.cohort.entries[message.sender]
-        if self._key.tag(entry.enc_pk, vector, ctx2=self._ctx2, sender=message.sender) != message.tag:
+        tag, bits = (
+            self._key.tag(entry.enc_pk, ctx2=self._ctx2, sender=message.sender),
+            self.cohort.parameters.bits,
+        )
+        add_packed(self._total, vector, bits, tag.update)  # in one pass: a vector does not stay in the cache
+        if not compare_digest(tag.finish(), message.tag):
+            subtract_packed(self._total, vector, bits)
             raise ProtocolError("tag", "a vector is not the one that its sender signed for")
-        add_packed(self._total, vector, self.cohort.parameters.bits)
         self._masked[message.sender] = message
-        self._accept(digest, message.sender)
+        self._accept(key, message.sender)
 
     # --- M3
 
@@ -294,6 +325,8 @@ class ServerMachine:
         if len(self._masked) < cohort.fewest:
             raise AttemptFailed("vectors", {*self.missing, *self._accused()})
         self._survivors = tuple(sorted(self._masked))
+        self._commitments = {i: Commitments.of(dealt) for i, dealt in self._dealt.items()}
+        self._dealt.clear()  # sealed shares are of no more use
         proofs = {i: (i, self._masked[i].tag, self._masked[i].signature) for i in self._survivors}
         if cohort.parameters.complete:
             request = ConfirmRequest(self._ctx2, self._survivors, tuple(proofs.values())).encode()
@@ -314,12 +347,13 @@ class ServerMachine:
         Raises:
             ProtocolError: the answer is refused; the attempt goes on.
         """
-        if (digest := self._unless_repeated("collect_confirmed", answer)) is None:
-            return
+        if len(self._confirmed) >= self.cohort.parameters.threshold and self.phase == "confirmations":
+            return  # T are enough, and nobody asks for more
         message = ConfirmAnswer.decode(answer, self._survivors)
-        self._check(message, self._ctx2)
+        if (key := self._admit("collect_confirmed", message, self._ctx2)) is None:
+            return
         self._confirmed[message.sender] = message.signature
-        self._accept(digest, message.sender)
+        self._accept(key, message.sender)
 
     # --- M4
 
@@ -333,7 +367,7 @@ class ServerMachine:
         if len(self._confirmed) < threshold:
             raise AttemptFailed("confirmations", self.missing)
         signatures = tuple((i, self._confirmed[i]) for i in sorted(self._confirmed)[:threshold])
-        self._openings = Openings(self.cohort, self._masking, self._survivors, self._dealt)
+        self._openings = Openings(self.cohort, self._masking, self._survivors, self._commitments)
         request = UnmaskRequest(self._ctx2, self._survivors, signatures)
         return self._ask(after, self._survivors, request.encode())
 
@@ -343,13 +377,15 @@ class ServerMachine:
         Raises:
             ProtocolError: the answer is refused; the attempt goes on.
         """
-        if (digest := self._unless_repeated("collect_unmask", answer)) is None:
+        if self._openings is not None and self._openings.enough:
+            self._spare.append(answer)  # looked at only if one of the others is wrong
             return
         message = UnmaskAnswer.decode(answer)
-        self._check(message, self._ctx2)
+        if (key := self._admit("collect_unmask", message, self._ctx2)) is None:
+            return
         assert self._openings is not None
         self._openings.add(message)
-        self._accept(digest, message.sender)
+        self._accept(key, message.sender)
 
     def aggregate(self) -> Aggregate:
         """The sum.
@@ -361,6 +397,9 @@ class ServerMachine:
         after = self._next("aggregate")
         assert self._openings is not None
         masks, blamed = opened_masks(self._openings)
+        if blamed.anybody and self._spare:
+            self._take_spare(masks)
+            masks, blamed = opened_masks(self._openings)
         self.blamed = tuple(self._members[i] for i in sorted(blamed.wrong_shares))
         failed = blamed.guilty or blamed.unopened
         if not failed:
@@ -376,6 +415,17 @@ class ServerMachine:
         if values.size and not -bound <= int(values.min()) <= int(values.max()) <= bound:
             raise ProtocolError("aggregate-range", "the sum has a coordinate that is out of range")
         return Aggregate(values, len(self._survivors))
+
+    def _take_spare(self, masks: Iterable[tuple[bytearray, int]]) -> None:
+        """Takes every answer to M4 that is good, where t of them were not enough."""
+        for seed, _ in masks:
+            erase(seed)
+        assert self._openings is not None
+        self._openings.take_all()
+        spare, self._spare = self._spare, []
+        for answer in spare:
+            with suppress(ProtocolError):  # whose it is nobody knows: it is forged, or of no use
+                self.collect_unmask(answer)
 
     # --- around the steps
 
@@ -409,25 +459,24 @@ class ServerMachine:
             raise ProtocolError("phase", f"no {step} in the phase of {self.phase}")
         return after
 
-    def _check(self, message: Signed, context: bytes) -> None:
-        """Refuses an answer to another request, from a stranger, without its signature, or a second one."""
-        sender = message.sender
+    def _admit(self, step: str, message: Signed, context: bytes) -> Hashable | None:
+        """What to remember an answer by, or None where exactly this one has been accepted before.
+
+        Refuses an answer to another request, from a stranger, without its signature, or a second one.
+        """
+        statement, sender = message.statement, message.sender
+        if (key := (statement, message.signature)) in self._accepted:
+            return None
+        self._next(step)
         if message.context != context:
             raise ProtocolError("context", "an answer belongs to another context")
         if sender not in self._asked:
             raise ProtocolError("unknown-member", f"member {sender} is not asked")
         if sender in self._answered:
             raise ProtocolError("duplicate", f"member {sender} has answered otherwise before")
-        verify(self._members[sender].key, message.signature, *message.statement)
+        verify(self._members[sender].key, message.signature, *statement)
+        return key
 
-    def _unless_repeated(self, step: str, answer: bytes) -> bytes | None:
-        """The hash of an answer, or None where exactly this one has been accepted before."""
-        digest = hashlib.sha256(answer).digest()
-        if digest in self._accepted:
-            return None
-        self._next(step)
-        return digest
-
-    def _accept(self, digest: bytes, sender: int) -> None:
-        self._accepted.add(digest)
+    def _accept(self, key: Hashable, sender: int) -> None:
+        self._accepted.add(key)
         self._answered.add(sender)

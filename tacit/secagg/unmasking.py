@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from math import inf
 
 from tacit.errors import ProtocolError
 from tacit.secagg.contexts import Cohort
 from tacit.secagg.keys import KeyPair
 from tacit.secagg.messages import DealAnswer, UnmaskAnswer
-from tacit.secagg.shamir import join
+from tacit.secagg.shamir import SHARE_BYTES, join
 from tacit.secagg.sharing import Kind, Opening, check_opening, own_commitment, point_of
 
 
@@ -33,6 +35,29 @@ class Blame:
     guilty: set[int] = field(default_factory=set)
     unopened: set[int] = field(default_factory=set)
 
+    @property
+    def anybody(self) -> bool:
+        """Whether not all went well."""
+        return bool(self.wrong_shares or self.guilty or self.unopened)
+
+
+@dataclass(frozen=True)
+class Commitments:
+    """What one dealer has committed to.
+
+    Attributes:
+        own: to the seed of its own mask, 32 bytes.
+        rows: to each row, 32 bytes, in the order of the graph's recipients.
+    """
+
+    own: bytes
+    rows: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, dealt: DealAnswer) -> Commitments:
+        """Those in an answer to M1."""
+        return cls(dealt.own_commitment, dealt.commitments)
+
 
 class Openings:
     """The shares that came, by dealer.
@@ -41,7 +66,7 @@ class Openings:
         cohort: U1.
         masking: U2.
         survivors: U3.
-        dealt: what each member of U2 has dealt.
+        dealt: what each member of U2 has committed to.
     """
 
     def __init__(
@@ -49,15 +74,26 @@ class Openings:
         cohort: Cohort,
         masking: Sequence[int],
         survivors: Sequence[int],
-        dealt: Mapping[int, DealAnswer],
+        dealt: Mapping[int, Commitments],
     ) -> None:
         self.cohort, self.masking, self.survivors, self.dealt = cohort, masking, frozenset(survivors), dealt
         self._within = frozenset(masking)
+        parameters = cohort.parameters
+        self._most: float = parameters.share_threshold if parameters.complete else inf
         self._answers: dict[int, UnmaskAnswer] = {}
         self._places: dict[int, dict[int, int]] = {}
 
     def __repr__(self) -> str:
         return f"<Openings from {len(self._answers)} clients>"
+
+    @property
+    def enough(self) -> bool:
+        """Whether no more answers are needed, if all shares in them are right; never on the ring."""
+        return len(self._answers) >= self._most
+
+    def take_all(self) -> None:
+        """From now on no number of answers is enough."""
+        self._most = inf
 
     def add(self, answer: UnmaskAnswer) -> None:
         """Takes one client's answer, whose signature is good.
@@ -70,12 +106,11 @@ class Openings:
             raise ProtocolError("openings", "there is not one share of each neighbour")
         self._answers[answer.sender], self._places[answer.sender] = answer, places
 
-    def of(self, dealer: int) -> Iterator[tuple[int, Opening]]:
-        """Who has sent a share of this dealer, and which, by increasing sender."""
+    def of(self, dealer: int) -> Iterator[tuple[int, bytes]]:
+        """Who has sent a share of this dealer, and the opening's bytes, by increasing sender."""
         for sender in self.cohort.graph.recipients(dealer):
-            if sender in self._answers:
-                position = self._places[sender][dealer]
-                yield sender, Opening.decode(self._answers[sender].opening(position))
+            if (answer := self._answers.get(sender)) is not None:
+                yield sender, answer.opening(self._places[sender][dealer])
 
     def needed(self) -> Iterator[tuple[int, Kind]]:
         """Each dealer and the secret that has to be opened: the seeds of U3, the mask keys of the rest of U2."""
@@ -127,32 +162,33 @@ def _pair_masks(openings: Openings, dealer: int, secret: bytes) -> Iterator[tupl
 def _secret(openings: Openings, dealer: int, kind: Kind, blame: Blame) -> bytes | None:
     """The dealer's secret, or None and an entry of `blame`."""
     threshold = openings.cohort.parameters.share_threshold
-    shares = dict(openings.of(dealer))
-    if len(shares) >= threshold and (secret := _joined(openings, dealer, kind, shares)) is not None:
+    first = dict(islice(openings.of(dealer), threshold))
+    if len(first) == threshold and (secret := _joined(openings, dealer, kind, first)) is not None:
         return secret
-    for sender, opening in list(shares.items()):
-        if not _committed(openings, dealer, sender, kind, opening):
-            del shares[sender]
+    right: dict[int, bytes] = {}
+    for sender, opening in openings.of(dealer):
+        if _committed(openings, dealer, sender, kind, Opening.decode(opening)):
+            right[sender] = opening
+        else:
             blame.wrong_shares.add(sender)
-    if len(shares) < threshold:
+    if len(right) < threshold:
         blame.unopened.add(dealer)
         return None
-    secret = _joined(openings, dealer, kind, shares)
+    secret = _joined(openings, dealer, kind, dict(islice(right.items(), threshold)))
     if secret is None:
         blame.guilty.add(dealer)
     return secret
 
 
-def _joined(openings: Openings, dealer: int, kind: Kind, shares: Mapping[int, Opening]) -> bytes | None:
-    """What the first t shares give, if it is what the dealer has committed to."""
-    first = sorted(shares)[: openings.cohort.parameters.share_threshold]
+def _joined(openings: Openings, dealer: int, kind: Kind, opened: Mapping[int, bytes]) -> bytes | None:
+    """What t shares give, if it is what the dealer has committed to."""
     try:
-        secret = join({point_of(v): shares[v].share for v in first})
+        secret = join({point_of(v): opening[:SHARE_BYTES] for v, opening in opened.items()})
     except ProtocolError:
         return None
     cohort = openings.cohort
     if kind == "own":
-        right = own_commitment(cohort.ctx1, dealer, secret) == openings.dealt[dealer].own_commitment
+        right = own_commitment(cohort.ctx1, dealer, secret) == openings.dealt[dealer].own
     else:
         right = KeyPair(secret).public == cohort.entries[dealer].mask_pk
     return secret if right else None
@@ -161,6 +197,4 @@ def _joined(openings: Openings, dealer: int, kind: Kind, shares: Mapping[int, Op
 def _committed(openings: Openings, dealer: int, sender: int, kind: Kind, opening: Opening) -> bool:
     cohort = openings.cohort
     position = cohort.graph.recipients(dealer).index(sender)
-    return check_opening(
-        openings.dealt[dealer].commitment(position), cohort.ctx1, dealer, sender, kind, opening
-    )
+    return check_opening(openings.dealt[dealer].rows[position], cohort.ctx1, dealer, sender, kind, opening)

@@ -21,6 +21,8 @@ from tests.reference.canonical import (
 from tests.reference.keys import hash_of, sign, verify
 from tests.reference.parameters import Parameters, Rules
 
+BLOCK = 65_536  # words that are packed together
+
 
 def model_digest(arrays: Sequence[tuple[str, str, Sequence[int], bytes]]) -> bytes:
     """Digest of a model: name, dtype, shape and bytes of each array."""
@@ -182,11 +184,17 @@ def planes(bits: int) -> list[int]:
 
 def packed_size(length: int, bits: int) -> int:
     """Bytes of packed words."""
-    return sum((length + 7) // 8 if width == 1 else length * width // 8 for width in planes(bits))
+    sizes = [min(BLOCK, length - start) for start in range(0, length, BLOCK)]
+    return sum((n + 7) // 8 if width == 1 else n * width // 8 for n in sizes for width in planes(bits))
 
 
 def pack(words: Sequence[int], bits: int) -> bytes:
     """Packed words."""
+    return b"".join(pack_block(words[start : start + BLOCK], bits) for start in range(0, len(words), BLOCK))
+
+
+def pack_block(words: Sequence[int], bits: int) -> bytes:
+    """Planes of one block."""
     packed, low = b"", 0
     for width in planes(bits):
         part = [word >> low & 2**width - 1 for word in words]
@@ -204,6 +212,17 @@ def pack(words: Sequence[int], bits: int) -> bytes:
 def unpack(packed: bytes, length: int, bits: int) -> list[int]:
     """The words of packed bytes."""
     require(len(packed) == packed_size(length, bits), "vector-size")
+    words: list[int] = []
+    for start in range(0, length, BLOCK):
+        n = min(BLOCK, length - start)
+        size = packed_size(n, bits)
+        words += unpack_block(packed[:size], n, bits)
+        packed = packed[size:]
+    return words
+
+
+def unpack_block(packed: bytes, length: int, bits: int) -> list[int]:
+    """The words of one block."""
     words, low, at = [0] * length, 0, 0
     for width in planes(bits):
         for i in range(length):

@@ -69,7 +69,7 @@ MASK = {
     "B30 a row missing": (rows(lambda r: r[ROW_BYTES:]), "rows"),
     "B30 a row too many": (rows(lambda r: r + r[:ROW_BYTES]), "rows"),
     "a row cut short": (rows(lambda r: r[:-1]), "encoding"),
-    "a row for somebody else": (row(lambda s, r: s.attempt.server._dealt[0].row(VICTIM + 1)), "complaint"),
+    "a row for somebody else": (row(lambda s, r: s.dealt[0].row(VICTIM + 1)), "complaint"),
     "B19 a row of the earlier attempt": (row(of_the_earlier_attempt), "complaint"),
     "a sealed share changed": (row(flipped(5)), "complaint"),
     "a commitment changed": (row(flipped(ROW_BYTES - 1)), "complaint"),

@@ -79,7 +79,7 @@ class Round:
 
     def ask(self, step: str) -> dict[int, bytes]:
         asked = getattr(self.server, STEPS[step][0])()
-        self.requests[step] = dict.fromkeys(self.clients, asked) if step == "setup" else asked
+        self.requests[step] = dict.fromkeys(self.clients, asked) if step == "setup" else dict(asked)
         return self.requests[step]
 
     def answer(self, step: str, index: int) -> Answer:

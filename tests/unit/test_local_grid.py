@@ -84,7 +84,7 @@ def test_a_nodes_context_lives_as_long_as_the_grid_and_is_its_own() -> None:
 
 
 def test_a_node_that_raises_does_not_end_the_others() -> None:
-    answers = exchange(grid(breaking), to(2, 3, 4), 5.0)
+    answers = list(exchange(grid(breaking), to(2, 3, 4), 5.0))
     assert [answer.has_error() for answer in answers] == [False, True, False]
     [(reason, count)] = count_refusals(answers).items()
     assert reason == f"ValueError: line one (test_local_grid.py:{breaking.__code__.co_firstlineno + 2})"

@@ -5,6 +5,7 @@ import pytest
 
 from tacit.errors import ConfigError, ProtocolError, Refused
 from tacit.secagg import ring
+from tests.reference import messages
 
 C_INT = 1 << 16
 
@@ -169,6 +170,14 @@ def test_A11_packing_is_planes_of_16_8_and_single_bits(bits):
             assert data == planes_by_hand(words.tolist(), bits)
 
 
+@pytest.mark.parametrize("bits", [8, 13, 24, 25])
+def test_A8_the_second_implementation_packs_more_than_one_block_alike(bits):
+    words = np.random.default_rng(bits).integers(0, 2**bits, 65_536 + 13, dtype=np.uint32)
+    data = ring.pack(words, bits)
+    assert data == messages.pack(words.tolist(), bits)
+    assert messages.unpack(data, words.size, bits) == words.tolist()
+
+
 def planes_by_hand(words, bits):
     whole = 16 if bits >= 16 else 8
     data = b"".join((word % 2**whole).to_bytes(whole // 8, "little") for word in words)
@@ -256,6 +265,7 @@ def test_a_word_that_does_not_fit_is_an_error():
         (b"", 0, 0, "bits"),
         (b"\xff\x02", 9, 1, "padding"),
         (b"\xff\x80", 9, 1, "padding"),
+        (b"\0" * (65_536 * 9 // 8) + b"\xff\x02", 9, 65_537, "padding"),
     ],
 )
 def test_C3_what_pack_cannot_have_made_is_refused(data, bits, length, reason):

@@ -148,9 +148,8 @@ class Attempt:
         """Everything before the answers of a step."""
         for name, (_, ask, _) in STEPS.items():
             asked = getattr(self.server, ask)()
-            if name == "M0":
-                asked = dict.fromkeys(range(self.described["n"]), asked)
-            self.sent[name + "/request"] = asked
+            everybody = range(self.described["n"])
+            self.sent[name + "/request"] = dict.fromkeys(everybody, asked) if name == "M0" else dict(asked)
             if name == step:
                 break
             self.answers(name)

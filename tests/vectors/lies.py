@@ -161,7 +161,7 @@ def words_of(one: Attempt, words: bytes) -> bytes:
     """M2/answer of client 1 for these words, tag and signature good."""
     state = one.clients[1]._state
     assert state.enc
-    tag = state.enc.tag(one.invitation.server_pk, words, ctx2=state.ctx2, sender=1)
+    tag = state.enc.tag(one.invitation.server_pk, ctx2=state.ctx2, sender=1).finish(words)
     return MaskAnswer(state.ctx2, 1, tag).signed(one.identities[1]).encode()
 
 

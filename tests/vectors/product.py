@@ -75,7 +75,7 @@ def key_agreement(given: Json) -> Json:
         "share_vu": enc_u.share_key(enc_v.public, ctx1=ctx1, u=v, v=u),
         "share_uu": enc_u.share_key(enc_u.public, ctx1=ctx1, u=u, v=u),
         "mask_uv": mask_u.mask_seed(mask_v.public, ctx2=ctx2, u=min(u, v), v=max(u, v)),
-        "tag": server.tag(enc_u.public, packed, ctx2=ctx2, sender=u),
+        "tag": server.tag(enc_u.public, ctx2=ctx2, sender=u).finish(packed),
     }
     return {name: value.hex() for name, value in found.items()}
 
