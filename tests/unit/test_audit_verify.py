@@ -21,9 +21,9 @@ from tacit.audit import (
     Released,
     Requested,
 )
-from tacit.audit_check import check, compare, open_side
+from tacit.audit_check import check, compare, open_side, restore
 from tacit.audit_cli import app
-from tacit.errors import ConfigError, TacitError
+from tacit.errors import ConfigError, StorageError, TacitError
 from tacit.privacy import chain
 from tacit.privacy.chain_file import ChainFile
 from tacit.secagg.identity import Identity
@@ -227,3 +227,20 @@ def test_a_log_that_is_not_there_or_whose_server_is_not_known(tmp_path: Path, ki
 def test_what_two_logs_of_one_site_say_is_compared_too(kits: Path) -> None:
     assert compare(open_side(kits / "1"), open_side(kits / "1")) == []
     assert check(open_side(kits / "1"), open_side(kits).key) == []
+
+
+def test_what_a_site_shows_is_brought_back_under_the_servers_signature_alone(kits: Path) -> None:
+    """A restored server takes nothing from a log that does not continue its own receipts, or that it has not signed."""
+    rewritten(kits / SERVER_FILE, lambda number, record: record if number < 2 else None)
+    server, log = open_side(kits), (kits / SERVER_FILE).read_bytes()
+    true = open_side(kits / "2").receipts[1]
+    stranger = Identity.generate(lambda n: b"x" * n)
+    owner = Identity.load(kits / "server.key")
+    for site, made in (("0", true.signed(stranger)), ("1", replace(true, previous=bytes(32)).signed(owner))):
+        rewritten(kits / site / SITE_FILE, second(made))
+        with pytest.raises(StorageError, match="try the log of another site"):
+            restore(server, open_side(kits / site))
+    assert (kits / SERVER_FILE).read_bytes() == log
+    result = CliRunner().invoke(app, ["restore", str(kits), str(kits / "2")])
+    assert (result.exit_code, result.output) == (0, "1 receipts brought back\n")
+    assert open_side(kits).receipts[1] == true and verify(kits, kits / "2")[0] == 0
