@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def serve(folder: Path, *, host: str, port: int | None, health_port: int, metric
             raise ConfigError("no roster yet: tacit provision collect makes it", source=kit.folder)
         for line in warnings(kit, datetime.now(UTC).date()):
             LOG.warning("%s", line)
+        stack.enter_context(suppress(KeyboardInterrupt))  # that is how a server ends
         stack.enter_context(interrupted_once())
         audit = AuditLog(kit.folder / SERVER_FILE)
         audit.write(Started("server", __version__))

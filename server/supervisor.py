@@ -26,11 +26,13 @@ from server.runs import Queue, Run
 from server.state import is_worked_on, read_rounds, starts_of
 from server.superlink import EXECUTOR, ProgramEnded, SuperLink, Tls
 from tacit import config
-from tacit.errors import TacitError
+from tacit.config import Experiment
+from tacit.errors import RunFailed, TacitError
 from tacit.secagg.parameters import Rules
 
 POLL_SECONDS: Final = 0.2
-NODES_SECONDS: Final = 1.0
+NODES_SECONDS: Final = 1.0  # between two looks at who is there, while a run waits for it; else
+LAZY_SECONDS: Final = 5.0
 START_SECONDS: Final = 120.0  # a ServerApp imports torch before it takes its lock
 LEAVE_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 30.0  # for the last sites, when enough are there
@@ -146,15 +148,8 @@ class Supervisor:
             if run.is_asked_to_stop and not run.status.has_ended:
                 self._end(run, "stopped", "by tacit stop")
         chosen = self.queue.next()
-        if chosen is None:
-            return
-        try:
-            if self._is_ready(chosen):
-                self._carry_out(chosen, control)
-        except ProgramEnded:
-            raise
-        except TacitError as error:  # of this run; the next one may be better
-            self._end(chosen, "failed", str(error))
+        if chosen is not None and self._is_ready(chosen):
+            self._carry_out(chosen, control)
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
@@ -180,7 +175,8 @@ class Supervisor:
         for label in sorted(online ^ self._online):
             self._watch.say(f"{label} is {'here' if label in online else 'away'}")
         self._watch.online(len(online))
-        self._online, self._next_look = online, time.monotonic() + NODES_SECONDS
+        pause = NODES_SECONDS if self._waits else LAZY_SECONDS
+        self._online, self._next_look = online, time.monotonic() + pause
 
     def _is_ready(self, run: Run) -> bool:
         """Whether it makes sense to begin with it now; if not, its status says what it waits for."""
@@ -189,19 +185,20 @@ class Supervisor:
         if not self._members.epoch():
             run.set(run.status.state, f"waits for {self._members.missing()}")
             return False
-        experiment = config.loads(run.experiment, source=str(run.folder / "experiment.toml"))
+        try:
+            experiment = config.loads(run.experiment, source=str(run.folder / "experiment.toml"))
+        except TacitError as error:  # another version's, or damaged
+            self._end(run, "failed", str(error))
+            return False
+        if run.id not in self._waits:
+            self._waits[run.id], self._next_look = time.monotonic(), 0.0
         labels = {site.label for site in experiment.federation.sites}
         away = sorted(labels - self._online)
-        size = experiment.cohort_size
-        if experiment.secure_aggregation.enabled:
-            size = min(Rules.of(experiment.secure_aggregation).fewest(size), size)
-        since = self._waits.setdefault(run.id, time.monotonic())
-        enough = len(labels) - len(away) >= size and time.monotonic() - since > GRACE_SECONDS
-        if away and not enough:
-            run.set(run.status.state, f"waits for {len(away)} of {len(labels)} sites: {', '.join(away[:10])}")
-        if enough or not away:
+        waited = time.monotonic() - self._waits[run.id]
+        if not away or (waited > GRACE_SECONDS and len(labels) - len(away) >= fewest_of(experiment)):
             del self._waits[run.id]
             return True
+        run.set(run.status.state, f"waits for {len(away)} of {len(labels)} sites: {', '.join(away[:10])}")
         return False
 
     # -- runs -----------------------------------------------------------------------------------------------------
@@ -223,7 +220,13 @@ class Supervisor:
         run.set("running")
         self._watch.begins(run.id)
         epoch, seen, told = self._members.epoch(), starts_of(run.folder), run.num_rounds
-        flower = self._submit(run, control)
+        try:
+            flower = self._submit(run, control)
+        except ProgramEnded:
+            raise
+        except RunFailed as error:
+            self._end(run, "failed", str(error))
+            return False
         deadline = time.monotonic() + START_SECONDS
         while self._is_alive(run, seen, deadline, flower, control):
             time.sleep(POLL_SECONDS)
@@ -302,6 +305,13 @@ class Supervisor:
         with Control(link) as control:
             for flower in control.unfinished():
                 control.stop(flower)
+
+
+def fewest_of(experiment: Experiment) -> int:
+    """How many sites have to be there for a round."""
+    size = experiment.cohort_size
+    secure = experiment.secure_aggregation
+    return min(Rules.of(secure).fewest(size), size) if secure.enabled else size
 
 
 class Deaths:

@@ -1,0 +1,66 @@
+"""Loaded by every Python that a test starts with this folder on its path: a `ServerApp` kills itself at a named point.
+
+The points still to come are files in TACIT_TEST_POINTS, the first of which counts; its name begins with the round.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+# name -> module, class and method, whether before it or after, and the value of its first argument, if that matters
+POINTS = {
+    "cohort-drawn": ("strategies.rounds", "Rounds.draw", "after", None),
+    "messages-made": ("strategies.rounds", "Rounds.configure", "after", None),
+    "attempt-noted": ("server.sums", "SumFile._changed", "after", None),
+    "before-shares": ("strategies.secure_grid", "SecureAggregationGrid._request", "before", "tacit1"),
+    "before-vectors": ("strategies.secure_grid", "SecureAggregationGrid._request", "before", "tacit2"),
+    "before-confirmations": ("strategies.secure_grid", "SecureAggregationGrid._request", "before", "tacit3"),
+    "before-openings": ("strategies.secure_grid", "SecureAggregationGrid._request", "before", "tacit4"),
+    "receipt-kept": ("server.receipts", "ReceiptFile._keep", "after", None),
+    "sum-known": ("strategies.rounds", "Rounds.collect", "after", None),
+    "model-made": ("strategies.rounds", "Rounds.aggregate", "after", None),
+    "checkpoint-half": ("server.checkpoint", "_sync", "before", None),
+    "checkpoint-whole": ("server.state", "RunState._append_round", "before", None),
+    "round-noted": ("server.state", "RunState._prune", "before", None),
+    "before-result": ("server.state", "RunState.finish", "before", None),
+}
+
+
+def arm(folder: Path) -> None:
+    """Makes the next point deadly."""
+    left = sorted(folder.iterdir())
+    if not left:
+        return
+    number, _, name = left[0].name.partition("-")
+    module, path, when, argument = POINTS[name]
+    __import__(module)
+    owner = sys.modules[module]
+    *classes, attribute = path.split(".")
+    for each in classes:
+        owner = getattr(owner, each)
+    original = getattr(owner, attribute)
+
+    def is_time(arguments: tuple) -> bool:
+        rounds = Path(os.environ["TACIT_STATE"]) / "rounds.jsonl"
+        done = rounds.read_bytes().count(b"\n") if rounds.exists() else 0
+        return done >= int(number) and (argument is None or argument in arguments)
+
+    def die() -> None:
+        left[0].unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def deadly(*arguments, **named):
+        now = is_time(arguments)
+        if now and when == "before":
+            die()
+        result = original(*arguments, **named)
+        if now:
+            die()
+        return result
+
+    setattr(owner, attribute, deadly)
+
+
+if "TACIT_TEST_POINTS" in os.environ and any("flwr-serverapp" in word for word in sys.orig_argv[:3]):
+    arm(Path(os.environ["TACIT_TEST_POINTS"]))
