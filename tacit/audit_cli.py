@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tacit import audit_check
-from tacit.errors import RunFailed
+from tacit.errors import ConfigError, RunFailed
 
 app = typer.Typer(
     name="audit",
@@ -34,6 +35,8 @@ def verify(
 ) -> None:
     """Say whether a log is whole, its receipts are right, and two logs tell the same story. Exit code 0 or 1."""
     sides = [audit_check.open_side(path) for path in (log, other) if path is not None]
+    if key and not re.fullmatch("[0-9a-fA-F]{64}", key):
+        raise ConfigError("must be 64 hexadecimal digits", key="--key")
     known = bytes.fromhex(key) if key else next((side.key for side in sides if side.key), b"")
     found = [f"{side.path}: {line}" for side in sides for line in audit_check.check(side, known)]
     if len(sides) == 2:

@@ -221,6 +221,7 @@ def test_a_log_that_is_not_there_or_whose_server_is_not_known(tmp_path: Path, ki
     key = Identity.load(kits / "server.key").public.hex()
     assert verify(tmp_path / "mail.jsonl", "--key", key)[0] == 0
     assert verify(tmp_path / "mail.jsonl", "--key", "ff" * 32)[0] == 1
+    assert verify(tmp_path / "mail.jsonl", "--key", "no key")[0] == 2
     assert verify(tmp_path / "mail.jsonl", kits / "2")[0] == 0  # the key from the other's kit
 
 
