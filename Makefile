@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint bench soak faults wheelhouse clean
+.PHONY: help setup demo test lint bench fuzz soak faults wheelhouse clean
 help:            ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -36,7 +36,10 @@ faults: $(STAMP) ## plant each seeded fault; the test named with it must go red
 bench: $(STAMP)  ## ratios against references in the same run; ONLY=group for some
 	@$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
-soak: $(STAMP)   ## the long tests; MINUTES=30
+fuzz: $(STAMP)   ## coverage-guided fuzzing, each target for SECONDS=60; ONLY=H4 for one
+	@$(BIN)/python -m tests.fuzz $(ONLY) --seconds $(or $(SECONDS),60)
+
+soak: $(STAMP)   ## the long tests; MINUTES=30 of fuzzing among them
 	TACIT_SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest -m slow --timeout 0
 
 wheelhouse: $(STAMP)  ## all wheels of a node for machines without network, in build/wheelhouse

@@ -31,7 +31,7 @@ def read_npy(data: bytes) -> NDArray[Any]:
     """
     header = _HEADER.match(data)
     if header is None or header.end() != 10 + int.from_bytes(header["size"], "little"):
-        raise ProtocolError("model", "an array is not in numpy's format")
+        raise ProtocolError("model", "an array cannot be read: it is not in numpy's format")
     shape = tuple(map(int, re.findall(rb"\d+", header["shape"])))
     try:
         dtype = np.dtype(header["dtype"].decode())

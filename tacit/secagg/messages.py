@@ -164,10 +164,10 @@ class DealAnswer(Signed):
         return self.rows[position * ROW_BYTES : (position + 1) * ROW_BYTES]
 
     @property
-    def commitments(self) -> tuple[bytes, ...]:
-        """The commitment in each row, 32 bytes."""
+    def commitments(self) -> bytes:
+        """The commitment in each row, 32 bytes each."""
         starts = range(SEALED_BYTES, len(self.rows), ROW_BYTES)
-        return tuple(self.rows[start : start + COMMITMENT_BYTES] for start in starts)
+        return b"".join(self.rows[start : start + COMMITMENT_BYTES] for start in starts)
 
     def _write(self, writer: Writer) -> None:
         writer.data(self.rows).data(self.own_commitment)

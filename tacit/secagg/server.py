@@ -18,7 +18,7 @@ Longer than 400 lines because the five steps share one state, and are read again
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hmac import compare_digest
 from typing import Final
@@ -79,31 +79,25 @@ class AttemptFailed(ProtocolError):
         super().__init__("attempt-failed", f"{what} from {names}")
 
 
-class MaskRequests(Mapping[int, bytes]):
-    """The requests of M2. Each is made when it is looked up: all at once would weigh as much as all rows again.
+class Requests(Mapping[int, bytes]):
+    """Requests that differ from member to member. Each is made when it is looked up, because all weigh a lot.
 
     Args:
-        cohort: U1.
-        dealt: what each member of U2 has dealt. Once it is emptied there are no more requests.
+        asked: indices of the members.
+        make: makes the request of one.
     """
 
-    def __init__(self, cohort: Cohort, dealt: Mapping[int, DealAnswer]) -> None:
-        self._cohort, self._dealt, self._masking = cohort, dealt, tuple(sorted(dealt))
-        self._recipients = {dealer: cohort.graph.recipients(dealer) for dealer in self._masking}
+    def __init__(self, asked: Sequence[int], make: Callable[[int], bytes]) -> None:
+        self._asked, self._make = asked, make
 
     def __getitem__(self, index: int) -> bytes:
-        rows = [
-            self._dealt[dealer].row(bisect_left(self._recipients[dealer], index))
-            for dealer in self._recipients[index]  # who deals to whom is the same in both directions
-            if dealer in self._recipients
-        ]
-        return MaskRequest(self._cohort.ctx1, self._masking, b"".join(rows)).encode()
+        return self._make(index)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._masking)
+        return iter(self._asked)
 
     def __len__(self) -> int:
-        return len(self._masking)
+        return len(self._asked)
 
 
 class ServerMachine:
@@ -265,7 +259,7 @@ class ServerMachine:
     # --- M2
 
     def mask_requests(self) -> Mapping[int, bytes]:
-        """Settles U2: the request of M2 for each of its members, by index, made when it is looked up.
+        """Settles U2: the request of M2 for each of its members, by index. They are to be had until the next step.
 
         Raises:
             AttemptFailed: more than D clients have dealt no shares.
@@ -275,8 +269,18 @@ class ServerMachine:
             raise AttemptFailed("shares", self.missing)
         self._masking = tuple(sorted(self._dealt))
         self._ctx2 = cohort.ctx2(self._masking)
+        recipients = {dealer: cohort.graph.recipients(dealer) for dealer in self._masking}
+
+        def request(index: int) -> bytes:
+            rows = [
+                self._dealt[dealer].row(bisect_left(recipients[dealer], index))
+                for dealer in recipients[index]  # who deals to whom is the same in both directions
+                if dealer in recipients
+            ]
+            return MaskRequest(cohort.ctx1, self._masking, b"".join(rows)).encode()
+
         self._ask(after, self._masking, b"")
-        return MaskRequests(cohort, self._dealt)
+        return Requests(self._masking, request)
 
     def collect_masked(self, answer: bytes, vector: bytes | memoryview) -> None:
         """Adds one masked vector to the sum, or takes a complaint in its place.
@@ -315,7 +319,7 @@ class ServerMachine:
 
     # --- M3
 
-    def confirm_requests(self) -> dict[int, bytes]:
+    def confirm_requests(self) -> Mapping[int, bytes]:
         """Settles U3, the senders of vectors: the request of M3 for each of its members, by index.
 
         Raises:
@@ -331,15 +335,13 @@ class ServerMachine:
         if cohort.parameters.complete:
             request = ConfirmRequest(self._ctx2, self._survivors, tuple(proofs.values())).encode()
             return self._ask(after, self._survivors, request)
+
+        def request_of(index: int) -> bytes:
+            near = tuple(proofs[v] for v in cohort.graph.recipients(index) if v in proofs)
+            return ConfirmRequest(self._ctx2, self._survivors, near).encode()
+
         self._ask(after, self._survivors, b"")
-        return {
-            i: ConfirmRequest(
-                self._ctx2,
-                self._survivors,
-                tuple(proofs[v] for v in cohort.graph.recipients(i) if v in proofs),
-            ).encode()
-            for i in self._survivors
-        }
+        return Requests(self._survivors, request_of)
 
     def collect_confirmed(self, answer: bytes) -> None:
         """Takes one client's signature under U3.

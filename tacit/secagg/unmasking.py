@@ -18,7 +18,14 @@ from tacit.secagg.contexts import Cohort
 from tacit.secagg.keys import KeyPair
 from tacit.secagg.messages import DealAnswer, UnmaskAnswer
 from tacit.secagg.shamir import SHARE_BYTES, join
-from tacit.secagg.sharing import Kind, Opening, check_opening, own_commitment, point_of
+from tacit.secagg.sharing import (
+    COMMITMENT_BYTES,
+    Kind,
+    Opening,
+    check_opening,
+    own_commitment,
+    point_of,
+)
 
 
 @dataclass
@@ -47,11 +54,11 @@ class Commitments:
 
     Attributes:
         own: to the seed of its own mask, 32 bytes.
-        rows: to each row, 32 bytes, in the order of the graph's recipients.
+        rows: to each row, 32 bytes each, in the order of the graph's recipients.
     """
 
     own: bytes
-    rows: tuple[bytes, ...]
+    rows: bytes
 
     @classmethod
     def of(cls, dealt: DealAnswer) -> Commitments:
@@ -196,5 +203,6 @@ def _joined(openings: Openings, dealer: int, kind: Kind, opened: Mapping[int, by
 
 def _committed(openings: Openings, dealer: int, sender: int, kind: Kind, opening: Opening) -> bool:
     cohort = openings.cohort
-    position = cohort.graph.recipients(dealer).index(sender)
-    return check_opening(openings.dealt[dealer].rows[position], cohort.ctx1, dealer, sender, kind, opening)
+    start = COMMITMENT_BYTES * cohort.graph.recipients(dealer).index(sender)
+    committed = openings.dealt[dealer].rows[start : start + COMMITMENT_BYTES]
+    return check_opening(committed, cohort.ctx1, dealer, sender, kind, opening)
