@@ -18,8 +18,8 @@ def works(port: int, service: str) -> bool:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=SECONDS)
-        except grpc.RpcError as error:
-            return not service and error.code() == grpc.StatusCode.NOT_FOUND
+        except grpc.RpcError:  # gone, or it has no such service
+            return False
         return not service or answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

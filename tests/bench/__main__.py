@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-GROUPS = ("masks", "secagg", "steps", "engines", "utility")
+GROUPS = ("masks", "secagg", "steps", "engines", "edge", "utility")
 SLOW = ("secagg_slow",)  # run by name only
 RESULT = Path("build") / "bench.json"
 
