@@ -266,10 +266,14 @@ def test_the_operator_reads_every_fingerprint_and_the_digest_before_a_roster_is_
     for text in ("no", "", "y"):
         with pytest.raises(Refused, match="operator"):
             approval.approve(
-                folder, client=connect("hospital-a"), say=said.append, ask=lambda q, t=text: answer(q, t)
+                folder,
+                client=connect("hospital-a"),
+                say=said.append,
+                ask=lambda q, t=text: answer(q, t),
+                wait=False,
             )
     with pytest.raises(Refused, match="another than this one"):
-        approved(collected, "hospital-a", connect, digest="00 " * 32)
+        approved(collected, "hospital-a", connect, digest="00 " * 32, wait=False)
     signed = epochs.proposal(collected.kit)
     assert signed is not None and signed.signatures == {} and not (folder / "signed.jsonl").exists()
     shown = asked[0]
