@@ -38,7 +38,7 @@ class Nodes:
         """Whether this is what a node sends as its `flwr-public-key`."""
         if (now := time.monotonic()) - self._looked > _SECONDS:
             self._looked = now
-            with suppress(TacitError, OSError):  # a roster that is being replaced: as before, for a second more
+            with suppress(TacitError, OSError):  # while a roster is being replaced: as before
                 self._headers = _headers(self._files().values())
         return header in self._headers
 
