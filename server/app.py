@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
+from server.attempts import AttemptFile
 from server.receipts import AuditedStore, ReceiptFile, audit_file, spelled_epsilon
 from server.state import RunState
 from server.sums import SumFile
@@ -78,6 +80,7 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     stopped = rounds.stops(progress)
     chosen = progress.best_round if stopped else progress.round
     state.finish(progress, "stopped early" if stopped else "finished", chosen)
+    attempts_of(state).drop()
 
 
 def nodes_of(grid: Grid, experiment: Experiment) -> dict[str, int]:
@@ -93,6 +96,11 @@ def nodes_of(grid: Grid, experiment: Experiment) -> dict[str, int]:
     if missing := [label for label in labels if label not in registered]:
         raise ConfigError(f"the federation has no {', '.join(missing)}", key="federation.sites")
     return {label: int(registered[label]) for label in labels}
+
+
+def attempts_of(state: RunState) -> AttemptFile:
+    """What is kept of the attempt at a secure sum that a run is making."""
+    return AttemptFile(state.folder / "attempt")
 
 
 def check_monitor(experiment: Experiment, task: Task) -> None:
@@ -135,6 +143,8 @@ def wrap(
     coordinator = coordinator_of(
         Path(os.environ.get("TACIT_FEDERATION", ".")), SumFile(state.folder / "sums.json")
     )
+    if "TACIT_NODES" in os.environ:  # sites that remember: only they can answer a second time as they did
+        coordinator = replace(coordinator, attempts=attempts_of(state))
     roster = coordinator.roster
     enrolled = {member.label: member for member in roster.members if member.index in roster.active}
     if missing := [label for label in nodes if label not in enrolled]:

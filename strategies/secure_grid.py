@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from strategies.attempts import AttemptLog, Begun, Step
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, count_refusals, size_of, spelled
 from strategies.mean_only import check_mean_only
@@ -33,6 +34,7 @@ from tacit.secagg.envelope import Signer
 from tacit.secagg.journal import MAX_ATTEMPTS
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair
 from tacit.secagg.members import Member
+from tacit.secagg.messages import SetupRequest
 from tacit.secagg.receipt import Receipt, ReceiptChain, aggregate_digest, confirmations_digest
 from tacit.secagg.ring import packed_size
 from tacit.secagg.roster import Roster
@@ -90,6 +92,7 @@ class Coordinator:
         identity: the server's key, which the roster names.
         memory: of earlier attempts and of members that have cheated.
         receipts: of all that it has opened.
+        attempts: of the attempt that it is making.
         threads: for the masks.
     """
 
@@ -97,6 +100,7 @@ class Coordinator:
     identity: Signer
     memory: SumMemory = field(default_factory=SumMemory)
     receipts: ReceiptChain = field(default_factory=ReceiptChain)
+    attempts: AttemptLog = field(default_factory=AttemptLog)
     threads: int = 1
 
 
@@ -138,28 +142,34 @@ class SecureAggregationGrid(SumGrid):
         fewest = self._agreement.rules.fewest(len(messages))
         invited = everybody = self._without(messages, self._barred())
         refused, blamed, failed = Counter[str](), set[Member](), 0
-        while (attempt := memory.next_attempt(round_of(messages[0]))) <= MAX_ATTEMPTS:
-            if len(invited) < fewest:
+        kept = self._kept(messages, arrays, encoder)
+        while kept or memory.next_attempt(round_of(messages[0])) <= MAX_ATTEMPTS:
+            if kept:
+                begun, steps = kept
+                invited = [message for message in messages if self._member(message).index in begun.invited]
+            elif len(invited) < fewest:
                 break
-            key = KeyPair(secrets.token_bytes(SECRET_KEY_BYTES))
-            invitation = self._invitation(invited, arrays, encoder, attempt, key.public)
-            members = [self._member(m) for m in invited]
+            else:
+                begun, steps = self._begin(invited, arrays, encoder), []
+            kept = None
+            invitation = SetupRequest.decode(begun.request).invitation
             machine = ServerMachine(
                 invitation,
-                members,
+                [self._member(m) for m in invited],
                 coordinator.identity,
-                key,
-                counters=memory.counters,
+                KeyPair(begun.secret),
+                counters=begun.counters,
                 threads=coordinator.threads,
             )
             try:
-                aggregate = self._attempt(machine, invited, fewest)
+                aggregate = self._attempt(machine, invited, fewest, steps)
                 self._machine = machine, invitation
                 refused |= Counter(self.facts.refusals)
                 labels = tuple(member.label for member in sorted({*blamed, *machine.blamed}))
                 self.facts = replace(self.facts, refusals=refused, attempts=failed + 1, blamed=labels)
                 return aggregate
             except AttemptFailed as error:
+                coordinator.attempts.drop()
                 failed += 1
                 refused |= Counter(self.facts.refusals)  # a site that refuses every attempt is one site
                 blamed.update(machine.blamed, error.guilty)
@@ -169,6 +179,9 @@ class SecureAggregationGrid(SumGrid):
                 everybody = self._without(everybody, self._barred())
                 # A message may also just have been late.
                 invited = left if len(left) >= fewest else everybody
+            except ProtocolError:
+                coordinator.attempts.drop()
+                raise
         if left_out := len(messages) - len(everybody):
             refused["barred"] = left_out  # who is not even asked: see `_barred`
         raise RunFailed(
@@ -180,6 +193,8 @@ class SecureAggregationGrid(SumGrid):
         """Writes the receipt of a sum."""
         assert self._machine is not None
         (machine, invitation), receipts = self._machine, self._coordinator.receipts
+        if receipts.receipts and receipts.receipts[-1].context == machine.ctx2:
+            return  # by a process that was killed then
         receipt = Receipt(
             context=machine.ctx2,
             number=len(receipts.receipts) + 1,
@@ -196,8 +211,34 @@ class SecureAggregationGrid(SumGrid):
         )
         receipts.add(receipt.signed(self._coordinator.identity), machine.confirmations)
 
-    def _attempt(self, machine: ServerMachine, invited: list[Message], fewest: int) -> Aggregate:
-        """M0 keys, M1 shares, M2 masked vectors, M3 confirmations, M4 openings."""
+    def _begin(self, invited: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder) -> Begun:
+        """A new attempt, which is noted down."""
+        memory, secret = self._coordinator.memory, secrets.token_bytes(SECRET_KEY_BYTES)
+        invitation = self._invitation(invited, arrays, encoder, memory.attempt, KeyPair(secret).public)
+        request = SetupRequest(invitation).signed(self._coordinator.identity).encode()
+        indices = tuple(self._member(message).index for message in invited)
+        begun = Begun(request, secret, indices, dict(memory.counters))
+        self._coordinator.attempts.begin(begun)
+        return begun
+
+    def _kept(
+        self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
+    ) -> tuple[Begun, list[Step]] | None:
+        """The attempt that another process has begun, if it is at this sum and all invited are still asked."""
+        kept, memory = self._coordinator.attempts.kept(), self._coordinator.memory
+        if kept is None:
+            return None
+        invitation = SetupRequest.decode(kept[0].request).invitation
+        invited = [message for message in messages if self._member(message).index in kept[0].invited]
+        own = self._invitation(invited, arrays, encoder, memory.attempt, invitation.server_pk)
+        # The head is another one when the receipt of this very sum is what was written last.
+        same = replace(own, receipt_head=invitation.receipt_head) == invitation
+        return kept if same and memory.round == invitation.round else None
+
+    def _attempt(
+        self, machine: ServerMachine, invited: list[Message], fewest: int, steps: list[Step]
+    ) -> Aggregate:
+        """M0 keys, M1 shares, M2 masked vectors, M3 confirmations, M4 openings; first those that are kept."""
         refusals, bytes_up, seconds = Counter[str](), Counter[int](), dict[str, float]()
         self.facts = RoundFacts(refusals=refusals)
         nodes = {self._member(m).index: m.metadata.dst_node_id for m in invited}
@@ -207,21 +248,38 @@ class SecureAggregationGrid(SumGrid):
             number: int, requests: Mapping[int, bytes], collect: Callable[..., None], size: int = -1
         ) -> None:
             """Sends one phase's requests and takes what comes; an answer that is refused counts as none."""
-            started = time.perf_counter()
+            started, before = time.perf_counter(), refusals.copy()
+            if number < len(steps):
+                step = steps[number]
+                if step.total:
+                    machine.restore_masked(step.answers, step.total)
+                else:
+                    for body in step.answers:
+                        collect(body)
+                bytes_up.update(step.bytes_up)
+                refusals.update(step.refusals)
+                return
             asked = (
                 self._request(f"tacit{number}", nodes[i], body, models[i] if number == 0 else None)
                 for i, body in requests.items()
             )
+            accepted, sizes = list[bytes](), Counter[int]()
             for answer in exchange(self._grid, asked, self._agreement.deadline_seconds):
                 if answer.has_error():
                     refusals.update(count_refusals([answer]))
                     continue
                 try:
                     body = _body(answer)
-                    bytes_up[answer.metadata.src_node_id] += size_of(answer.content) + len(body)
+                    sizes[answer.metadata.src_node_id] += size_of(answer.content) + len(body)
                     collect(body, *([_vector(answer, size)] if size >= 0 else []))
+                    accepted.append(body)
                 except ProtocolError as error:
                     refusals[error.reason] += 1
+            bytes_up.update(sizes)
+            total = machine.masked_total if size >= 0 else b""
+            self._coordinator.attempts.keep(
+                number, Step(tuple(accepted), total, sizes, dict(refusals - before))
+            )
             seconds[PHASES[number]] = time.perf_counter() - started
 
         phase(0, dict.fromkeys(nodes, machine.setup_request()), machine.collect_setup)

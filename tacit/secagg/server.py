@@ -317,6 +317,35 @@ class ServerMachine:
         self._masked[message.sender] = message
         self._accept(key, message.sender)
 
+    @property
+    def masked_total(self) -> bytes:
+        """The sum of the masked vectors so far, little-endian words of 32 bits."""
+        return self._total.astype("<u4").tobytes()
+
+    def restore_masked(self, answers: Iterable[bytes], total: bytes) -> None:
+        """Takes the answers of M2 that another process of this server has accepted, and the sum of their vectors.
+
+        Args:
+            answers: without the vectors.
+            total: its `masked_total` after them.
+
+        Raises:
+            ProtocolError: they do not belong to this attempt.
+        """
+        for answer in answers:
+            message = (Complaint if Complaint.is_one(answer) else MaskAnswer).decode(answer)
+            if (key := self._admit("collect_masked", message, self._ctx2)) is None:
+                continue
+            if isinstance(message, Complaint):
+                self._complaints[message.sender] = message.dealer
+            else:
+                self._masked[message.sender] = message
+            self._accept(key, message.sender)
+        words = np.frombuffer(total, dtype="<u4")
+        if words.shape != self._total.shape:
+            raise ProtocolError("vector-size", "a sum of another length")
+        self._total[:] = words
+
     # --- M3
 
     def confirm_requests(self) -> Mapping[int, bytes]:
