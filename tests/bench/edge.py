@@ -226,7 +226,11 @@ def _start_seconds(command: object, site: Path, tap: Tap) -> float:
     tap.forget()
     started = time.monotonic()
     with _node(command, site, tap.port):
-        seconds = tap.wait_for(JOINED) - started
+        try:
+            seconds = tap.wait_for(JOINED) - started
+        except TimeoutError as error:
+            error.add_note((site / "node.log").read_text(encoding="utf-8")[-2000:])
+            raise
         time.sleep(
             1.0
         )  # for the answer: a node that ends before it is not signed off, and locked out for a minute
