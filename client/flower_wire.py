@@ -178,25 +178,31 @@ class Wire:
         self._client.close()
 
     def join(self, known: int) -> int:
-        """Activates this node, and gives its number.
+        """Has the SuperLink count this node as there, and gives its number.
 
         Args:
-            known: the number that this node had when it was last here, or 0. After a crash the SuperLink takes it
-                for active for up to a minute, and refuses to activate it once more.
+            known: the number that this node had when it was last here, or 0. A heartbeat under it takes the node up
+                where it was. To activate it is refused for up to a minute after a crash; to deactivate it first has
+                the SuperLink tell the server at once that whatever this node was asked will not be answered.
 
         Raises:
             Lost: not now.
         """
+        self.node_id = known
         if known:
             with suppress(Lost, Over):
-                self._call(self._client.DeactivateNode, DeactivateNodeRequest(node_id=known))
+                self.heartbeat()
+                return self._joined(known)
         if self._registers:
             with suppress(Lost, Over):  # known already, or activation says why not
                 self._call(self._client.RegisterNode, RegisterNodeFleetRequest(public_key=self._public))
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        self.node_id = int(self._call(self._client.ActivateNode, request).node_id)
-        TaskIdentity.node_id, TaskIdentity.task_id = self.node_id, 0
-        return self.node_id
+        return self._joined(int(self._call(self._client.ActivateNode, request).node_id))
+
+    def _joined(self, number: int) -> int:
+        self.node_id = TaskIdentity.node_id = number
+        TaskIdentity.task_id = 0
+        return number
 
     def leave(self) -> None:
         """Tells the SuperLink that this node is gone, if it can be told within seconds."""

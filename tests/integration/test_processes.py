@@ -1,4 +1,4 @@
-"""A federation in real processes on loopback: `tacit server`, three stock Flower nodes, one SuperLink."""
+"""A federation in real processes on loopback: `tacit server`, two agents and a stock Flower node, one SuperLink."""
 
 import contextlib
 import http.server
@@ -29,7 +29,7 @@ TACIT = str(Path(sysconfig.get_path("scripts")) / "tacit")
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was seen of three nodes and a server that ran one experiment; the nodes were then told to stop."""
+    """What was seen of two agents, a stock node and a server in one experiment; the sites were then told to stop."""
 
     server_code: int
     server_output: str
@@ -50,19 +50,13 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     port = _port()
     state, address = folder / "state", f"127.0.0.1:{port}"
     with contextlib.closing(Outside()) as outside, contextlib.ExitStack() as stack:
-        # First the nodes: a site need not know when the coordinator starts.
-        sites = [
-            (
-                "client",
-                "node",
-                "--insecure-loopback",
-                "--site",
-                str(prepared.folder / str(i)),
-                "--superlink",
-                address,
-            )
-            for i in range(3)
+        # First the sites: they need not know when the coordinator starts.
+        agents = [
+            ("client", "run", str(prepared.folder / str(i)), "--insecure-loopback", "--superlink", address)
+            for i in range(2)
         ]
+        stock = ("client", "node", "--insecure-loopback", "--site", str(prepared.folder / "2"))
+        sites = [*agents, (*stock, "--superlink", address)]
         clients = [stack.enter_context(_tacit(folder, outside, *site)) for site in sites]
         arguments = ("--insecure-loopback", str(experiment), "--state", str(state), "--port", str(port))
         server = stack.enter_context(_tacit(folder, outside, "server", *arguments))
@@ -116,13 +110,13 @@ def test_the_experiment_runs_to_its_end(rehearsal: Rehearsal) -> None:
     assert "done: 1 of 1 rounds" in rehearsal.server_output
 
 
-def test_real_processes_and_the_local_engine_give_the_same_model(
+def test_agents_with_a_stock_node_and_the_local_engine_give_the_same_model(
     rehearsal: Rehearsal, tmp_path: Path
 ) -> None:
     assert same_model(rehearsal.state / "model.safetensors", local_model(tmp_path, ROUNDS))
 
 
-def test_nodes_that_are_told_to_stop_end_with_code_0(rehearsal: Rehearsal) -> None:
+def test_agents_and_nodes_that_are_told_to_stop_end_with_code_0(rehearsal: Rehearsal) -> None:
     assert rehearsal.client_codes == [0, 0, 0]
 
 
