@@ -108,6 +108,7 @@ class SuperLink:
 
     def __enter__(self) -> SuperLink:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._groups.clear()  # of an earlier `with` block
         with ExitStack() as stack:
             self._lock = stack.enter_context(_locked(self.home, self._patience))
             self._write_files()
