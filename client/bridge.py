@@ -94,7 +94,7 @@ class SecureClientApp(ClientApp):
                 "fields", f"the message has records that nobody has agreed on: {sorted(unknown)}"
             )
         config = content.get("config", ConfigRecord())
-        asks = content.config_records["bridge"]["asks"] if "bridge" in content.config_records else None
+        asks = content.config_records.get("bridge", ConfigRecord()).get("asks")
         if asks not in ("train", "evaluate") or not isinstance(config, ConfigRecord):
             raise ProtocolError("fields", "the message does not say what it asks the app for")
         records = RecordDict({name: content[name] for name in ("arrays", "config") if name in content})

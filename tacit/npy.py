@@ -17,7 +17,7 @@ from tacit.errors import ProtocolError
 
 _MAX_DIMENSIONS: Final = 32
 _HEADER: Final = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<size>..)\{'descr': '(?P<dtype>[<>|][biuf]\d\d?)', 'fortran_order': (?P<order>False|True), "
+    rb"\x93NUMPY\x01\x00(?P<size>..)\{'descr': '(?P<dtype>[<>|][biufc]\d\d?)', 'fortran_order': (?P<order>False|True), "
     rb"'shape': \((?P<shape>[\d, ]{0,640})\), \} *\n",
     re.DOTALL,
 )

@@ -189,14 +189,15 @@ def pack(words: Words, bits: int) -> bytes:
     if int(words.max(initial=0)) >> bits:
         raise ValueError(f"a word does not fit {bits} bits")
     packed = np.empty(packed_size(words.size, bits), dtype=np.uint8)
-    for block, part in _blocks(words, packed, bits):
-        whole, shift, single = _views(part, bits, block.size)
-        for lowest, plane in whole:
-            plane[:] = block >> lowest
-        if single:
-            rest = (block >> shift).astype(np.uint8)
-            for i, plane in enumerate(single):
-                plane[:] = np.packbits(rest & np.uint8(1 << i), bitorder="little")
+    for blocks, part in _blocks(words, packed, bits):
+        whole, shift, single = _planes_of(part, bits, blocks.shape[1])
+        for n, block in enumerate(blocks):
+            for lowest, planes in whole:
+                planes[n] = block >> lowest
+            if single:
+                rest = (block >> shift).astype(np.uint8)
+                for i, planes in enumerate(single):
+                    planes[n] = np.packbits(rest & np.uint8(1 << i), bitorder="little")
     return packed.tobytes()
 
 
@@ -212,8 +213,8 @@ def check_packed(data: bytes | memoryview, bits: int, length: int) -> None:
         raise ProtocolError("vector-size", f"{len(data)} bytes are not {length} words of {bits} bits")
     if length % 8:
         last = np.frombuffer(data, np.uint8)[-_block_size(length % _BLOCK, bits) :]
-        _, _, single = _views(last, bits, length % _BLOCK)
-        if any(plane[-1] >> length % 8 for plane in single):
+        _, _, single = _planes_of(last[np.newaxis], bits, length % _BLOCK)
+        if any(planes[0, -1] >> length % 8 for planes in single):
             raise ProtocolError("padding", "an unused bit of a packed vector is set")
 
 
@@ -247,16 +248,22 @@ def add_packed(
         ProtocolError: these are not the bytes of so many words of `bits` bits.
     """
     check_packed(data, bits, acc.size)
-    for block, part in _blocks(acc, np.frombuffer(data, np.uint8), bits):
-        read(part.data)
-        whole, shift, single = _views(part, bits, block.size)
-        for lowest, plane in whole:
-            block += plane.astype(np.uint32) << lowest
-        if single:
-            rest = np.zeros(-(-block.size // 8), dtype=np.uint64)  # a byte a word, shifted eight at a time
-            for i, plane in enumerate(single):
-                rest |= np.unpackbits(plane, bitorder="little").view(np.uint64) << np.uint64(i)
-            block += rest.view(np.uint8)[: block.size].astype(np.uint32) << shift
+    shifted = np.empty(min(_BLOCK, acc.size), dtype=np.uint32)
+    for blocks, part in _blocks(acc, np.frombuffer(data, np.uint8), bits):
+        shifted = shifted[: blocks.shape[1]]
+        whole, shift, single = _planes_of(part, bits, shifted.size)
+        for n, block in enumerate(blocks):
+            read(part[n].data)
+            for lowest, planes in whole:
+                np.left_shift(planes[n], lowest, out=shifted, dtype=np.uint32)
+                block += shifted
+            if single:
+                rest = np.zeros(
+                    -(-block.size // 8), dtype=np.uint64
+                )  # a byte a word, shifted eight at a time
+                for i, planes in enumerate(single):
+                    rest |= np.unpackbits(planes[n], bitorder="little").view(np.uint64) << np.uint64(i)
+                block += rest.view(np.uint8)[: block.size].astype(np.uint32) << shift
 
 
 def subtract_packed(acc: Words, data: bytes | memoryview, bits: int) -> None:
@@ -267,10 +274,13 @@ def subtract_packed(acc: Words, data: bytes | memoryview, bits: int) -> None:
 
 
 def _blocks(words: Words, packed: NDArray[np.uint8], bits: int) -> Iterator[tuple[Words, NDArray[np.uint8]]]:
-    """Each block of words, and the bytes that are its packed form."""
-    size = _block_size(_BLOCK, bits)
-    for i in range(-(-words.size // _BLOCK)):
-        yield words[i * _BLOCK : (i + 1) * _BLOCK], packed[i * size : (i + 1) * size]
+    """Blocks of one length and their packed forms, a row each: first the whole blocks, then the rest."""
+    num_whole, rest = divmod(words.size, _BLOCK)
+    inside, at = num_whole * _BLOCK, num_whole * _block_size(_BLOCK, bits)
+    if num_whole:
+        yield words[:inside].reshape(num_whole, _BLOCK), packed[:at].reshape(num_whole, -1)
+    if rest:
+        yield words[np.newaxis, inside:], packed[np.newaxis, at:]
 
 
 def _block_size(length: int, bits: int) -> int:
@@ -287,16 +297,24 @@ def _planes(bits: int) -> tuple[list[tuple[int, int]], int, int]:
     return list(zip(accumulate([0, *widths]), widths, strict=False)), used, bits - used
 
 
-def _views(
-    packed: NDArray[np.uint8], bits: int, length: int
+def _planes_of(
+    blocks: NDArray[np.uint8], bits: int, length: int
 ) -> tuple[list[tuple[np.uint32, NDArray[Any]]], np.uint32, list[NDArray[np.uint8]]]:
-    """A block's planes of whole bytes, each with its lowest bit; the lowest of the single bits; their planes."""
+    """Planes of packed blocks of `length` words, a row for each block.
+
+    Args:
+        blocks: shape (number of blocks, bytes of one).
+
+    Returns:
+        The planes of whole bytes, each with its lowest bit; the lowest of the single bits; their planes.
+    """
     planes, lowest, num_single = _planes(bits)
     whole, at = [], 0
     for shift, width in planes:
-        plane = packed[at : (at := at + length * width // 8)]
+        plane = blocks[:, at : (at := at + length * width // 8)]
         whole.append((np.uint32(shift), plane.view("<u2") if width == 16 else plane))
-    return whole, np.uint32(lowest), list(packed[at:].reshape(num_single, -(-length // 8)))
+    size = -(-length // 8)
+    return whole, np.uint32(lowest), [blocks[:, at + i * size :][:, :size] for i in range(num_single)]
 
 
 def _rounds_to_zero(c_int: int, d: int) -> bool:

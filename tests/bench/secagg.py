@@ -21,7 +21,6 @@ from tacit.secagg.encoder import Encoder
 from tacit.secagg.identity import _check_signature
 from tacit.secagg.in_process import Attempt, Federation
 from tacit.secagg.parameters import Rules
-from tacit.secagg.ring import add_packed
 from tacit.secagg.server import Requests
 from tacit.update import EncodedUpdate, Layout, LocalUpdate
 from tests.bench import flower_secagg
@@ -29,8 +28,10 @@ from tests.bench.flower_secagg import cpu_seconds
 
 N, LENGTH, CLIP = 100, 1_000_000, 10.0
 RULES = Rules(max_corrupt=10, max_dropouts=20, c_int=2**16)
+BITS = 24  # of the words of that cohort
 
 _GROUP = 10  # clients between two measurements of a floor, and how often it is done then
+_WORDS = 1 << 16  # that are packed together
 _BLOCK = 1 << 18  # bytes; a keystream that stays in the cache is the fastest
 
 Row = dict[str, Any]
@@ -156,12 +157,12 @@ class MeasuredAttempt(Attempt):
             answers.append(client.mask(request, self.encoded[index]))
             if len(answers) % _GROUP == 0:
                 self.masks.append(cpu_seconds(lambda: [floor_mask(total) for _ in range(_GROUP)]) / _GROUP)
-        bits = self.server.cohort.parameters.bits
+        assert self.server.cohort.parameters.bits == BITS
         for first in range(0, len(answers), _GROUP):
             group = answers[first : first + _GROUP]
             start = time.process_time()
             for _, vector in group:
-                add_packed(total, vector, bits)
+                floor_unpack(total, vector)
             self.unpacks.append((time.process_time() - start) / len(group))
             for answer, vector in group:
                 self.server.collect_masked(answer, vector)
@@ -187,3 +188,13 @@ def floor_mask(acc: np.ndarray) -> None:
         part = acc[start : start + words.size]
         encryptor.update_into(_zeros[: 4 * part.size], _stream.data)
         np.add(part, words[: part.size], out=part)
+
+
+def floor_unpack(acc: np.ndarray, vector: memoryview | bytes) -> None:
+    """A packed vector of 24-bit words unpacked and added, plainly: a block at a time; shape (d,), uint32."""
+    packed = np.frombuffer(vector, np.uint8)
+    for start in range(0, acc.size, _WORDS):
+        part = acc[start : start + _WORDS]
+        planes = packed[3 * start : 3 * (start + part.size)]
+        part += planes[: 2 * part.size].view("<u2").astype(np.uint32)
+        part += planes[2 * part.size :].astype(np.uint32) << np.uint32(16)

@@ -192,9 +192,9 @@ def records() -> list[bytes]:
     """The expected invitation under a stranger's name, with the model; with a scaling or a clip norm; nonsense."""
     invitation = bytes([0, 0, 1, 0, 0, 0])  # tacit: a config record with one field, body, unchanged
     model = bytes([1, 1, 1, 0, 0, 0, 0])  # arrays: the model, unchanged
-    scaling = bytes([3, 0, 1, 3, 3, 0, 15]) + b'{"age":[50,10]}'
-    clip = bytes([4, 0, 1, 4, 3, 0, 3]) + b"1.0"
-    ids = bytes([0, 0, 2, 1, 3, 0, 1]) + b"r" + bytes([2, 4, 0, 0, 128, 0, 0, 0, 0, 0, 0, 1])
+    scaling = bytes([3, 0, 1, 3, 6, 0, 15]) + b'{"age":[50,10]}'
+    clip = bytes([4, 0, 1, 4, 6, 0, 3]) + b"1.0"
+    ids = bytes([0, 0, 2, 1, 6, 0, 1]) + b"r" + bytes([2, 2, 128, 0, 0, 0, 0, 0, 0, 1])
     words, metrics = bytes([2, 1, 0, 1, 0, 0]), bytes([5, 2, 2, 0, 0, 1, 0])
     made = [bytes([2, 2]) + invitation + model, bytes([2, 3]) + invitation + model + scaling]
     made += [bytes([2, 3]) + invitation + model + clip, bytes([4, 2]) + invitation + words]
@@ -203,6 +203,18 @@ def records() -> list[bytes]:
         bytes([0, 3]) + ids + model + metrics,
         bytes([1, 2]) + ids + model,
         bytes([6, 1]) + invitation,
+    ]
+
+
+def bridged_records() -> list[bytes]:
+    """The same, with what the app is asked for and told."""
+    invitation, model = bytes([0, 0, 1, 0, 0, 0]), bytes([1, 1, 1, 0, 0, 0, 0])
+    asks, told = bytes([7, 0, 1, 6, 6, 0, 5]) + b"train", bytes([8, 0, 1, 5, 2]) + bytes(8)
+    whole = [bytes([0, 4]) + invitation + model + asks + told, bytes([0, 3]) + invitation + model + asks]
+    return [
+        *whole,
+        bytes([0, 3]) + invitation + model + bytes([7, 0, 0]),
+        *(bytes([k, 0]) for k in range(1, 9)),
     ]
 
 
@@ -220,7 +232,7 @@ SEEDS: Final[dict[str, Callable[[], list[bytes]]]] = dict(
         TARGETS,
         (
             envelopes, shares, packed, roster_files, configurations, kept, tables, histories, histories, records,
-            round_trips,
+            bridged_records, round_trips,
         ),
         strict=True,
     )

@@ -19,6 +19,7 @@ TARGETS: Final = {
     "H8": "machines:client_machine",
     "H8-server": "machines:server_machine",
     "H9": "wire:record_dict",
+    "H9-bridge": "wire:bridged_record_dict",
     "H10": "roundtrips:round_trip",
 }
 

@@ -25,6 +25,7 @@ ARRAYS = [
     np.array([True, False]),
     np.arange(4, dtype=">f2").reshape(1, 2, 2, 1),
     np.arange(5, dtype=np.uint8),
+    np.array([1 + 2j], dtype=np.complex64),
 ]
 
 
