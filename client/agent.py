@@ -13,15 +13,11 @@ Guarantees:
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import logging
-import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -30,7 +26,8 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from client.flower_wire import HEARTBEAT_SECONDS, Delivery, Lost, Over, RunInfo, Wire, in_run, jitter
 from client.follower import Follower
-from tacit.errors import ProtocolError, Refused, StorageError
+from client.inbox import Inbox, known_node, note_node
+from tacit.errors import ProtocolError, Refused
 
 if TYPE_CHECKING:
     from flwr.app.user_config import UserConfig
@@ -40,8 +37,6 @@ MAX_TRIES: Final = 2  # a message during which the process has died this often i
 MAX_RUNS: Final = 4  # whose contexts are kept
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds, before jitter, when the SuperLink cannot be reached
 LOG: Final = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -120,9 +115,7 @@ class Agent:
             self._wire.leave()
 
     def _join(self) -> None:
-        record = self._site / "flower" / "node.json"
-        node = self._wire.join(_known_node(record))
-        _write(record, json.dumps({"node": node}).encode())
+        note_node(self._site, self._wire.join(known_node(self._site)))
         self._lost.clear()
         self._on_joined(True)
         self._follower.say("connected")
@@ -262,86 +255,3 @@ def known_types() -> set[str]:
     from client.app import handlers
 
     return {name.removesuffix(".default") for name in handlers()}
-
-
-class Inbox:
-    """The one message that this node has taken and not answered, in a file.
-
-    Attributes:
-        tries: how often the app has begun with it, in this process and before.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self.tries = path, 0
-        self._delivery: Delivery | None = None
-        with contextlib.suppress(FileNotFoundError):
-            self._read(path.read_bytes())
-
-    def _read(self, content: bytes) -> None:
-        try:
-            self.tries, self._delivery = content[0], Delivery.decode(content[1:])
-        except Exception:  # cut short by a crash: then nothing was answered, and the message is lost
-            self.tries, self._delivery = 0, None
-
-    def load(self) -> Delivery | None:
-        """The message, if there is one."""
-        return self._delivery
-
-    def save(self, delivery: Delivery) -> None:
-        """Keeps a new one."""
-        self._delivery, self.tries = delivery, 0
-        self._write()
-
-    def tried(self) -> None:
-        """The app begins with it."""
-        self.tries += 1
-        self._write()
-
-    def clear(self) -> None:
-        """It is answered, or not waited for any more."""
-        self._delivery, self.tries = None, 0
-        self._path.unlink(missing_ok=True)
-
-    def _write(self) -> None:
-        assert self._delivery is not None
-        try:
-            _write(self._path, bytes([min(self.tries, 255)]) + self._delivery.encode())
-        except (
-            StorageError
-        ) as error:  # answered all the same, unless this process dies; the app has its own files
-            LOG.warning("%s", error)
-
-
-@contextlib.contextmanager
-def alone(site: Path) -> Iterator[None]:
-    """Within it, no other agent takes part for this site on this machine; `StorageError` when one does already."""
-    folder = site / "flower"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with open(os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StorageError(f"{site}: another agent takes part for this site") from None
-        yield
-
-
-def _known_node(record: Path) -> int:
-    try:
-        return int(json.loads(record.read_bytes())["node"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replaces a small private file at once. Not fsynced: a lost message is a message that was not answered."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        with open(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb"
-        ) as file:
-            file.write(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None

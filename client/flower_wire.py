@@ -8,7 +8,7 @@ Private modules of Flower, which is pinned exactly, are imported here and nowher
 
 from __future__ import annotations
 
-import random
+import secrets
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -380,7 +380,7 @@ def in_run(run_id: int) -> Iterator[None]:
 
 def jitter(seconds: float) -> float:
     """Full jitter: anything from nothing to `seconds`, so that sites that were cut off together come back apart."""
-    return random.uniform(0, seconds)  # noqa: S311 - no secret
+    return seconds * secrets.randbelow(1 << 20) / (1 << 20)
 
 
 def _reason(status: int, body: str) -> str:

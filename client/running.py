@@ -110,8 +110,9 @@ def _take_part(
     check_bundle: Callable[[bytes], None],
     look: Callable[[], str],
 ) -> None:
-    from client.agent import PACES, Agent, alone
+    from client.agent import PACES, Agent
     from client.follower import Follower, screen
+    from client.inbox import alone
     from tacit import logs
 
     logs.configure()

@@ -1,7 +1,6 @@
 """The agent without a network: pace, inbox, what it refuses; and its connection to servers that mean no good."""
 
 import http.server
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.agent import MAX_TRIES, PACES, Agent, Inbox, agreed_config, alone, known_types
+from client.agent import MAX_TRIES, PACES, Agent, agreed_config, known_types
 from client.flower_wire import Delivery, Lost, Over, RunInfo, Wire, loopback_key
 from client.follower import Follower
+from client.inbox import Inbox, alone, known_node, note_node
 from client.running import check_bundle_of
 from client.site import Site, set_data
 from tacit.errors import ConfigError, ProtocolError, StorageError
@@ -336,12 +336,8 @@ def test_one_line_a_round() -> None:
 
 
 def test_the_node_that_was_here_is_known_after_a_restart(tmp_path: Path) -> None:
-    from client.agent import _known_node
-
-    record = tmp_path / "flower" / "node.json"
-    assert _known_node(record) == 0
-    record.parent.mkdir()
-    record.write_text(json.dumps({"node": 2**64 - 1}))
-    assert _known_node(record) == 2**64 - 1
-    record.write_text("{")
-    assert _known_node(record) == 0
+    assert known_node(tmp_path) == 0
+    note_node(tmp_path, 2**64 - 1)
+    assert known_node(tmp_path) == 2**64 - 1
+    (tmp_path / "flower" / "node.json").write_text("{")
+    assert known_node(tmp_path) == 0
