@@ -149,7 +149,9 @@ class Commands:
         """
         self.say(f"$ tacit {' '.join(arguments)}")
         with self._log("commands").open("ab") as log:
-            done = subprocess.run(_tacit(arguments), cwd=self.folder, stdout=log, stderr=log, check=False)
+            done = subprocess.run(
+                _tacit(arguments), cwd=self.folder, env=os.environ, stdout=log, stderr=log, check=False
+            )
         if done.returncode:
             self._failed("commands", arguments, done.returncode)
 
