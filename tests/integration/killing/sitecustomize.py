@@ -8,7 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-# name -> module, class and method, whether before it or after, and the value of its first argument, if that matters
+# name -> module, class and method, whether before it, after it or within what it writes, and what else must hold: the
+# value of one of its arguments, or a function of all of them
 POINTS = {
     "cohort-drawn": ("strategies.rounds", "Rounds.draw", "after", None),
     "messages-made": ("strategies.rounds", "Rounds.configure", "after", None),
@@ -27,13 +28,13 @@ POINTS = {
 }
 
 
-def arm(folder: Path) -> None:
+def arm(folder: Path, points: dict = POINTS) -> None:
     """Makes the next point deadly."""
     left = sorted(folder.iterdir())
     if not left:
         return
     number, _, name = left[0].name.partition("-")
-    module, path, when, argument = POINTS[name]
+    module, path, when, argument = points[name]
     __import__(module)
     owner = sys.modules[module]
     *classes, attribute = path.split(".")
@@ -44,7 +45,9 @@ def arm(folder: Path) -> None:
     def is_time(arguments: tuple) -> bool:
         rounds = Path(os.environ["TACIT_STATE"]) / "rounds.jsonl"
         done = rounds.read_bytes().count(b"\n") if rounds.exists() else 0
-        return done >= int(number) and (argument is None or argument in arguments)
+        if done < int(number) or argument is None:
+            return done >= int(number)
+        return argument(*arguments) if callable(argument) else argument in arguments
 
     def die() -> None:
         left[0].unlink()
@@ -53,6 +56,9 @@ def arm(folder: Path) -> None:
     def deadly(*arguments, **named):
         now = is_time(arguments)
         if now and when == "before":
+            die()
+        if now and when == "within":
+            original(*arguments[:-1], arguments[-1][: len(arguments[-1]) // 2])
             die()
         result = original(*arguments, **named)
         if now:
