@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
 from contextlib import suppress
+
+REQUEST = re.compile(rb"(?:GET|POST) (\S+) HTTP/1\.1\r\n")
 
 
 class Tap:
@@ -19,7 +22,7 @@ class Tap:
 
     def __init__(self, target: int) -> None:
         self.up = self.down = 0
-        self._asked: dict[bytes, float] = {}
+        self._asked: dict[str, float] = {}
         self._target = target
         self._server = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = int(self._server.getsockname()[1])
@@ -38,15 +41,14 @@ class Tap:
         """The next request for a path is the first again."""
         self._asked.clear()
 
-    def wait_for(self, path: str, seconds: float = 60.0) -> float:
-        """`time.monotonic()` of the first request whose line has `path` in it."""
+    def wait_for(self, *paths: str, seconds: float = 60.0) -> float:
+        """`time.monotonic()` of the first request for one of these paths."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            for line, when in list(self._asked.items()):
-                if path.encode() in line:
-                    return when
+            if seen := [self._asked[path] for path in paths if path in self._asked]:
+                return min(seen)
             time.sleep(0.005)
-        raise TimeoutError(f"nobody asked for {path} within {seconds:.0f} s")
+        raise TimeoutError(f"nobody asked for {' or '.join(paths)} within {seconds:.0f} s")
 
     def _accept(self) -> None:
         while True:
@@ -64,7 +66,10 @@ class Tap:
             while data := source.recv(1 << 16):
                 if upward:
                     self.up += len(data)
-                    self._asked.setdefault(data.split(b"\r\n", 1)[0][:100], time.monotonic())
+                    for path in REQUEST.findall(
+                        data
+                    ):  # not only at the start: a body may come with the next head
+                        self._asked.setdefault(path.decode(), time.monotonic())
                 else:
                     self.down += len(data)
                 sink.sendall(data)
