@@ -33,6 +33,11 @@ ROSTER_PATH: Final = "/tacit/roster"
 POLL_SECONDS: Final = 5.0
 
 _MAX_ROSTER: Final = 64 << 20
+_UNAVAILABLE: Final = 503
+
+
+class Away(RunFailed):
+    """Nobody answers for the coordinator now."""
 
 
 def https_client(kit: SiteKit, timeout: float = 30.0) -> httpx.Client:
@@ -189,11 +194,11 @@ def approve(
     Raises:
         Refused: "roster", the operator does not approve.
         ProtocolError: the roster cannot be signed or accepted.
-        RunFailed: the coordinator cannot be reached.
+        RunFailed: the coordinator has no roster for this site, is another one, or is away and `wait` is false.
         StorageError: a file of the kit cannot be used.
     """
     kit = SiteKit.open(folder)
-    identity, approved = kit.identity(), b""
+    identity, approved, said = kit.identity(), b"", ""
     with ExitStack() as stack:
         connection = client or stack.enter_context(https_client(kit))
         while True:
@@ -215,9 +220,11 @@ def approve(
                     continue
                 say(f"epoch {signed.roster.epoch}: {_absent(signed)}")
             except RunFailed as error:
-                if not (approved and wait):
+                if not (wait and (approved or isinstance(error, Away))):
                     raise
-                say(str(error))
+                if str(error) != said:
+                    say(f"{error}; waiting")
+                said = str(error)
             if not wait:
                 return None
             time.sleep(poll_seconds)
@@ -323,12 +330,22 @@ def _exchange(
                 if len(body) > _MAX_ROSTER:
                     raise RunFailed(f"{address}: the answer is too long")
     except httpx.HTTPError as error:
-        raise RunFailed(f"{address}: {str(error) or type(error).__name__}") from None
+        kind = Away if isinstance(error, httpx.TransportError) and not _is_of_tls(error) else RunFailed
+        raise kind(f"{address}: {str(error) or type(error).__name__}") from None
     if response.is_success:
         return bytes(body)
+    if response.status_code == _UNAVAILABLE:
+        raise Away(f"{address}: is not ready")
     what = {
         403: "this site's key is in no roster there",
         404: "there is no roster yet: the coordinator has not collected all requests",
         409: "another roster is being signed now",
     }
     raise RunFailed(f"{address}: {what.get(response.status_code, f'answered {response.status_code}')}")
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Whether TLS is what failed: trying again would not help."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None

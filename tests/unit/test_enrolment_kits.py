@@ -404,6 +404,24 @@ def test_what_the_server_answers_is_said_in_words(world: World, stack: ExitStack
         approved_or_not(kit, connect)
 
 
+def test_a_site_that_starts_before_the_coordinator_waits_for_it(world: World) -> None:
+    world.enroll(*LABELS)
+    world.collect()
+    kit, said = SiteKit.open(world.site("hospital-a")), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        raise InterruptedError
+
+    with closing(approval.https_client(kit)) as client, pytest.raises(InterruptedError):
+        client.base_url = "https://127.0.0.1:9"  # nobody listens there
+        approval.approve(kit.folder, client=client, say=say)
+    assert said == [f"{kit.invitation.address}: [Errno 111] Connection refused; waiting"]
+    with closing(approval.https_client(kit)) as client, pytest.raises(approval.Away, match="refused"):
+        client.base_url = "https://127.0.0.1:9"
+        approval.approve(kit.folder, client=client, say=say, wait=False)
+
+
 def approved_or_not(kit: SiteKit, connect: Connect) -> None:
     approval.approve(
         kit.folder, client=connect("hospital-a"), say=lambda line: None, ask=lambda question: "no"
