@@ -224,9 +224,9 @@ def test_an_agent_that_was_killed_is_back_at_once_as_the_same_node(federation: F
         agent.wait()
     record.touch()
     killed = time.monotonic()
-    connected = federation.printed.count("connected")
+    connected = federation.printed.count("  connected")
     with federation.agent(prepared.folder / "0"):
-        wait_for(lambda: federation.printed.count("connected") > connected)
+        wait_for(lambda: federation.printed.count("  connected") > connected)
         assert time.monotonic() - killed < 30
         assert record.read_text() == before
         assert federation.online == 1

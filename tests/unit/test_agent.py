@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -52,6 +53,7 @@ def test_a_message_that_was_taken_is_there_after_a_restart(tmp_path: Path) -> No
     path = tmp_path / "sessions" / "inbox"
     first = Inbox(path)
     first.save(delivery("train.tacit0"))
+    assert Inbox(path).load() is not None
     first.tried()
     again = Inbox(path)
     found = again.load()
@@ -229,7 +231,7 @@ def test_in_a_federation_a_roster_without_bundles_allows_none() -> None:
 
 
 @contextmanager
-def server(answer: Any) -> Iterator[tuple[str, list[str]]]:
+def server(answer: Any, pushed: list[PushMessagesRequest] | None = None) -> Iterator[tuple[str, list[str]]]:
     """A server that says what `answer` makes it say, and the paths that it was asked for."""
     asked: list[str] = []
 
@@ -238,7 +240,9 @@ def server(answer: Any) -> Iterator[tuple[str, list[str]]]:
 
         def do_POST(self) -> None:
             asked.append(self.path)
-            self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if pushed is not None:
+                pushed.append(PushMessagesRequest.FromString(body))
             answer(self)
 
         def log_message(self, *arguments: object) -> None:
@@ -289,6 +293,41 @@ def test_no_answer_of_a_server_is_more_than_lost_or_over(
             wire.receive()
         assert time.monotonic() - began < 10
         assert asked == ["/v1/fleet/pull-messages"]  # J9: a redirect is not followed
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Content-Length": str(2**33)}, {}, {"Content-Length": "4", "Content-Encoding": "gzip"}]
+)
+def test_B28_an_answer_of_unknown_or_too_great_length_is_not_read(
+    headers: dict[str, str], tmp_path: Path
+) -> None:
+    with (
+        server(said(200, headers, b"bomb")) as (address, _),
+        closing(Wire(address, loopback_key(tmp_path / "node.key"), None, registers=False)) as wire,
+        pytest.raises(Lost, match="of no length, too long, or compressed"),
+    ):
+        wire.receive()
+
+
+def test_an_answer_has_the_same_number_after_a_restart(tmp_path: Path) -> None:
+    """So a half-sent answer is completed, and one that was sent is known."""
+    pushed: list[PushMessagesRequest] = []
+
+    def take(handler: http.server.BaseHTTPRequestHandler) -> None:
+        said(200, {"Content-Length": "0"})(handler)
+
+    with (
+        server(take, pushed) as (address, _),
+        closing(Wire(address, loopback_key(tmp_path / "node.key"), None, registers=False)) as wire,
+    ):
+        asked = delivery()
+        for _ in range(2):
+            wire.answer(
+                asked, Message(RecordDict({"r": ConfigRecord({"x": 1})}), reply_to=asked.message), 0.1
+            )
+            time.sleep(0.01)
+    numbers = {push.messages_list[0].metadata.message_id for push in pushed}
+    assert len(pushed) == 2 and len(numbers) == 1
 
 
 def test_nobody_there_is_lost(tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ from tacit.processes import free_port
 ROWS = "age,outcome\n" + "".join(f"{age},{age % 2}\n" for age in range(100))
 EXPERIMENT = """
 name = "planned"
-[partition]
-num_clients = 4
 [secure_aggregation]
 max_dropouts = 0
+[federation]
+sites = [{ label = "one", rows = 100 }, { label = "two", rows = 100 }, { label = "three", rows = 100 }]
 [data.schema]
 label = "outcome"
 classes = ["0", "1"]
