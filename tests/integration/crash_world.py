@@ -177,9 +177,9 @@ class World:
 
 
 def place(world: World, name: str, points: Sequence[str], first: int = 0, every: int = 1) -> None:
-    """Puts points in the way of a process: one each in rounds `first`, `first + every` and so on, counted from 0."""
+    """Puts points in the way of a process: when `first` rounds are complete, `first + every` and so on."""
     for i, point in enumerate(points):
-        (world.folder / "points" / name / f"{first + i * every:05d}-{point}").touch()
+        (world.folder / "points" / name / f"{first + i * every:05d}-{point}.{i}").touch()
 
 
 def left(world: World) -> list[str]:

@@ -10,9 +10,12 @@ from crash_plans import PRIVATE
 from crash_world import World, left, place
 from evidence import check_evidence
 from killing.sitecustomize import POINTS
+from random_kills import RandomKills
 from undisturbed import same_as_undisturbed
 
 UNITS = pytest.mark.parametrize("privacy", [(), PRIVATE], ids=["without-privacy", "with-privacy"])
+SECONDS = 20.0  # for each kill, on a machine that is busy with something else
+REPEATS = 20  # in the long tests
 SERVER_POINTS = [name for name in POINTS if name != "before-result"]
 
 
@@ -20,10 +23,10 @@ def kills_at_server_points(folder: Path, repeats: int, *overrides: str) -> World
     points = SERVER_POINTS * repeats
     world = World(folder, f"training.rounds={len(points) + 1}", *overrides)
     place(world, "server", points)
-    place(world, "server", ["before-result"], len(points) + 1)
-    world.run()
+    place(world, "server", ["before-result"] * repeats, len(points) + 1, every=0)
+    world.run(seconds=SECONDS * len(points))
     assert left(world) == [], "a point was never reached"
-    assert world.num_killed == len(points) + 1
+    assert world.num_killed == len(points) + repeats
     return world
 
 
@@ -40,10 +43,10 @@ def test_D1_the_server_killed_at_each_named_point_loses_no_round(
 
 def kills_at_client_points(folder: Path, repeats: int, *overrides: str) -> World:
     names = [name for name in CLIENT_POINTS if overrides or name not in PAID] * repeats
-    world = World(folder, f"training.rounds={len(names)}", *overrides)
+    world = World(folder, f"training.rounds={len(names) + 1}", *overrides)
     for i, name in enumerate(names):  # one site after the other
         place(world, world.names[1 + i % (len(world.names) - 1)], [name], i)
-    world.run()
+    world.run(seconds=SECONDS * len(names))
     assert left(world) == []
     assert world.num_killed == len(names)
     return world
@@ -57,3 +60,68 @@ def test_D3_a_client_killed_at_each_named_point_uses_nothing_twice(
     world = kills_at_client_points(tmp_path, 1, *privacy)
     same_as_undisturbed(world)
     check_evidence(world)
+
+
+def random_kills(
+    folder: Path, seed: int, count: int, rounds: int, *victims: str, overrides: tuple[str, ...] = ()
+) -> None:
+    """Kills of one, or with "all" of everybody at once."""
+    world = World(folder, f"training.rounds={rounds}", *overrides)
+    kills = RandomKills(
+        world, seed, count, lambda rng: world.names if "all" in victims else [rng.choice(victims)]
+    )
+    world.run(kills, seconds=SECONDS * (count + rounds))
+    assert kills.left == 0, "the run ended before all kills were made"
+    assert [row["round"] for row in world.rounds] == list(range(1, rounds + 1))
+    assert max(kills.recoveries, default=0.0) < 10
+    same_as_undisturbed(world)
+    check_evidence(world)
+
+
+def test_D2_the_server_killed_at_random_moments_of_twenty_rounds_is_back_in_seconds(tmp_path: Path) -> None:
+    random_kills(tmp_path, 1, 5, 20, "server")
+
+
+@UNITS
+def test_D4_server_and_sites_killed_together_lose_no_round(tmp_path: Path, privacy: tuple[str, ...]) -> None:
+    random_kills(tmp_path, 2, 3, 14, "all", overrides=privacy)
+
+
+@pytest.mark.slow
+@UNITS
+def test_D1_the_server_killed_twenty_times_at_each_named_point(
+    tmp_path: Path, privacy: tuple[str, ...]
+) -> None:
+    world = kills_at_server_points(tmp_path, REPEATS, *privacy)
+    assert all(len(row["survivors"]) == len(world.names) - 1 for row in world.rounds)  # type: ignore[arg-type]
+    same_as_undisturbed(world)
+    check_evidence(world)
+
+
+@pytest.mark.slow
+@UNITS
+def test_D3_a_client_killed_twenty_times_at_each_named_point(
+    tmp_path: Path, privacy: tuple[str, ...]
+) -> None:
+    world = kills_at_client_points(tmp_path, REPEATS, *privacy)
+    same_as_undisturbed(world)
+    check_evidence(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_D2_the_server_killed_two_hundred_times_at_random_moments(tmp_path: Path, seed: int) -> None:
+    random_kills(tmp_path, 100 + seed, 20, 20, "server")
+
+
+@pytest.mark.slow
+@UNITS
+def test_D4_server_and_sites_killed_together_twenty_times(tmp_path: Path, privacy: tuple[str, ...]) -> None:
+    random_kills(tmp_path, 3, 20, 30, "all", overrides=privacy)
+
+
+@pytest.mark.slow
+@UNITS
+def test_D4_anybody_killed_at_random_moments(tmp_path: Path, privacy: tuple[str, ...]) -> None:
+    everybody = ("server", *(f"site-{i + 1}" for i in range(4)))
+    random_kills(tmp_path, 4, 40, 60, *everybody, overrides=privacy)

@@ -1,6 +1,7 @@
 """Loaded by every Python that a test starts with this folder on its path: a `ServerApp` kills itself at a named point.
 
-The points still to come are files in TACIT_TEST_POINTS, the first of which counts; its name begins with the round.
+The points still to come are files in TACIT_TEST_POINTS, the first of which counts; its name begins with the number of
+rounds that are complete then, and may end with a dot and anything.
 """
 
 import os
@@ -34,7 +35,7 @@ def arm(folder: Path, points: dict = POINTS) -> None:
     if not left:
         return
     number, _, name = left[0].name.partition("-")
-    module, path, when, argument = points[name]
+    module, path, when, argument = points[name.partition(".")[0]]
     __import__(module)
     owner = sys.modules[module]
     *classes, attribute = path.split(".")
