@@ -80,5 +80,4 @@ def show(found: list[Spent], *, as_json: bool) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:  # no table of Rich's: it would cut the ids that somebody wants to copy
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    print("all: by Renyi DP, which the ceiling in policy.toml is held against and which holds over runs chosen")
-    print("one after the other; a single run's tighter figure is by its own accountant (docs/accounting.md)")
+    print("all: an upper bound by Renyi DP; a run's own figure is by a tighter accountant (docs/accounting.md)")
