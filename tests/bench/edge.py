@@ -37,8 +37,6 @@ SETTLE_SECONDS = 4.0
 RUN_SECONDS = 240.0
 # Of these the SuperLink takes that a node is there; a client that was here before begins with a heartbeat.
 JOINED = ("/v1/fleet/activate-node", "/v1/fleet/send-node-heartbeat")
-    "/v1/fleet/activate-node"  # from here on the SuperLink counts the node as alive; heartbeats prolong that
-)
 ROUNDS = {"stock": 2, "tacit": 6}
 PLAIN = ("secure_aggregation.enabled=false",)
 TRIVIAL = (*PLAIN, "task.kind=tabular", "task.model.name=logistic")
