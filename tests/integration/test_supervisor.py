@@ -94,7 +94,7 @@ def test_a_run_is_stopped_and_resumed(federation: Federation, tmp_path: Path) ->
     run.ask_to_stop()
     federation.wait_end(run)
     assert run.status.state == "stopped"
-    assert federation.pids("flwr-serverapp") == []
+    wait_for(lambda: federation.pids("flwr-serverapp") == [], 30)
     assert 1 <= run.num_rounds < 4
     federation.queue.resume(run)
     check_whole(federation, run, tmp_path, "training.rounds=4")

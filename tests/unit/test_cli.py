@@ -73,10 +73,24 @@ EXPLAINED = {
         "rounding; never noise",
     ],
     "partition": ["What would be run. [required]", "Folder to write sites/ into."],
-    "server": ["The experiment's TOML file.", "without TLS"],
-    "client": ["until Ctrl-C", "This site's folder"],
+    "provision": ["tacit provision federation.toml", "collect", "revoke", "renew"],
+    "server": ["The coordinator's kit.", "without TLS", "grpc.health.v1"],
+    "client": ["as one site", "enroll", "run", "check", "ledger"],
+    "submit": ["What to run; without, see --resume.", "Ctrl-C ends the watching, not the run."],
+    "runs": ["the newest last", "The coordinator's kit."],
+    "logs": ["First digits of its id; the newest without.", "Until its end."],
+    "stop": ["what was complete is kept", "First digits of its id; the newest without."],
+    "rehearse": ["one process for each site", "Among how many its data are divided. [default: 4]"],
+    "audit": ["verify"],
     "doctor": ["Exit code 0: a client can run here.", "--json"],
 }
+
+
+def test_a_command_of_a_group_explains_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = _tacit(capsys, "client", "enroll", "--help")
+    assert (code, err) == (0, "")
+    assert "Usage: tacit client enroll " in out
+    assert "This site's folder. [required]" in " ".join(out.replace("│", " ").split())
 
 
 def test_help_and_version_import_nothing_slow(tmp_path: Path) -> None:
