@@ -123,6 +123,8 @@ def rehearse(experiment: Experiment, folder: Path, say: Callable[[str], None] = 
             for label in labels
         ]
         code = commands.follow([server, *sites], "submit", "experiment.toml", "--kit", str(COORDINATOR))
+        for _, group in sites:
+            group.leader.terminate()  # all at once; each takes leave of the server
         part("server, sites and run")
     part("stopping")
     found = sorted((folder / COORDINATOR / "state" / "runs").glob("[!.]*"))
