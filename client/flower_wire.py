@@ -74,9 +74,8 @@ from tacit.errors import ProtocolError, StorageError
 from tacit.secagg.identity import create_private, read_private
 
 HEARTBEAT_SECONDS: Final = 0.8 * (HEARTBEAT_DEFAULT_INTERVAL - HEARTBEAT_CALL_TIMEOUT)
-CLOCK_AHEAD_SECONDS: Final = SYSTEM_TIME_TOLERANCE  # how far this clock may be ahead of the SuperLink's
-CLOCK_BEHIND_SECONDS: Final = TIMESTAMP_TOLERANCE  # ... and behind
 PATIENCE_SECONDS: Final = 20.0  # for an object that was announced and is not there yet
+LEAVE_SECONDS: Final = 5.0
 MAX_RESPONSE: Final = 256 * 2**20  # bytes; Flower sends an array in pieces that are smaller
 MAX_MESSAGE: Final = 2**30  # bytes
 MAX_OBJECTS: Final = 100_000
@@ -207,7 +206,7 @@ class Wire:
     def leave(self) -> None:
         """Tells the SuperLink that this node is gone, if it can be told within seconds."""
         if self.node_id:
-            self._client._client.timeout = httpx.Timeout(2.0)
+            self._client._client.timeout = httpx.Timeout(LEAVE_SECONDS)
             with suppress(Lost, Over):
                 self._call(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self.node_id))
             self.node_id = 0
@@ -387,7 +386,7 @@ def _reason(status: int, body: str) -> str:
     if status == httpx.codes.UNAUTHORIZED:
         return (
             "the SuperLink does not know this node's key, or the clocks differ"
-            f" (allowed: {CLOCK_AHEAD_SECONDS} s ahead, {CLOCK_BEHIND_SECONDS} s behind)"
+            f" (allowed: {SYSTEM_TIME_TOLERANCE} s ahead, {TIMESTAMP_TOLERANCE} s behind)"
         )
     error = FlowerError.from_json(body)
     return f"HTTP {status}: {error.message}" if error else f"HTTP {status}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -116,6 +117,7 @@ def _take_part(
     from tacit import logs
 
     logs.configure()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file with records and keys in it
     with alone(site.folder), closing(wire), _health(health_port) as on_joined, screen() as shown:
         follower = Follower(shown)
         agent = Agent(site.folder, wire, check_bundle, PACES[profile], follower, on_joined, look)

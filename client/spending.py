@@ -80,4 +80,6 @@ def show(found: list[Spent], *, as_json: bool) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:  # no table of Rich's: it would cut the ids that somebody wants to copy
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    print("all: an upper bound by Renyi DP; a run's own figure is by a tighter accountant (docs/accounting.md)")
+    print(
+        "all: an upper bound by Renyi DP; a run's own figure is by a tighter accountant (docs/accounting.md)"
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from loopback import local_model, same_model, still_running, three_sites
 
+from client.inbox import known_node
 from client.site import Site
 from server import submission
 from server.flower_wire import Control
@@ -67,11 +68,11 @@ class Federation:
         """An agent for one site."""
         return self.client("run", site, "--insecure-loopback")
 
-    @property
-    def online(self) -> int:
-        """How many nodes are connected."""
+    def online(self, *sites: Path) -> list[bool]:
+        """Which of these sites' nodes are connected."""
         with Control(self.link) as control:
-            return sum(node.online for node in control.nodes())
+            connected = {node.id for node in control.nodes() if node.online}
+        return [known_node(site) in connected for site in sites]
 
     @property
     def printed(self) -> str:
@@ -108,7 +109,7 @@ def test_D3_agents_of_which_one_is_killed_in_a_round_give_the_model_of_the_local
     sites = [prepared.folder / str(i) for i in range(3)]
     with federation.agent(sites[0]), federation.agent(sites[1]):
         with federation.agent(sites[2]) as victim:
-            wait_for(lambda: federation.online == 3)
+            wait_for(lambda: all(federation.online(*sites)))
             assert "libtorch" not in Path(f"/proc/{victim.pid}/maps").read_text(), "torch before a round"
             run_id = submission.submit(federation.link, prepared.experiment.to_toml())
             # Once with the first round under way, when it holds a message that it has not answered.
@@ -190,7 +191,7 @@ def test_B22_code_that_the_server_sends_never_runs_and_the_agent_goes_on(
     (source / "brought" / "client.py").write_text(BROUGHT_CLIENT.format(path=str(trace)))
     (source / "brought" / "server.py").write_text(BROUGHT_SERVER.format(path=str(seen)))
     with federation.agent(site) as agent:
-        wait_for(lambda: federation.online == 1)
+        wait_for(lambda: all(federation.online(site)))
         submission._flwr(federation.link, "run", str(source), CONNECTION)
         wait_for(seen.exists)
         assert seen.read_text() == "refused:bundle"
@@ -204,11 +205,14 @@ def test_an_agent_that_is_told_to_stop_signs_off_and_leaves_nothing(
     number: signal.Signals, federation: Federation
 ) -> None:
     prepared, _ = federation.use(f"left-{number}")
-    with federation.agent(prepared.folder / "0") as agent:
-        wait_for(lambda: federation.online == 1)
+    site = prepared.folder / "0"
+    with federation.agent(site) as agent:
+        wait_for(lambda: all(federation.online(site)))
+        limits = Path(f"/proc/{agent.pid}/limits").read_text().splitlines()
+        assert "Max core file size 0 0 bytes" in [" ".join(line.split()) for line in limits], "K10"
         agent.send_signal(number)
         assert agent.wait(timeout=30) == 0
-        assert federation.online == 0
+        assert federation.online(site) == [False]
     left = [line for line in still_running(federation.folder) if "client" in line]
     assert left == []
 
@@ -216,31 +220,31 @@ def test_an_agent_that_is_told_to_stop_signs_off_and_leaves_nothing(
 def test_an_agent_that_was_killed_is_back_at_once_as_the_same_node(federation: Federation) -> None:
     """Flower takes it for connected for up to a minute, and refuses to connect it once more."""
     prepared, _ = federation.use("back")
-    record = prepared.folder / "0" / "flower" / "node.json"
-    with federation.agent(prepared.folder / "0") as agent:
-        wait_for(record.exists)
-        before = record.read_text()
+    site = prepared.folder / "0"
+    with federation.agent(site) as agent:
+        wait_for(lambda: all(federation.online(site)))
+        before = known_node(site)
         agent.kill()
         agent.wait()
-    record.touch()
     killed = time.monotonic()
     connected = federation.printed.count("  connected")
-    with federation.agent(prepared.folder / "0"):
+    with federation.agent(site):
         wait_for(lambda: federation.printed.count("  connected") > connected)
         assert time.monotonic() - killed < 30
-        assert record.read_text() == before
-        assert federation.online == 1
+        assert known_node(site) == before
+        assert federation.online(site) == [True]
 
 
 def test_D4_agents_outlive_a_superlink_that_forgets_everything(tmp_path: Path) -> None:
     with superlink(tmp_path) as link:
         federation, port = Federation(tmp_path, link), link.port
         prepared, _ = federation.use("restarted")
-        with federation.agent(prepared.folder / "0") as agent:
-            wait_for(lambda: federation.online == 1)
+        site = prepared.folder / "0"
+        with federation.agent(site) as agent:
+            wait_for(lambda: all(federation.online(site)))
             link.__exit__(None, None, None)
             with superlink(tmp_path, port) as again:
                 federation.link = again
-                wait_for(lambda: federation.online == 1)
+                wait_for(lambda: all(federation.online(site)))
                 assert agent.poll() is None
             assert "not connected" in federation.printed

@@ -1,10 +1,12 @@
 """The agent without a network: pace, inbox, what it refuses; and its connection to servers that mean no good."""
 
 import http.server
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from client.running import check_bundle_of
 from client.site import Site, set_data
 from tacit.errors import ConfigError, ProtocolError, StorageError
 from tests.architecture.test_flower_apps import BUNDLE_HASH
+from tests.front_world import Authority
+
+DAY = timedelta(days=1)
 
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
 
@@ -231,7 +236,9 @@ def test_in_a_federation_a_roster_without_bundles_allows_none() -> None:
 
 
 @contextmanager
-def server(answer: Any, pushed: list[PushMessagesRequest] | None = None) -> Iterator[tuple[str, list[str]]]:
+def server(
+    answer: Any, pushed: list[PushMessagesRequest] | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """A server that says what `answer` makes it say, and the paths that it was asked for."""
     asked: list[str] = []
 
@@ -249,6 +256,9 @@ def server(answer: Any, pushed: list[PushMessagesRequest] | None = None) -> Iter
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
+        if tls is not None:
+            made.socket = tls.wrap_socket(made.socket, server_side=True, do_handshake_on_connect=False)
+        made.handle_error = lambda *arguments: None  # type: ignore[method-assign]  # a handshake that failed
         threading.Thread(target=made.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{made.server_port}", asked
         made.shutdown()
@@ -328,6 +338,39 @@ def test_an_answer_has_the_same_number_after_a_restart(tmp_path: Path) -> None:
             time.sleep(0.01)
     numbers = {push.messages_list[0].metadata.message_id for push in pushed}
     assert len(pushed) == 2 and len(numbers) == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "names", "valid"),
+    [
+        ("good", ["localhost", "127.0.0.1"], (-DAY, DAY)),
+        ("wrong name", ["elsewhere.example"], (-DAY, DAY)),
+        ("expired", ["127.0.0.1"], (-2 * DAY, -DAY)),
+        ("not yet valid", ["127.0.0.1"], (DAY, 2 * DAY)),
+        ("another CA", ["127.0.0.1"], (-DAY, DAY)),
+        ("TLS 1.2", ["127.0.0.1"], (-DAY, DAY)),
+    ],
+)
+def test_J3_J4_J6_a_server_without_a_certificate_of_this_ca_for_this_name_is_told_nothing(
+    case: str, names: list[str], valid: tuple[timedelta, timedelta], tmp_path: Path
+) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    pair = (other if case == "another CA" else authority).issue("server", tuple(names), valid)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    if case == "TLS 1.2":
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+    key = loopback_key(tmp_path / "node.key")
+    with (
+        server(said(200, {"Content-Length": "0"}), tls=context) as (address, asked),
+        closing(Wire(address, key, authority.pem, registers=False)) as wire,
+    ):
+        if case == "good":
+            assert wire.receive() is None and asked
+        else:
+            with pytest.raises(Lost):
+                wire.receive()
+            assert asked == []
 
 
 def test_nobody_there_is_lost(tmp_path: Path) -> None:
