@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from client_points import CLIENT_POINTS
 from crash_plans import EXPERIMENT, NUM_SITES
 from killing.sitecustomize import arm
+from spool import get
 
 from server.state import read_rounds
 from simulations.run import environment, prepare
@@ -92,12 +93,17 @@ class World:
             self.num_killed += code == -signal.SIGKILL
         return dead
 
-    def run(self, disturb: Callable[[], None] = lambda: None, seconds: float = 240) -> None:
-        """To the end: whoever dies is started again, once it is certain that nothing is amiss."""
+    def run(
+        self,
+        disturb: Callable[[], None] = lambda: None,
+        seconds: float = 240,
+        until: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """To the end, or until something holds: whoever dies is started again, once it is certain that all is well."""
         deadline = time.monotonic() + seconds
         self.start_all()
         try:
-            while not self.has_ended:
+            while not (self.has_ended or until()):
                 assert time.monotonic() < deadline, self.said()
                 disturb()
                 if self.bury():
@@ -129,6 +135,11 @@ class World:
     def num_rounds(self) -> int:
         path = self.state / "rounds.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def requests(self) -> Iterator[tuple[Path, str]]:
+        """File of each request as the server sent it, and its type."""
+        for path in self.spool.glob("*/*/*.taken"):
+            yield path.with_suffix(".asked"), get(path).metadata.message_type
 
     def said(self) -> str:
         """What all of them have said, for when a test fails."""

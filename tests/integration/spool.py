@@ -9,9 +9,7 @@ Each start of the server is a run of its own, as it is for Flower: answers to an
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +93,9 @@ class SpoolWire:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request and what was sent in answer to it."""
+    """A request and what was sent in answer to it, in the file `path`."""
 
+    path: Path
     node: int
     asked: Message
     answer: Message
@@ -107,7 +106,7 @@ def exchanges(folder: Path) -> Iterator[Exchange]:
     for asked in sorted(folder.glob("*/*/*.taken"), key=lambda path: path.name):
         answer = asked.parents[1] / f"{asked.stem}.answer"
         if answer.exists():
-            yield Exchange(int(asked.parent.name), get(asked), get(answer))
+            yield Exchange(answer, int(asked.parent.name), get(asked), get(answer))
 
 
 def put(path: Path, message: Message) -> None:
@@ -123,11 +122,3 @@ def get(path: Path) -> Message:
 
 def bare(message: Message) -> Message:
     return remove_content_from_message(message) if message.has_content() else message
-
-
-@contextmanager
-def timed(seconds: list[float]) -> Iterator[None]:
-    """Adds the length of a block."""
-    started = time.monotonic()
-    yield
-    seconds.append(time.monotonic() - started)
