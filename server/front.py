@@ -325,7 +325,7 @@ class Front:
             status, answer = await asyncio.to_thread(desk.answer, request.method, member, body)
         if status >= 400:
             self._note(peer.remote, "roster", f"status-{status}")
-        await peer.answer(status, answer)
+        await peer.answer(status, answer, dated=True)
 
     def _note(self, remote: str, kind: str, reason: str) -> None:
         self._counters[reason] += 1

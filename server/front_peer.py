@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from email.utils import formatdate
+from email.utils import formatdate
 from typing import Final
 
 import h11
@@ -100,9 +102,12 @@ class Peer:
         except OSError:
             raise Refusal(0, "broken-off") from None
 
-    async def answer(self, status: int, body: bytes = b"", *, last: bool = False) -> None:
-        """A whole answer; with `last` this connection gets no other."""
-        headers = [("content-length", str(len(body)))]
+    async def answer(
+        self, status: int, body: bytes = b"", *, last: bool = False, dated: bool = False
+    ) -> None:
+        """A whole answer; with `last` this connection gets no other. A date tells sites whose clock is wrong."""
+        headers = [("content-length", str(len(body))), ("date", formatdate(usegmt=True))]
+        headers += [("date", formatdate(usegmt=True))] if dated else []
         headers += [("connection", "close")] if last else []
         await self.send(h11.Response(status_code=status, headers=headers))
         await self.send(h11.Data(data=body))

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +422,17 @@ def test_a_site_that_starts_before_the_coordinator_waits_for_it(world: World) ->
     with closing(approval.https_client(kit)) as client, pytest.raises(approval.Away, match="refused"):
         client.base_url = "https://127.0.0.1:9"
         approval.approve(kit.folder, client=client, say=say, wait=False)
+
+
+def test_D11_an_answer_about_the_roster_says_what_time_it_is_there(world: World, stack: ExitStack) -> None:
+    connect = served(world, stack)
+    world.enroll(*LABELS)
+    world.collect()
+    kit, dates = SiteKit.open(world.site("hospital-a")), list[str]()
+    client = connect("hospital-a")
+    client.event_hooks = {"response": [lambda answer: dates.append(answer.headers["date"])]}
+    approval.fetch_roster(kit, client, kit.identity())
+    assert abs(parsedate_to_datetime(dates[0]).timestamp() - time.time()) < 5
 
 
 def approved_or_not(kit: SiteKit, connect: Connect) -> None:
