@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from email.utils import formatdate
-from email.utils import formatdate
 from typing import Final
 
 import h11
@@ -106,7 +105,7 @@ class Peer:
         self, status: int, body: bytes = b"", *, last: bool = False, dated: bool = False
     ) -> None:
         """A whole answer; with `last` this connection gets no other. A date tells sites whose clock is wrong."""
-        headers = [("content-length", str(len(body))), ("date", formatdate(usegmt=True))]
+        headers = [("content-length", str(len(body)))]
         headers += [("date", formatdate(usegmt=True))] if dated else []
         headers += [("connection", "close")] if last else []
         await self.send(h11.Response(status_code=status, headers=headers))
