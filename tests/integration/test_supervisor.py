@@ -123,3 +123,4 @@ def test_a_site_that_has_lost_its_server_says_so_and_waits(federation: Federatio
     assert federation.pids("flower-superlink") == []
     assert all(federation.processes[label].poll() is None for label in federation.labels)
     federation.start("server")
+    wait_for(lambda: federation.pids("flower-superlink") != [])
