@@ -148,10 +148,15 @@ def _schema(site: Site, experiment: Experiment | None) -> Iterator[Finding]:
 
 def _policy(site: Site, experiment: Experiment | None) -> Iterator[Finding]:
     policy = site.policy
-    if experiment is not None:
+    planned = _with_sites(site, experiment) if experiment is not None else None
+    if planned is not None:
         from client.guard import admit
 
-        admit(site, experiment)
+        admit(site, planned)
+    elif experiment is not None:
+        yield Finding(
+            "policy", "warn", "not checked: who takes part is not known before a roster is accepted"
+        )
     ceiling = (
         "no ceiling for epsilon" if policy.epsilon_ceiling is None else f"epsilon {policy.epsilon_ceiling}"
     )
@@ -159,6 +164,24 @@ def _policy(site: Site, experiment: Experiment | None) -> Iterator[Finding]:
         yield Finding("policy", "warn", f"{ceiling}; updates may leave without the secure sum")
     else:
         yield Finding("policy", "ok" if policy.epsilon_ceiling is not None else "warn", ceiling)
+
+
+def _with_sites(site: Site, experiment: Experiment) -> Experiment | None:
+    """The experiment as `tacit submit` completes it: where it names no sites, all members of the roster take part.
+
+    None where there is no roster yet.
+    """
+    if experiment.federation.sites:
+        return experiment
+    if not any((site.folder / name).exists() for name in ("roster.jsonl", "roster.json")):
+        return None
+    from tacit.config import Federation
+    from tacit.config import Site as Declared
+
+    roster = site.roster()
+    entries = [roster.enrolled[index] for index in sorted(roster.active - roster.strikes)]
+    sites = tuple(Declared(label=entry.member.label, rows=entry.num_rows) for entry in entries)
+    return experiment.with_tables(federation=Federation(sites=sites))
 
 
 def _ledger(site: Site) -> Iterator[Finding]:

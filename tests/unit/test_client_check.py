@@ -93,7 +93,24 @@ def test_a_site_that_is_ready_has_no_line_that_fails(kits: CoordinatorKit, front
         "files", "site", "data", "schema", "policy", "ledger", "enrolment", "connection", "certificate",
         "clock", "roster",
     }  # fmt: skip
+    assert found["clock"] == "ok"
     assert CliRunner().invoke(app, ["check", str(site_of(kits))]).exit_code == 0
+
+
+WITHOUT_SITES = EXPERIMENT.replace("[federation]\nsites = [", "#[")
+
+
+def test_an_experiment_that_names_no_sites_is_checked_with_those_of_the_roster(kits: CoordinatorKit) -> None:
+    for dropouts, state in ((0, "warn"), (1, "fail")):  # of three, one corrupt: two honest ones, or one
+        planned = config.loads(WITHOUT_SITES.replace("max_dropouts = 0", f"max_dropouts = {dropouts}"))
+        assert states(check_kit(site_of(kits), planned, connects=False))["policy"] == state
+
+
+def test_before_a_roster_is_accepted_it_is_said_that_the_cohort_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text('label = "one"\ndata_set = "one"\n')
+    (tmp_path / "policy.toml").write_text("epsilon_ceiling = 4.0\ndelta = 1e-5\n")
+    found = check_kit(tmp_path, config.loads(WITHOUT_SITES), connects=False)
+    assert [f.state for f in found if f.what == "policy"] == ["warn", "ok"], found
 
 
 def no_data(site: Path) -> None:
