@@ -1,4 +1,4 @@
-"""A thousand sites on the ring through the whole of `tacit simulate`, a tenth of them gone in the middle of the round."""
+"""A thousand sites on the ring through all of `tacit simulate`, a tenth of them gone in the middle of the round."""
 
 import csv
 import json

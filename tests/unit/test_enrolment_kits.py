@@ -415,13 +415,13 @@ def test_a_site_that_starts_before_the_coordinator_waits_for_it(world: World) ->
         said.append(line)
         raise InterruptedError
 
-    with closing(approval.https_client(kit)) as client, pytest.raises(InterruptedError):
+    with closing(approval.https_client(kit)) as client:
         client.base_url = "https://127.0.0.1:9"  # nobody listens there
-        approval.approve(kit.folder, client=client, say=say)
-    assert said == [f"{kit.invitation.address}: [Errno 111] Connection refused; waiting"]
-    with closing(approval.https_client(kit)) as client, pytest.raises(approval.Away, match="refused"):
-        client.base_url = "https://127.0.0.1:9"
-        approval.approve(kit.folder, client=client, say=say, wait=False)
+        with pytest.raises(InterruptedError):
+            approval.approve(kit.folder, client=client, say=say)
+        assert said == [f"{kit.invitation.address}: [Errno 111] Connection refused; waiting"]
+        with pytest.raises(approval.Away, match="refused"):
+            approval.approve(kit.folder, client=client, say=say, wait=False)
 
 
 def test_D11_an_answer_about_the_roster_says_what_time_it_is_there(world: World, stack: ExitStack) -> None:
