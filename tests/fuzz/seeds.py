@@ -88,10 +88,15 @@ def signed_rosters() -> tuple[SignedRoster, ...]:
 
 def roster_files() -> list[bytes]:
     files = [b"\1\0" + signed.encode() for signed in signed_rosters()]
-    signers = (0b11111, 0b110111, 0b1000000)
+    signers = (
+        (0b11111, 0b01111),
+        (0b110111, 0b10111, 0b100111),
+        (0b1000000, 0b11111),
+    )  # enough; some too few
     return files + [
         bytes([0, mask]) + signed.roster.encode()
-        for mask, signed in zip(signers, signed_rosters(), strict=True)
+        for masks, signed in zip(signers, signed_rosters(), strict=True)
+        for mask in masks
     ]
 
 
@@ -105,6 +110,7 @@ def configurations() -> list[bytes]:
         *(bytes([0]) + path.read_bytes() for path in sorted(SCENARIOS.glob("*.toml"))),
         *(bytes([4]) + path.read_bytes() for path in sorted((SCENARIOS / "faults").glob("*.toml"))),
         *(bytes([kind]) + text.encode() for kind, text in texts),
+        *(b"\0name = " + nested * 700 for nested in (b"[", b"{a = ")),
     ]
 
 
