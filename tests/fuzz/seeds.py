@@ -117,7 +117,7 @@ def configurations() -> list[bytes]:
 def kept() -> list[bytes]:
     """A file of each kind that Tacit keeps; the number is its place in `storage.STORED`."""
     journalled = journal(primitives()["a journal with a write cut short"][1])["file"].encode("latin-1")
-    head = f"{1:020d} {one_record()[1]['hash']}\n".encode()
+    head, beyond = (f"{n:020d} {one_record()[1]['hash']}\n".encode() for n in (1, 2))
     event = Event("gaussian", 1.5).to_dict()
     debit = {"time": "2030-01-01T00:00:00+00:00", "run": "r", "round": 1, "attempt": 1, "purpose": "training"}
     debit |= {"unit": "record", "event": event, "delta": 1e-5}
@@ -131,7 +131,7 @@ def kept() -> list[bytes]:
     state = one.clients[0].export()
     run = {"run": "r", "starts": 1, "config": hashlib.sha256(b"name = 'x'").hexdigest()}
     values: list[tuple[int, bytes]] = [
-        (0, journalled), (1, journalled), (2, head),
+        (0, journalled), (1, journalled), (2, head), (2, beyond),
         (3, _lines(debit, debit)), (4, _lines(*events)), (5, _lines(epoch)),
         (6, _checkpoint(1)), (6, _checkpoint(0)), (7, state), (8, b"\1" + _session()),
         (9, b'{"round": 2, "attempt": 1, "strikes": [3]}'), (10, json.dumps(run).encode()),
@@ -182,14 +182,15 @@ def tables() -> list[bytes]:
 
 
 def histories() -> list[bytes]:
-    """Zeros are honest; then restarts, wrong sets, flips, requests out of turn."""
+    """Zeros are honest; after so many honest steps a wrong request; restarts, flips, requests out of turn."""
+    wrong = [bytes([0, 24, *[0] * honest, 200, 0, which]) for honest in range(5) for which in (7, 25, 42)]
     others = (
         b"\x0c",
         b"\x19" + bytes(range(0, 250, 7)),
         b"\x18" + b"\0\x88\1" * 9,
         b"\x18" + b"\0\xa0\2" * 20,
     )
-    return [bytes(8), *others, bytes([3, 255]) + hashlib.shake_256(b"history").digest(96)]
+    return [bytes(8), *wrong, *others, bytes([3, 255]) + hashlib.shake_256(b"history").digest(96)]
 
 
 def records() -> list[bytes]:
