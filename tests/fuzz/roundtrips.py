@@ -45,9 +45,11 @@ READ: Final[dict[str, Callable[[bytes], bytes]]] = {
 def round_trip(data: bytes) -> int:
     """H10."""
     draw = Draw(data)
-    way = draw.below(4)
+    way = draw.below(5)
     if way == 0:
         fields(draw)
+    elif way == 4:
+        read_by_both(draw)
     elif way == 1:
         built(draw)
     elif way == 2:
@@ -96,12 +98,29 @@ def fields(draw: Draw) -> None:
         return
 
 
+def read_by_both(draw: Draw) -> None:
+    """Any bytes as fields of any kinds: both implementations read the same, or refuse."""
+    kinds = [("number", "data", "text", "real")[draw.below(4)] for _ in range(draw.below(6))]
+    content = reference.label("fuzz") + draw.rest()
+    try:
+        found = _read(kinds, content)
+    except ProtocolError:
+        found = None
+    try:
+        reader = reference.Reader(content, "fuzz")
+        expected = [getattr(reader, kind)() for kind in kinds]
+        reader.end()
+    except reference.Refused:
+        expected = None
+    assert found == expected
+
+
 def _value(kind: str, draw: Draw) -> Any:
     if kind == "number":
         return draw.number(8)
     if kind == "real":
-        value = unpack(">d", draw.take(8).ljust(8, b"\0"))[0]
-        return value if isfinite(value) else 0.0
+        value = unpack(">d", draw.randbytes(8))[0]
+        return value if isfinite(value) else draw.choice((0.0, -0.0, 5e-324, 1.7e308))
     if kind == "numbers":
         return tuple(draw.number(8) for _ in range(draw.below(6)))
     content = draw.take(draw.below(64))

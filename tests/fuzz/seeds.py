@@ -16,12 +16,16 @@ from typing import Any, Final
 import numpy as np
 from safetensors.numpy import save
 
+from client.sessions import Session
 from tacit.privacy.accountant import Event
 from tacit.secagg import ring
 from tacit.secagg.identity import Identity
 from tacit.secagg.messages import Complaint
 from tacit.secagg.signed_roster import SignedRoster
+from tacit.update import EncodedUpdate
+from tests.fuzz.files import folder
 from tests.fuzz.messages import KINDS, decoded
+from tests.fuzz.storage import FEDERATION, one_record
 from tests.fuzz.targets import TARGETS
 from tests.vectors.attempt import STEPS, Attempt
 from tests.vectors.cases import FIVE, THREE, primitives, rosters, seeded
@@ -84,10 +88,15 @@ def signed_rosters() -> tuple[SignedRoster, ...]:
 
 def roster_files() -> list[bytes]:
     files = [b"\1\0" + signed.encode() for signed in signed_rosters()]
-    signers = (0b11111, 0b110111, 0b1000000)
+    signers = (
+        (0b11111, 0b01111),
+        (0b110111, 0b10111, 0b100111),
+        (0b1000000, 0b11111),
+    )  # enough; some too few
     return files + [
         bytes([0, mask]) + signed.roster.encode()
-        for mask, signed in zip(signers, signed_rosters(), strict=True)
+        for masks, signed in zip(signers, signed_rosters(), strict=True)
+        for mask in masks
     ]
 
 
@@ -101,13 +110,14 @@ def configurations() -> list[bytes]:
         *(bytes([0]) + path.read_bytes() for path in sorted(SCENARIOS.glob("*.toml"))),
         *(bytes([4]) + path.read_bytes() for path in sorted((SCENARIOS / "faults").glob("*.toml"))),
         *(bytes([kind]) + text.encode() for kind, text in texts),
+        *(b"\0name = " + nested * 700 for nested in (b"[", b"{a = ")),
     ]
 
 
 def kept() -> list[bytes]:
     """A file of each kind that Tacit keeps; the number is its place in `storage.STORED`."""
-    lines = journal(primitives()["a journal with a write cut short"][1])
-    head, chain = lines["head"].encode(), lines["file"].encode("latin-1")
+    journalled = journal(primitives()["a journal with a write cut short"][1])["file"].encode("latin-1")
+    head, beyond = (f"{n:020d} {one_record()[1]['hash']}\n".encode() for n in (1, 2))
     event = Event("gaussian", 1.5).to_dict()
     debit = {"time": "2030-01-01T00:00:00+00:00", "run": "r", "round": 1, "attempt": 1, "purpose": "training"}
     debit |= {"unit": "record", "event": event, "delta": 1e-5}
@@ -121,7 +131,7 @@ def kept() -> list[bytes]:
     state = one.clients[0].export()
     run = {"run": "r", "starts": 1, "config": hashlib.sha256(b"name = 'x'").hexdigest()}
     values: list[tuple[int, bytes]] = [
-        (0, chain), (1, chain), (2, head),
+        (0, journalled), (1, journalled), (2, head), (2, beyond),
         (3, _lines(debit, debit)), (4, _lines(*events)), (5, _lines(epoch)),
         (6, _checkpoint(1)), (6, _checkpoint(0)), (7, state), (8, b"\1" + _session()),
         (9, b'{"round": 2, "attempt": 1, "strikes": [3]}'), (10, json.dumps(run).encode()),
@@ -146,18 +156,12 @@ def _checkpoint(fits: int) -> bytes:
 
 
 def _session() -> bytes:
-    from client.sessions import Session
-    from tacit.update import EncodedUpdate
-    from tests.fuzz.storage import FEDERATION
-
     encoded = EncodedUpdate(np.arange(-2, 3), True)
     session = Session("r", 1, bytes(32), bytes(range(32)), encoded, FEDERATION.client(1), 2, True)
     return session.encode()[32:]
 
 
 def _pem() -> bytes:
-    from tests.fuzz.files import folder
-
     path = folder() / "seed.key"
     path.unlink(missing_ok=True)
     Identity.create(path, lambda size: bytes(range(size)))
@@ -178,14 +182,15 @@ def tables() -> list[bytes]:
 
 
 def histories() -> list[bytes]:
-    """Zeros are honest; then restarts, wrong sets, flips, requests out of turn."""
+    """Zeros are honest; after so many honest steps a wrong request; restarts, flips, requests out of turn."""
+    wrong = [bytes([0, 24, *[0] * honest, 200, 0, which]) for honest in range(5) for which in (7, 25, 42)]
     others = (
         b"\x0c",
         b"\x19" + bytes(range(0, 250, 7)),
         b"\x18" + b"\0\x88\1" * 9,
         b"\x18" + b"\0\xa0\2" * 20,
     )
-    return [bytes(8), *others, bytes([3, 255]) + hashlib.shake_256(b"history").digest(96)]
+    return [bytes(8), *wrong, *others, bytes([3, 255]) + hashlib.shake_256(b"history").digest(96)]
 
 
 def records() -> list[bytes]:
@@ -223,6 +228,9 @@ def round_trips() -> list[bytes]:
     ways = [b"\0" + noise[:90], *(bytes([1, kind]) + noise[kind:] for kind in range(len(KINDS)))]
     ways += [bytes([2, kind]) + message for kind, message in messages()]
     ways += [b"\3\0" + signed_rosters()[1].roster.encode(), b"\3\1" + signed_rosters()[1].encode()]
+    zeros = b"\x80" + bytes(7), b"\x7f\xf0" + bytes(6), bytes(8)
+    ways += [b"\4" + bytes([count]) + b"\3" * count + b"".join(zeros[:count]) for count in (1, 2, 3)]
+    ways += [b"\4\3\0\1\2" + bytes(7) + b"\5" + b"\0\0\0\1x" * 2, b"\0\3\x7f\xf8" + bytes(6) + b"\1"]
     ways += [b"\3\2" + Attempt(THREE).until("M2").clients[0].export()]
     return [*ways, b"\3\3" + (SCENARIOS / "breast_cancer.toml").read_bytes()]
 

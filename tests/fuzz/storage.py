@@ -58,10 +58,14 @@ def _damaged_ledger(content: bytes) -> None:
     Ledger.open(path, durable=False).close()
 
 
+def one_record() -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a file with one record, and the record."""
+    return chain.encode({"peers": {"0": 1}}, 1, chain.GENESIS, b"")
+
+
 def _head(content: bytes) -> None:
     """Any head beside a good file."""
-    line, _ = chain.encode({"peers": {"0": 1}}, 1, chain.GENESIS, b"")
-    path = put("chain/journal.jsonl", line)
+    path = put("chain/journal.jsonl", one_record()[0])
     put("chain/journal.jsonl.head", content)
     with FileJournal.open(path, durable=False) as journal:
         assert journal.head.counter == 1
