@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from client.flower_wire import Wire
 
 PROFILES: Final = ("", "edge")
+SERVICE: Final = "client"  # its name in grpc.health.v1: whether this site is connected
 
 
 def check_profile(profile: str) -> None:
@@ -135,4 +136,6 @@ def _health(port: int) -> Iterator[Callable[[bool], None]]:
     from tacit.health import serve_health
 
     with closing(serve_health(port)) as health:
-        yield lambda joined: health.set("", joined)
+        health.set("", True)
+        health.set(SERVICE, False)
+        yield lambda joined: health.set(SERVICE, joined)

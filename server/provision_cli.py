@@ -113,7 +113,7 @@ def renew(
         typer.Option("--identities", help="Also propose an epoch with later last days of all identities."),
     ] = False,
 ) -> None:
-    """A new TLS certificate of the server, from the same CA for the same key; restart the server to use it."""
+    """A new TLS certificate of the server, from the same CA for the same key; a running server takes it up."""
     from server import epochs
     from server.provisioning import certificate_expiry, renew_certificate
 

@@ -11,8 +11,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from client import running
 from tacit.errors import StorageError
 from tacit.health import Health, serve_health
+from tacit.processes import free_port
 
 SERVING, NOT_SERVING = 1, 2
 
@@ -37,6 +39,20 @@ def test_a_process_is_not_serving_before_it_says_so(health: Health) -> None:
     assert (ask(health), ask(health, "tacit.Client")) == (SERVING, NOT_SERVING)
     health.set("", False)
     assert ask(health) == NOT_SERVING
+
+
+def test_a_site_that_is_not_connected_lives_and_is_not_serving() -> None:
+    port = free_port()
+    with running._health(port) as on_joined:
+        for joined, status in ((False, NOT_SERVING), (True, SERVING), (False, NOT_SERVING)):
+            on_joined(joined)
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                ask_for = health_pb2_grpc.HealthStub(channel).Check
+                seen = [
+                    ask_for(health_pb2.HealthCheckRequest(service=name), timeout=10).status
+                    for name in ("", "client")
+                ]
+            assert seen == [SERVING, status]
 
 
 def test_an_unknown_service_is_not_found(health: Health) -> None:
