@@ -42,7 +42,9 @@ def check_evidence(world: World) -> Uses:
     """Of every site, from all its processes."""
     uses = Uses()
     journals = {i: check_journal(world.sites / str(i)) for i in range(len(world.names) - 1)}
-    rounds = {}  # context of an invitation -> round, attempt
+    private, run = world.experiment.privacy.record is not None, world.run_id
+    paid = [{e.round for e in world.entries(i) if e.run == run} for i in range(len(world.names) - 1)]
+    rounds = {}  # context of an invitation -> round
     for exchange in exchanges(world.spool):
         if exchange.answer.has_error():
             continue
@@ -51,7 +53,7 @@ def check_evidence(world: World) -> Uses:
         if kind == "train.tacit0":
             invitation, entry = SetupRequest.decode(asked).invitation, SetupAnswer.decode(body).entry
             assert invitation.ctx0().hex() in journals[site]["answered"], "answered and not journalled"
-            rounds[invitation.ctx0().hex()] = invitation.round, invitation.attempt
+            rounds[invitation.ctx0().hex()] = invitation.round
             uses.note("answer to an invitation", (site, invitation.ctx0()), body)
             for key in (entry.enc_pk, entry.mask_pk, entry.nonce):
                 uses.note("key or nonce", key, (site, invitation.ctx0()))
@@ -65,7 +67,7 @@ def check_evidence(world: World) -> Uses:
             uses.note("cohort", (site, before), answer.context)
             assert answer.context.hex() in journals[site]["masked"], "masked and not journalled"
             (ctx0,) = [a for a, b in journals[site]["pairs"] if b == answer.context.hex()]
-            check_paid(world, site, *rounds[ctx0])
+            assert rounds[ctx0] in paid[site] or (not private and paid[site]), "a vector left unpaid"
         elif kind == "train.tacit3":
             confirmed = ConfirmAnswer.decode(body, ConfirmRequest.decode(asked).survivors)
             uses.note("survivors", (site, confirmed.context), confirmed.survivors)
@@ -75,15 +77,6 @@ def check_evidence(world: World) -> Uses:
             uses.note("opened shares", (site, opened.context), opened.openings)
             assert opened.context.hex() in journals[site]["signed"], "opened and not journalled"
     return uses
-
-
-def check_paid(world: World, site: int, round_number: int, attempt: int) -> None:
-    entries = world.entries(site)
-    private = world.experiment.privacy.record is not None
-    paid = {entry.round for entry in entries if entry.run == world.run_id}
-    assert paid and (not private or round_number in paid), (
-        f"round {round_number}.{attempt}: a vector left unpaid"
-    )
 
 
 def check_journal(site: Path) -> dict[str, list[Any]]:

@@ -105,6 +105,9 @@ def test_D6_ledger_and_journal_are_on_the_disk_before_the_first_byte_of_a_vector
             debit, *_ = written(calls[before:place], site / LEDGER)
             *_, masked = written(calls[before:place], site / JOURNAL)
             assert debit < masked, "debited first, then journalled, then sent"
+        for place in sendings(calls, kinds, "train.tacit3"):
+            vector = max(i for i in vectors if i < place)
+            assert written(calls[vector:place], site / JOURNAL), "a set was signed before it was journalled"
 
 
 def test_D6_step_receipt_and_checkpoint_are_on_the_disk_before_the_next_request(world: World) -> None:
