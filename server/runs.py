@@ -10,7 +10,6 @@ The two commands share nothing but these files, so that a run outlives the termi
 
 Guarantees:
     A run is in the queue whole or not at all.
-    A run that has ended is not changed by the server any more, one that has not by nobody else.
 """
 
 from __future__ import annotations

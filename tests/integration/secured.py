@@ -1,5 +1,6 @@
 """A secured federation of real processes on loopback, for the tests that kill some of them."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -84,6 +85,24 @@ class Federation:
             names = [Path(os.fsdecode(word)).name for word in words[:2]]
             if program in names and os.fsencode(f"STARTED_BY_TEST={self.folder}\0") in environment:
                 found.append(int(process.name))
+        return found
+
+    def listening(self) -> dict[int, str]:
+        """Port and IPv4 address of every socket on which the server and its programs wait; "any" for IPv6."""
+        inodes = set()
+        for program in ("tacit", "flower-superlink", "flower-superexec", "flwr-serverapp"):
+            for pid in self.pids(program):
+                for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+        found = {}
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and fields[9] in inodes:
+                    host, port = fields[1].split(":")
+                    address = ".".join(str(byte) for byte in reversed(bytes.fromhex(host)))
+                    found[int(port, 16)] = address if table == "tcp" else "any"
         return found
 
     def submit(self, *overrides: str) -> Run:

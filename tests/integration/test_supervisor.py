@@ -11,6 +11,7 @@ from loopback import local_model, same_model, still_running
 from secured import Federation, wait_for
 
 from server.runs import Run
+from server.serving import listening_host
 from server.state import read_rounds
 
 pytestmark = [
@@ -98,6 +99,17 @@ def test_a_run_is_stopped_and_resumed(federation: Federation, tmp_path: Path) ->
     assert 1 <= run.num_rounds < 4
     federation.queue.resume(run)
     check_whole(federation, run, tmp_path, "training.rounds=4")
+
+
+def test_nothing_but_the_front_listens_on_an_address_that_others_can_reach(federation: Federation) -> None:
+    """All of it is on loopback here; the front because the sites dial localhost."""
+    wait_for(lambda: federation.pids("flower-superexec") != [])
+    listening = federation.listening()
+    assert set(listening.values()) == {"127.0.0.1"}
+    front = federation.kit.federation.port
+    assert front in listening
+    assert listening_host("federation.example.org") == "0.0.0.0"
+    assert len(listening) == 2, "the SuperLink is the other one"
 
 
 def test_F5_a_second_server_on_the_kit_refuses(federation: Federation) -> None:

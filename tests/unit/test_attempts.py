@@ -97,6 +97,20 @@ def test_D1_a_server_killed_in_an_attempt_goes_on_with_it(
         assert receipts == len(total) - (1 if point == "after the receipt" else 2)
 
 
+@pytest.mark.parametrize("number", range(5))
+def test_a_steps_record_is_kept_before_the_next_steps_requests_go_out(
+    federation: Federation, tmp_path: Path, number: int
+) -> None:
+    with federation.rounds(tmp_path / "state") as rounds, pytest.MonkeyPatch.context() as patch:
+        started(rounds, tmp_path)
+        dies(patch, "_request", f"tacit{number}")
+        with pytest.raises(Killed):
+            rounds.run(federation.initial())
+    _, steps = AttemptFile(tmp_path / "attempt").kept() or pytest.fail("nothing is kept")
+    assert len(steps) == number
+    assert all(len(step.answers) == 6 for step in steps[:3])
+
+
 def test_an_attempt_at_another_sum_is_not_gone_on_with(
     federation: Federation, undisturbed: Arrays, tmp_path: Path
 ) -> None:
