@@ -3,7 +3,8 @@
 `flwr.supernode.fleet_http_connection.http_request_response` puts the same calls together, but it ends the process
 when it cannot connect and sends it SIGINT when the SuperLink does not know the node: an agent has to outlive both.
 
-Private modules of Flower, which is pinned exactly, are imported here and nowhere else in this package.
+Private modules of Flower, which is pinned exactly, are imported here and nowhere else in this package. Longer than 400
+lines because all of them are here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import secrets
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -127,6 +128,21 @@ class Delivery:
         return cls(message_from_proto(response.messages_list[0]), response.message_object_trees[0])
 
 
+@dataclass
+class _Sent:
+    """What the SuperLink has of the answer that is being sent.
+
+    Attributes:
+        number: of the answer.
+        sizes: bytes of each object that it has taken.
+        whole: whether that is all of it.
+    """
+
+    number: str
+    sizes: dict[str, int] = field(default_factory=dict)
+    whole: bool = False
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """What the SuperLink says of a run.
@@ -171,6 +187,7 @@ class Wire:
         http.headers["accept-encoding"] = "identity"  # a small answer must not become a large one here
         http.event_hooks = {"response": [_check_size]}
         self.node_id = 0
+        self._sent = _Sent("")
 
     def close(self) -> None:
         """Ends the connection, without a word to the SuperLink."""
@@ -277,37 +294,48 @@ class Wire:
         asked = delivery.message.metadata
         # The same answer has the same number after a restart too, and a half-sent one is completed.
         reply.metadata.__dict__.update(_created_at=asked.created_at, _ttl=asked.ttl)
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        with no_object_id_recompute():
-            tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
-            bare = message_to_proto(remove_content_from_message(reply) if reply.has_content() else reply)
-            request = PushMessagesRequest(
+        reply.metadata.__dict__["_message_id"] = number = reply.object_id
+        if number != self._sent.number:
+            self._sent = _Sent(number)
+        if not self._sent.whole:
+            with no_object_id_recompute():
+                self._announce_and_push(asked.run_id, reply, seconds)
+            self._sent.whole = True
+        return sum(self._sent.sizes.values())
+
+    def _announce_and_push(self, run_id: int, reply: Message, seconds: float) -> None:
+        tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
+        bare = message_to_proto(remove_content_from_message(reply) if reply.has_content() else reply)
+        announced = self._call(
+            self._client.PushMessages,
+            PushMessagesRequest(
                 node=self._node,
                 messages_list=[bare],
                 message_object_trees=[tree],
                 clientapp_runtime_list=[seconds],
-            )
-            response = self._call(self._client.PushMessages, request)
-            size = 0
-            push = make_push_object_fn_protobuf(
-                self._calling(self._client.PushObject), self._node, asked.run_id, response.session_id
-            )
+            ),
+        )
+        missing, session = set(announced.objects_to_push), announced.session_id
+        if not missing:
+            # Announced before, by a call whose answer was lost, or before a restart. When the server has heard of it
+            # meanwhile, the SuperLink takes no second announcement, but takes what it lacks without a session.
+            missing, session = objects.keys() - self._sent.sizes.keys(), ""
+        push = make_push_object_fn_protobuf(
+            self._calling(self._client.PushObject), self._node, run_id, session
+        )
 
-            def push_counted(object_id: str, content: bytes) -> None:
-                nonlocal size
-                size += len(content)
-                push(object_id, content)
-
+        def push_counted(object_id: str, content: bytes) -> None:
             try:
-                push_objects(
-                    objects,
-                    push_counted,
-                    object_ids_to_push=set(response.objects_to_push),
-                    keep_objects=True,
-                )
-            except ObjectPushError as error:
-                raise Lost(str(error)) from None
-        return size
+                push(object_id, content)
+            except ObjectPushError:
+                if session:
+                    raise
+            self._sent.sizes[object_id] = len(content)
+
+        try:
+            push_objects(objects, push_counted, object_ids_to_push=missing, keep_objects=True)
+        except ObjectPushError as error:
+            raise Lost(str(error)) from None
 
     def done(self, delivery: Delivery) -> None:
         """Says that the message's content is needed no more."""

@@ -47,13 +47,15 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Runs one experiment to its end, or goes on with it."""
+    from server.flower_wire import steady  # half a second of what a simulation has no use for
+
     experiment = config.loads(str(context.run_config["experiment"]), source="experiment")
     if "TACIT_STATE" not in os.environ:
         raise ConfigError("names no folder for the run", key="TACIT_STATE")
     folder = Path(os.environ["TACIT_STATE"]).resolve()  # a link, perhaps, that will name the next run
     state = RunState(folder, experiment.to_toml(), experiment.checkpoints.keep)
     try:
-        serve(grid, experiment, state)
+        serve(steady(grid), experiment, state)
     except TacitError as error:
         with suppress(StorageError):  # of a full disk, say: the first error counts
             state.fail(str(error))

@@ -1,4 +1,7 @@
-"""Flower's Control API, asked directly: the command line starts a process of about a second for each question.
+"""Flower's Control API, asked directly, and its grid, without the waiting of either.
+
+The command line starts a process of about a second for each question; the grid's own `pull_messages` waits for an
+answer that is announced and not uploaded yet, up to three minutes, and for nothing else meanwhile.
 
 One of three files that use Flower's private modules; pinned with Flower's version, and a test fails first when
 they move.
@@ -7,13 +10,16 @@ they move.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 import click
 import httpx
+from flwr.app import Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.supernode.register import try_load_public_key
 from flwr.common.serde import fab_to_proto, user_config_to_proto
@@ -25,9 +31,21 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.serverapp import Grid
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+)
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.run import Run
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from server.superlink import ProgramEnded, SuperLink
 from tacit.errors import ConfigError, RunFailed
@@ -133,3 +151,106 @@ def _asked(question: Callable[[], _Answer]) -> _Answer:
         raise RunFailed(f"the SuperLink refuses: {answer.status_code} {answer.text[:300]}") from None
     except (httpx.HTTPError, ValueError) as error:
         raise ProgramEnded(f"the SuperLink does not answer: {error}") from None
+
+
+class SteadyGrid(Grid):
+    """Flower's grid of a `ServerApp`, whose answers come when they are complete and never hold up the others.
+
+    Args:
+        grid: as Flower hands it to the `ServerApp`.
+    """
+
+    def __init__(self, grid: HttpGrid) -> None:
+        self._grid = grid
+        self._halves: dict[str, _Half] = {}  # by the id of the message that it answers
+
+    def set_run(self, run: Run) -> None:
+        """See Flower's `Grid`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See Flower's `Grid`."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See Flower's `Grid`."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See Flower's `Grid`."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See Flower's `Grid`."""
+        return self._grid.push_messages(messages)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See Flower's `Grid`. Not used."""
+        raise NotImplementedError
+
+    @property
+    def progress(self) -> dict[str, float]:
+        """When the last part of an answer has come, by `time.monotonic`, for each that is being uploaded."""
+        return {message_id: half.moved for message_id, half in self._halves.items()}
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The answers to these that are complete. One that a node stops uploading is never complete."""
+        wanted = list(message_ids)
+        # The SuperLink tells of an answer once.
+        if asked := [message_id for message_id in wanted if message_id not in self._halves]:
+            told = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+            for message, tree in zip(told.messages_list, told.message_object_trees, strict=True):
+                half = _Half(message.metadata.message_id, tree)
+                self._halves[message.metadata.reply_to_message_id] = half
+        for message_id in wanted:
+            if message_id in self._halves and (answer := self._completed(message_id)) is not None:
+                yield answer
+
+    def _completed(self, message_id: str) -> Message | None:
+        half, client = self._halves[message_id], self._grid._runtime_client
+        pull = make_pull_object_fn_protobuf(client.PullObject, self._grid.node, self._grid.run.run_id)
+        try:
+            for tree in iterate_object_tree(half.tree):
+                if tree.object_id not in half.objects:
+                    half.objects[tree.object_id] = pull(tree.object_id)
+                    half.moved = time.monotonic()
+        except ObjectUnavailableError:
+            return None
+        except ObjectPullError:  # the SuperLink has given up the upload; it says so when it is asked again
+            del self._halves[message_id]
+            return None
+        del self._halves[message_id]
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._grid.node, run_id=self._grid.run.run_id, message_object_id=half.number
+            )
+        )
+        answer = inflate_object_from_contents(half.number, half.objects)
+        assert isinstance(answer, Message)
+        answer.metadata.__dict__["_message_id"] = half.number
+        return answer
+
+
+@dataclass
+class _Half:
+    """An answer that is announced, and what there is of it."""
+
+    number: str
+    tree: ObjectTree
+    objects: dict[str, bytes] = field(default_factory=dict)
+    moved: float = field(default_factory=time.monotonic)
+
+
+def steady(grid: Grid) -> Grid:
+    """A grid that waits for nobody's half of an answer; any grid but that of a real SuperLink is one."""
+    return SteadyGrid(grid) if isinstance(grid, HttpGrid) else grid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -15,35 +15,93 @@ AT_ONCE = 64  # messages that are pushed, or asked for, in one call
 POLL_SECONDS = 0.02
 ASK_SECONDS = 30.0  # a stock Flower node starts a process to answer
 ASK_AGAIN_SECONDS = 0.5
+LOST_SECONDS = 30.0  # who is silent for this long, while half have answered, may not have got the message
+
+Again = Callable[[int], Message]
 
 
-def exchange(grid: Grid, messages: Iterable[Message], deadline_seconds: float) -> Iterator[Message]:
-    """The answers that come in time, in the order of arrival. Ends early when everybody has answered.
+def exchange(
+    grid: Grid, messages: Iterable[Message], deadline_seconds: float, again: Again | None = None
+) -> Iterator[Message]:
+    """The answers that come in time, in the order of arrival, one of each node. Ends early when all have answered.
 
     Messages and answers are many and may be large, so that only a portion of either is held at a time: make the
     messages as they are asked for, and let go of each answer.
+
+    Args:
+        grid: carries them.
+        messages: one to each node.
+        deadline_seconds: from when the last message is pushed.
+        again: makes the message to a node once more. A node that has taken a message and lost the connection before
+            it had all of it will not get it again by itself. For messages that are answered from memory the second
+            time; None = everything is asked once.
     """
-    pending: set[str] = set()
-    waiting = iter(messages)
-    while portion := list(islice(waiting, AT_ONCE)):
-        pending.update(message_id for message_id in grid.push_messages(portion) if message_id)
+    waiting, asked = _Waiting(grid), 0
+    left = iter(messages)
+    while portion := list(islice(left, AT_ONCE)):
+        asked += waiting.push(portion)
         del portion
-        yield from _arrived(grid, pending)
-    deadline = time.monotonic() + deadline_seconds
-    while pending:
-        yield from _arrived(grid, pending)
-        if not pending or time.monotonic() >= deadline:
+        yield from waiting.arrived()
+    began = last = time.monotonic()
+    half = 0.0  # seconds until half had answered
+    while waiting:
+        yield from waiting.arrived()
+        now = time.monotonic()
+        if not waiting or now - began >= deadline_seconds:
             break
+        if not half and 2 * len(waiting.nodes) <= asked:
+            half = max(now - began, POLL_SECONDS)
+        patience = min(deadline_seconds / 4, max(LOST_SECONDS, 2 * half) if half else deadline_seconds)
+        if again is not None and now - last >= patience:
+            last = now
+            silent = sorted(waiting.silent(now - patience))
+            for start in range(0, len(silent), AT_ONCE):
+                waiting.push([again(node) for node in silent[start : start + AT_ONCE]])
         time.sleep(POLL_SECONDS)
 
 
-def _arrived(grid: Grid, pending: set[str]) -> Iterator[Message]:
-    """The answers that are there; their ids leave `pending` and are never asked for again."""
-    asked = sorted(pending)
-    for start in range(0, len(asked), AT_ONCE):
-        for answer in grid.pull_messages(asked[start : start + AT_ONCE]):
-            pending.discard(answer.metadata.reply_to_message_id)
-            yield answer
+class _Waiting:
+    """Whose answer is waited for.
+
+    Attributes:
+        nodes: ids of the messages to each node that has not answered.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid, self.nodes = grid, dict[int, set[str]]()
+        self._node_of: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.nodes)
+
+    def push(self, messages: list[Message]) -> int:
+        """Sends them; how many were taken."""
+        ids, count = list(self._grid.push_messages(messages)), 0
+        for message_id, message in zip(ids, messages, strict=False):  # none at all, when they are too large
+            if message_id:
+                node = message.metadata.dst_node_id
+                self.nodes.setdefault(node, set()).add(message_id)
+                self._node_of[message_id] = node
+                count += 1
+        return count
+
+    def arrived(self) -> Iterator[Message]:
+        """The answers that are there; who has answered is never asked for again."""
+        asked = sorted(self._node_of)
+        for start in range(0, len(asked), AT_ONCE):
+            for answer in self._grid.pull_messages(asked[start : start + AT_ONCE]):
+                node = self._node_of.get(answer.metadata.reply_to_message_id)
+                if node is not None:
+                    for message_id in self.nodes.pop(node):
+                        del self._node_of[message_id]
+                    yield answer
+
+    def silent(self, since: float) -> set[int]:
+        """Nodes of which nothing has come since then, neither an answer nor a part of one."""
+        progress: Mapping[str, float] = getattr(self._grid, "progress", {})
+        return {
+            node for node, ids in self.nodes.items() if not any(progress.get(i, 0.0) > since for i in ids)
+        }
 
 
 def find_members(grid: Grid, labels: Iterable[str], deadline_seconds: float) -> dict[str, int]:
@@ -70,11 +128,12 @@ def find_members(grid: Grid, labels: Iterable[str], deadline_seconds: float) -> 
 
 def _ask(grid: Grid, nodes: list[int], seconds: float) -> Mapping[int, str]:
     """The label of each node that gives one in time."""
-    questions = [
-        Message(content=RecordDict(), message_type="query.tacit", dst_node_id=node) for node in nodes
-    ]
+
+    def question(node: int) -> Message:
+        return Message(content=RecordDict(), message_type="query.tacit", dst_node_id=node)
+
     labels: dict[int, str] = {}
-    for answer in exchange(grid, questions, seconds):
+    for answer in exchange(grid, map(question, nodes), seconds, question):
         record = answer.content.get("tacit") if answer.has_content() else None
         if isinstance(record, ConfigRecord) and isinstance(label := record.get("label"), str):
             labels[answer.metadata.src_node_id] = label

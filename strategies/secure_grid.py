@@ -242,6 +242,7 @@ class SecureAggregationGrid(SumGrid):
         refusals, bytes_up, seconds = Counter[str](), Counter[int](), dict[str, float]()
         self.facts = RoundFacts(refusals=refusals)
         nodes = {self._member(m).index: m.metadata.dst_node_id for m in invited}
+        indices = {node: index for index, node in nodes.items()}
         models = {self._member(m).index: m for m in invited}
 
         def phase(
@@ -259,12 +260,14 @@ class SecureAggregationGrid(SumGrid):
                 bytes_up.update(step.bytes_up)
                 refusals.update(step.refusals)
                 return
-            asked = (
-                self._request(f"tacit{number}", nodes[i], body, models[i] if number == 0 else None)
-                for i, body in requests.items()
-            )
+
+            def request(index: int) -> Message:
+                model = models[index] if number == 0 else None
+                return self._request(f"tacit{number}", nodes[index], requests[index], model)
+
             accepted, sizes = list[bytes](), Counter[int]()
-            for answer in exchange(self._grid, asked, self._agreement.deadline_seconds):
+            asked, deadline = map(request, requests), self._agreement.deadline_seconds
+            for answer in exchange(self._grid, asked, deadline, lambda node: request(indices[node])):
                 if answer.has_error():
                     refusals.update(count_refusals([answer]))
                     continue

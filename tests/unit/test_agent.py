@@ -248,7 +248,7 @@ def server(
         def do_POST(self) -> None:
             asked.append(self.path)
             body = self.rfile.read(int(self.headers["content-length"]))
-            if pushed is not None:
+            if pushed is not None and self.path.endswith("/push-messages"):
                 pushed.append(PushMessagesRequest.FromString(body))
             answer(self)
 
@@ -326,15 +326,12 @@ def test_an_answer_has_the_same_number_after_a_restart(tmp_path: Path) -> None:
     def take(handler: http.server.BaseHTTPRequestHandler) -> None:
         said(200, {"Content-Length": "0"})(handler)
 
-    with (
-        server(take, pushed) as (address, _),
-        closing(Wire(address, loopback_key(tmp_path / "node.key"), None, registers=False)) as wire,
-    ):
+    with server(take, pushed) as (address, _):
         asked = delivery()
         for _ in range(2):
-            wire.answer(
-                asked, Message(RecordDict({"r": ConfigRecord({"x": 1})}), reply_to=asked.message), 0.1
-            )
+            with closing(Wire(address, loopback_key(tmp_path / "node.key"), None, registers=False)) as wire:
+                answer = Message(RecordDict({"r": ConfigRecord({"x": 1})}), reply_to=asked.message)
+                wire.answer(asked, answer, 0.1)
             time.sleep(0.01)
     numbers = {push.messages_list[0].metadata.message_id for push in pushed}
     assert len(pushed) == 2 and len(numbers) == 1
