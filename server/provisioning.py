@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
     load_ssh_public_key,
 )
@@ -191,15 +192,20 @@ def certificate_warnings(kit: CoordinatorKit, today: date) -> list[str]:
 def check_node_key(text: str) -> None:
     """Refuses what Flower's node authentication would: not one line with an EC P-384 key in OpenSSH form.
 
+    A key has one spelling: readers of base64 pass over what is none, and a key spelled twice would have two owners.
+
     Raises:
         ProtocolError: "node-key".
     """
     try:
-        key = load_ssh_public_key(text.encode("ascii")) if "\n" not in text else None
+        key = load_ssh_public_key(text.encode("ascii")) if text.isprintable() else None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise ProtocolError("node-key", "not an EC P-384 public key in OpenSSH form")
+    spelled = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
+    if not f"{text} ".startswith(f"{spelled} "):  # what follows it is a remark
+        raise ProtocolError("node-key", "the key is not spelled as OpenSSH does")
 
 
 def make_folder(path: Path) -> None:

@@ -118,6 +118,13 @@ def same_node(world: World) -> None:
     remade(world, "hospital-b", node_key=request.node_key + " by the way")
 
 
+def same_node_respelled(world: World) -> None:
+    """base64 with a character that its readers pass over: other text, the same key."""
+    request = SiteKit.open(world.site("hospital-a")).request()
+    assert request is not None
+    remade(world, "hospital-b", node_key=f"{request.node_key[:40]}!{request.node_key[40:]}")
+
+
 def the_servers(world: World) -> None:
     remade(world, "hospital-b", identity=world.kit.server_identity())
 
@@ -141,6 +148,7 @@ ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okW
         (stolen, "signature"),
         (same_identity, "duplicate"),
         (same_node, "duplicate"),
+        (same_node_respelled, "node-key"),
         (the_servers, "duplicate"),
         (twice, "duplicate"),
         (lambda w: remade(w, "hospital-b", update={"label": "hospital-x"}), "unknown-site"),
