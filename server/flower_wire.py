@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import click
 import httpx
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message import make_message
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.supernode.register import try_load_public_key
-from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.common.serde import fab_to_proto, message_from_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -50,6 +51,10 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from server.superlink import ProgramEnded, SuperLink
 from tacit.errors import ConfigError, RunFailed
 
+MAX_ANSWER: Final = 2**30  # bytes
+MAX_OBJECTS: Final = 100_000
+MALFORMED: Final = Error(1000, "refused:malformed")
+FORGET_SECONDS: Final = 60.0  # a part of an answer that nobody has asked for this long is let go
 FINISHED = "finished"
 GONE = ("unregistered", "deleted")
 _Answer = TypeVar("_Answer")
@@ -156,6 +161,10 @@ def _asked(question: Callable[[], _Answer]) -> _Answer:
 class SteadyGrid(Grid):
     """Flower's grid of a `ServerApp`, whose answers come when they are complete and never hold up the others.
 
+    Guarantees:
+        Whatever a node uploads, the others' answers come. What is no message, or too large, comes as a refusal.
+        Who answers, and what, is as the SuperLink has checked it, not as the answer itself says.
+
     Args:
         grid: as Flower hands it to the `ServerApp`.
     """
@@ -190,6 +199,8 @@ class SteadyGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See Flower's `Grid`."""
+        since = time.monotonic() - FORGET_SECONDS
+        self._halves = {number: half for number, half in self._halves.items() if half.asked > since}
         return self._grid.push_messages(messages)
 
     def send_and_receive(
@@ -210,7 +221,7 @@ class SteadyGrid(Grid):
         if asked := [message_id for message_id in wanted if message_id not in self._halves]:
             told = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=asked))
             for message, tree in zip(told.messages_list, told.message_object_trees, strict=True):
-                half = _Half(message.metadata.message_id, tree)
+                half = _Half(message_from_proto(message), tree)
                 self._halves[message.metadata.reply_to_message_id] = half
         for message_id in wanted:
             if message_id in self._halves and (answer := self._completed(message_id)) is not None:
@@ -218,37 +229,68 @@ class SteadyGrid(Grid):
 
     def _completed(self, message_id: str) -> Message | None:
         half, client = self._halves[message_id], self._grid._runtime_client
+        half.asked = time.monotonic()
         pull = make_pull_object_fn_protobuf(client.PullObject, self._grid.node, self._grid.run.run_id)
         try:
-            for tree in iterate_object_tree(half.tree):
-                if tree.object_id not in half.objects:
-                    half.objects[tree.object_id] = pull(tree.object_id)
-                    half.moved = time.monotonic()
+            for object_id in half.missing():
+                half.add(object_id, pull(object_id))
         except ObjectUnavailableError:
             return None
         except ObjectPullError:  # the SuperLink has given up the upload; it says so when it is asked again
             del self._halves[message_id]
             return None
+        except OverflowError:
+            half.objects.clear()  # what is left cannot be read, and is refused below
         del self._halves[message_id]
         client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
                 node=self._grid.node, run_id=self._grid.run.run_id, message_object_id=half.number
             )
         )
-        answer = inflate_object_from_contents(half.number, half.objects)
-        assert isinstance(answer, Message)
-        answer.metadata.__dict__["_message_id"] = half.number
-        return answer
+        return half.answer()
 
 
 @dataclass
 class _Half:
     """An answer that is announced, and what there is of it."""
 
-    number: str
+    told: Message
     tree: ObjectTree
     objects: dict[str, bytes] = field(default_factory=dict)
+    size: int = 0
     moved: float = field(default_factory=time.monotonic)
+    asked: float = field(default_factory=time.monotonic)
+
+    @property
+    def number(self) -> str:
+        return str(self.told.metadata.message_id)
+
+    def missing(self) -> Iterator[str]:
+        """Ids of the objects that have not come yet; `OverflowError` if there are too many."""
+        ids = [tree.object_id for tree in iterate_object_tree(self.tree)]
+        if len(ids) > MAX_OBJECTS:
+            raise OverflowError
+        return (object_id for object_id in ids if object_id not in self.objects)
+
+    def add(self, object_id: str, content: bytes) -> None:
+        """Takes an object; `OverflowError` if all together are too large."""
+        self.objects[object_id], self.moved = content, time.monotonic()
+        self.size += len(content)
+        if self.size > MAX_ANSWER:
+            raise OverflowError
+
+    def answer(self) -> Message:
+        """The answer; a refusal in place of what is none."""
+        try:
+            inside = inflate_object_from_contents(self.number, self.objects)
+        except Exception:  # whatever Flower's own readers make of bytes that are no message
+            inside = None
+        if not isinstance(inside, Message) or not (
+            inside.has_error() or isinstance(inside.content, RecordDict)
+        ):
+            return make_message(self.told.metadata, error=MALFORMED)
+        inside.__dict__["_metadata"] = self.told.metadata
+        return inside
 
 
 def steady(grid: Grid) -> Grid:
