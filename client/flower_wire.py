@@ -3,8 +3,8 @@
 `flwr.supernode.fleet_http_connection.http_request_response` puts the same calls together, but it ends the process
 when it cannot connect and sends it SIGINT when the SuperLink does not know the node: an agent has to outlive both.
 
-Private modules of Flower, which is pinned exactly, are imported here and nowhere else in this package. Longer than 400
-lines because all of them are here.
+Private modules of Flower, which is pinned exactly, are imported here and nowhere else in this package.
+Longer than 400 lines because all of them are here.
 """
 
 from __future__ import annotations

@@ -19,12 +19,13 @@ from server.attempts import AttemptFile
 from server.receipts import AuditedStore, ReceiptFile, audit_file, spelled_epsilon
 from server.state import RunState
 from server.sums import SumFile
+from strategies.coordinator import Coordinator, SumMemory
 from strategies.exchange import find_members
 from strategies.factory import make_strategy
 from strategies.grids import PlainGrid
 from strategies.rounds import Rounds
 from strategies.scaling import learn_scaling
-from strategies.secure_grid import Coordinator, SecureAggregationGrid, SumMemory
+from strategies.secure_grid import SecureAggregationGrid
 from strategies.sum_grid import Agreement, IdealSumGrid
 from tacit import config
 from tacit.audit import SERVER_FILE, AuditLog

@@ -16,9 +16,9 @@ from flwr.serverapp.strategy import Strategy
 
 from server.app import coordinator_of
 from strategies.bridge import BridgeGrid
+from strategies.coordinator import SumMemory
 from strategies.exchange import find_members
 from strategies.mean_only import check_mean_only
-from strategies.secure_grid import SumMemory
 from tacit.bridge import FILE, Terms, federation_of
 from tacit.errors import ConfigError
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from server.checkpoint import write_file
-from strategies.secure_grid import SumMemory
+from strategies.coordinator import SumMemory
 from tacit.errors import StorageError
 
 

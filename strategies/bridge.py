@@ -17,9 +17,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from strategies.coordinator import Coordinator
 from strategies.grids import WrappedGrid
 from strategies.mean_only import check_mean_only
-from strategies.secure_grid import Coordinator, SecureAggregationGrid
+from strategies.secure_grid import SecureAggregationGrid
 from strategies.sum_grid import Agreement
 from tacit.bridge import AppConfig, Arrays, Asks, Terms, federation_of, may_be_told, summed_arrays
 from tacit.encoding import WEIGHT

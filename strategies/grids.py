@@ -13,6 +13,7 @@ from flwr.app import Array, Message, RecordDict
 from flwr.serverapp import Grid
 
 from strategies.exchange import exchange
+from tacit.logs import visible
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,9 @@ def alike(answers: list[Message]) -> list[Message]:
 
 
 def count_refusals(answers: Iterable[Message]) -> dict[str, int]:
-    """How often each reason was given: the first line of it."""
+    """How often each reason was given: the first line of it, in characters that a terminal does not obey."""
     reasons = (answer.error.reason or "" for answer in answers if answer.has_error())
-    return dict(Counter(reason.removeprefix("refused:").split("\n")[0][:200] for reason in reasons))
+    return dict(Counter(visible(reason.removeprefix("refused:").split("\n")[0][:200]) for reason in reasons))
 
 
 def spelled(refusals: Mapping[str, int]) -> str:

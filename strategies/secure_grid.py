@@ -21,7 +21,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from strategies.attempts import AttemptLog, Begun, Step
+from strategies.attempts import Begun, Step
+from strategies.coordinator import Coordinator
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, count_refusals, size_of, spelled
 from strategies.mean_only import check_mean_only
@@ -30,14 +31,12 @@ from tacit.encoding import config_digest
 from tacit.errors import ProtocolError, RunFailed
 from tacit.secagg.contexts import Invitation, model_digest
 from tacit.secagg.encoder import Encoder
-from tacit.secagg.envelope import Signer
 from tacit.secagg.journal import MAX_ATTEMPTS
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair
 from tacit.secagg.members import Member
 from tacit.secagg.messages import SetupRequest
-from tacit.secagg.receipt import Receipt, ReceiptChain, aggregate_digest, confirmations_digest
+from tacit.secagg.receipt import Receipt, aggregate_digest, confirmations_digest
 from tacit.secagg.ring import packed_size
-from tacit.secagg.roster import Roster
 from tacit.secagg.server import AttemptFailed, ServerMachine
 from tacit.update import Aggregate
 
@@ -48,60 +47,39 @@ PUT_BACK = (
 )
 
 
-class SumMemory:
-    """What has to be known from one sum to the next. This one forgets with its process.
+@dataclass
+class _Course:
+    """An attempt on its way.
 
     Attributes:
-        round, attempt: the newest attempt that was made.
-        strikes: indices of members that are proven to have cheated.
-        counters: of each member's journal, as clients were last shown it. Not worth a file: the clients remember.
+        machine: the server's.
+        models: the training message of everybody who is invited, by roster index.
+        steps: those that another process has made, from M0 on.
+        number: of the next step.
+        refusals, bytes_up, seconds: what is told of it: by code, by node, by phase.
     """
 
-    def __init__(self) -> None:
-        self.round, self.attempt = -1, 0
-        self.strikes: set[int] = set()
-        self.counters: dict[int, int] = {}
+    machine: ServerMachine
+    models: Mapping[int, Message]
+    steps: list[Step]
+    number: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    bytes_up: Counter[int] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
 
-    def next_attempt(self, round_number: int) -> int:
-        """Number of the next attempt at a round, from 1; clients answer to no number twice."""
-        self.attempt = self.attempt + 1 if round_number == self.round else 1
-        self.round = round_number
-        self._changed()
-        return self.attempt
+    def node(self, index: int) -> int:
+        """Flower's number of a member's node."""
+        return self.models[index].metadata.dst_node_id
 
-    def show(self, counters: Mapping[int, int]) -> None:
-        """Remembers what clients are about to be shown."""
-        for index, counter in counters.items():
-            self.counters[index] = max(counter, self.counters.get(index, 0))
-
-    def strike(self, index: int) -> None:
-        """Remembers a member that has cheated."""
-        self.strikes.add(index)
-        self._changed()
-
-    def _changed(self) -> None:
-        """Called before what has changed is acted on."""
-
-
-@dataclass(frozen=True)
-class Coordinator:
-    """What makes a server the one of this federation.
-
-    Attributes:
-        roster: the members as they have signed it; the clients go by their own copy.
-        identity: the server's key, which the roster names.
-        memory: of earlier attempts and of members that have cheated.
-        receipts: of all that it has opened.
-        attempts: of the attempt that it is making.
-        threads: for the masks.
-    """
-
-    roster: Roster
-    identity: Signer
-    memory: SumMemory = field(default_factory=SumMemory)
-    receipts: ReceiptChain = field(default_factory=ReceiptChain)
-    attempts: AttemptLog = field(default_factory=AttemptLog)
-    threads: int = 1
+    def replay(self, step: Step, collect: Callable[..., None]) -> None:
+        """Gives the machine what a step has brought already."""
+        if step.total:
+            self.machine.restore_masked(step.answers, step.total)
+        else:
+            for body in step.answers:
+                collect(body)
+        self.bytes_up.update(step.bytes_up)
+        self.refusals.update(step.refusals)
 
 
 class SecureAggregationGrid(SumGrid):
@@ -239,75 +217,68 @@ class SecureAggregationGrid(SumGrid):
         self, machine: ServerMachine, invited: list[Message], fewest: int, steps: list[Step]
     ) -> Aggregate:
         """M0 keys, M1 shares, M2 masked vectors, M3 confirmations, M4 openings; first those that are kept."""
-        refusals, bytes_up, seconds = Counter[str](), Counter[int](), dict[str, float]()
-        self.facts = RoundFacts(refusals=refusals)
-        nodes = {self._member(m).index: m.metadata.dst_node_id for m in invited}
-        indices = {node: index for index, node in nodes.items()}
-        models = {self._member(m).index: m for m in invited}
-
-        def phase(
-            number: int, requests: Mapping[int, bytes], collect: Callable[..., None], size: int = -1
-        ) -> None:
-            """Sends one phase's requests and takes what comes; an answer that is refused counts as none."""
-            started, before = time.perf_counter(), refusals.copy()
-            if number < len(steps):
-                step = steps[number]
-                if step.total:
-                    machine.restore_masked(step.answers, step.total)
-                else:
-                    for body in step.answers:
-                        collect(body)
-                bytes_up.update(step.bytes_up)
-                refusals.update(step.refusals)
-                return
-
-            def request(index: int) -> Message:
-                model = models[index] if number == 0 else None
-                return self._request(f"tacit{number}", nodes[index], requests[index], model)
-
-            accepted, sizes = list[bytes](), Counter[int]()
-            asked, deadline = map(request, requests), self._agreement.deadline_seconds
-            for answer in exchange(self._grid, asked, deadline, lambda node: request(indices[node])):
-                if answer.has_error():
-                    refusals.update(count_refusals([answer]))
-                    continue
-                try:
-                    body = _body(answer)
-                    sizes[answer.metadata.src_node_id] += size_of(answer.content) + len(body)
-                    collect(body, *([_vector(answer, size)] if size >= 0 else []))
-                    accepted.append(body)
-                except ProtocolError as error:
-                    refusals[error.reason] += 1
-            bytes_up.update(sizes)
-            total = machine.masked_total if size >= 0 else b""
-            self._coordinator.attempts.keep(
-                number, Step(tuple(accepted), total, sizes, dict(refusals - before))
-            )
-            seconds[PHASES[number]] = time.perf_counter() - started
-
-        phase(0, dict.fromkeys(nodes, machine.setup_request()), machine.collect_setup)
+        course = _Course(machine, {self._member(m).index: m for m in invited}, steps)
+        self.facts = RoundFacts(refusals=course.refusals)
+        self._phase(course, dict.fromkeys(course.models, machine.setup_request()), machine.collect_setup)
         if len(invited) - len(machine.missing) < fewest:
             # Below n - D of the whole cohort, though it may be enough for an attempt with fewer invited.
             raise AttemptFailed("keys", machine.missing)
         requests: Mapping[int, bytes] = machine.deal_requests()
         self._coordinator.memory.show({i: e.counter for i, e in machine.cohort.entries.items()})
-        phase(1, requests, machine.collect_dealt)
+        self._phase(course, requests, machine.collect_dealt)
         requests = machine.mask_requests()
         size = packed_size(machine.length, machine.cohort.parameters.bits)
-        phase(2, requests, machine.collect_masked, size)
-        refusals.update({"complaint": len(machine.complaints)} if machine.complaints else {})
-        phase(3, machine.confirm_requests(), machine.collect_confirmed)
-        phase(4, machine.unmask_requests(), machine.collect_unmask)
+        self._phase(course, requests, machine.collect_masked, size)
+        course.refusals.update({"complaint": len(machine.complaints)} if machine.complaints else {})
+        self._phase(course, machine.confirm_requests(), machine.collect_confirmed)
+        self._phase(course, machine.unmask_requests(), machine.collect_unmask)
         self.facts = RoundFacts(
-            survivors=tuple(self._label(nodes[i]) for i in machine.survivors),
-            refusals=refusals,
-            bytes_up=max(bytes_up.values()),
+            survivors=tuple(self._label(course.node(i)) for i in machine.survivors),
+            refusals=course.refusals,
+            bytes_up=max(course.bytes_up.values()),
             bits=machine.cohort.parameters.bits,
             threshold=machine.cohort.parameters.threshold,
             noise_share=machine.cohort.parameters.noise_share,
-            phases=seconds,
+            phases=course.seconds,
         )
         return machine.aggregate()
+
+    def _phase(
+        self,
+        course: _Course,
+        requests: Mapping[int, bytes],
+        collect: Callable[..., None],
+        size: int = -1,
+    ) -> None:
+        """Sends one phase's requests and takes what comes; an answer that is refused counts as none."""
+        number, started, before = course.number, time.perf_counter(), course.refusals.copy()
+        course.number += 1
+        if number < len(course.steps):
+            course.replay(course.steps[number], collect)
+            return
+
+        def request(index: int) -> Message:
+            model = course.models[index] if number == 0 else None
+            return self._request(f"tacit{number}", course.node(index), requests[index], model)
+
+        accepted, sizes, indices = list[bytes](), Counter[int](), {course.node(i): i for i in requests}
+        asked, deadline = map(request, requests), self._agreement.deadline_seconds
+        for answer in exchange(self._grid, asked, deadline, lambda node: request(indices[node])):
+            if answer.has_error():
+                course.refusals.update(count_refusals([answer]))
+                continue
+            try:
+                body = _body(answer)
+                sizes[answer.metadata.src_node_id] += size_of(answer.content) + len(body)
+                collect(body, *([_vector(answer, size)] if size >= 0 else []))
+                accepted.append(body)
+            except ProtocolError as error:
+                course.refusals[error.reason] += 1
+        course.bytes_up.update(sizes)
+        total = course.machine.masked_total if size >= 0 else b""
+        step = Step(tuple(accepted), total, sizes, dict(course.refusals - before))
+        self._coordinator.attempts.keep(number, step)
+        course.seconds[PHASES[number]] = time.perf_counter() - started
 
     def _request(self, step: str, node: int, body: bytes, model: Message | None) -> Message:
         content = RecordDict({"tacit": ConfigRecord({"body": body})})

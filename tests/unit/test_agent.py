@@ -1,4 +1,7 @@
-"""The agent without a network: pace, inbox, what it refuses; and its connection to servers that mean no good."""
+"""The agent without a network: pace, inbox, what it refuses; and its connection to servers that mean no good.
+
+Longer than 400 lines because all servers that mean no good are here.
+"""
 
 import http.server
 import ssl
@@ -412,6 +415,8 @@ def test_one_line_a_round() -> None:
     follower.asked("train.tacit0", "round 4")
     follower.answered("train.tacit0", "refused:budget-spent", 0.1, 100)
     assert shown.lines[1][10:] == "round 4: refused:budget-spent"
+    follower.answered("train.\x1b[2J", "refused:message-type", 0.1, 100)
+    assert shown.lines[2][10:] == r"train.\x1b[2J: refused:message-type"
 
 
 def test_the_node_that_was_here_is_known_after_a_restart(tmp_path: Path) -> None:
