@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from tacit import config
 from tacit.errors import ConfigError
+from tacit.federation import FederationFile
 from tacit.privacy.policy import SitePolicy
 
 TACIT = shutil.which("tacit", path=sysconfig.get_path("scripts"))
@@ -275,7 +276,7 @@ def _is_table(kind: Any) -> bool:
 
 
 def test_the_page_of_keys_has_every_key_with_its_default() -> None:
-    assert _documented() == dict([*_keys(config.Experiment), *_keys(SitePolicy)])
+    assert _documented() == dict([*_keys(config.Experiment), *_keys(SitePolicy), *_keys(FederationFile)])
 
 
 def test_the_error_on_the_page_is_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
