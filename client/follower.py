@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Protocol
 
+from tacit.logs import visible
+
 ENDS_A_ROUND = ("train", "train.ideal", "train.tacit4")
 DOING = {
     "train": "training",
@@ -73,8 +75,8 @@ class Follower:
         self._round, self._seconds, self._bytes = "", 0.0, 0
 
     def say(self, text: str) -> None:
-        """A line of its own, with the time."""
-        self._screen.line(f"{datetime.now():%H:%M:%S}  {text}")
+        """A line of its own, with the time. Words of the coordinator's may be in it."""
+        self._screen.line(f"{datetime.now():%H:%M:%S}  {visible(text)}")
 
     def waiting(self, text: str) -> None:
         """What is waited for."""

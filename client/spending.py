@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from client.site import Site
+from tacit.logs import visible
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def show(found: list[Spent], *, as_json: bool) -> None:
     lines = [("run", "unit", "debits", "from", "to", "epsilon", "delta")]
     for s in found:
         figures = (str(s.num_debits), s.first[:10], s.last[:10], f"{s.epsilon:.3f}", f"{s.delta:.1e}")
-        lines.append((s.run or "all", s.unit, *figures))
+        lines.append((visible(s.run) or "all", s.unit, *figures))  # the coordinator has chosen the id
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:  # no table of Rich's: it would cut the ids that somebody wants to copy
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -5,7 +5,7 @@ key or a path that somebody else chose. That is a second net; what we log oursel
 
 Guarantees:
     Of an exception, nothing but its type and the places that it came through is logged, unless it is one of ours.
-    One record is one line.
+    One record is one line, and a terminal that shows it obeys nothing in it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__} in {places}" if places else type(error).__name__
 
 
+def visible(text: str) -> str:
+    """A text that others may have chosen, for a terminal: what it would obey is spelled out, as in Python."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class _Formatter(logging.Formatter):
     """What both forms have in common."""
 
@@ -59,7 +64,7 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; a line feed in a message is written as `\\n`, so that no message forges a second one."""
-        message = self.message_of(record).replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
+        message = visible(self.message_of(record).replace("\\", "\\\\"))
         return f"{_time(record)} {record.levelname} {record.name}: {message}"
 
 

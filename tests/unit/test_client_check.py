@@ -279,7 +279,8 @@ def test_a_run_without_privacy_has_spent_infinity(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "site.toml").write_text('label = "here"\ndata_set = "d"\n')
     with Site.open(tmp_path).ledger() as ledger:
-        ledger.debit("c" * 32, 1, 1, "training", "none", Event("gaussian", 0.0))
+        ledger.debit("c\x1b[2J", 1, 1, "training", "none", Event("gaussian", 0.0))
     (row,) = json.loads(CliRunner().invoke(app, ["ledger", str(tmp_path), "--json"]).stdout)
     assert row["epsilon"] is None and row["unit"] == "none"
-    assert "inf" in CliRunner().invoke(app, ["ledger", str(tmp_path)]).stdout
+    shown = CliRunner().invoke(app, ["ledger", str(tmp_path)]).stdout
+    assert "inf" in shown and r"c\x1b[2J" in shown, "no terminal obeys an id that the coordinator has chosen"

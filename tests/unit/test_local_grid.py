@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from client.app import app as client_app
@@ -132,6 +132,12 @@ def test_there_is_a_hook_only_with_an_executor() -> None:
     local.train_cohort(messages)
     assert [(m, c.node_id) for m, c in given[0]] == [(messages[0], 2), (messages[1], 4)]
     assert given[0][0][1] is local.context(2)
+
+
+def test_a_reason_that_a_site_gives_is_nothing_that_a_terminal_obeys() -> None:
+    asked = Message(RecordDict(), message_type="train", dst_node_id=2)
+    answer = Message(Error(1000, "refused:\x1b]0;all is well\x07\rbudget"), reply_to=asked)
+    assert count_refusals([answer]) == {r"\x1b]0;all is well\x07\rbudget": 1}
 
 
 def test_refusals_are_counted_by_reason_and_spelled() -> None:

@@ -98,6 +98,12 @@ def test_one_record_is_one_line_so_that_no_message_forges_another(
     assert line.count("all is well") == 1
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_terminal_obeys_nothing_in_a_record(log: Callable[..., list[str]], form: Format) -> None:
+    (line,) = log(form, lambda logger: logger.info("%s", "run \x1b[2J\x9b1mé\u202e\\"))
+    assert line.isprintable() and "u202e" in line and "x1b[2J" in line.replace("u001b", "x1b")
+
+
 def test_json_has_four_fields_and_the_level_and_time_are_right(log: Callable[..., list[str]]) -> None:
     (line,) = log("json", lambda logger: logger.warning("größer als %d", 5))
     fields = json.loads(line)
