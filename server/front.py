@@ -131,7 +131,7 @@ class Front:
         self._reports = Allowance(1 / 60, 1)
         self._open: Counter[str] = Counter()
         self._counters: Counter[str] = Counter()
-        self._in_flight = 0
+        self._in_flight = self._to_desk = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._nodes = Nodes(nodes) if nodes else None
         self._address = host, port
@@ -275,8 +275,8 @@ class Front:
         if request.http_version != b"1.1":
             raise Refusal(505, "malformed")
         if request.target == ROSTER and self._desk and request.method in (b"GET", b"POST"):
-            self._check_length(request, self._desk.limit(request.method))
-            await self._ask_desk(self._desk, peer, request)
+            length = self._check_length(request, self._desk.limit(request.method))
+            await self._ask_desk(self._desk, peer, request, length)
         elif request.target in FLEET and request.method == b"POST":
             if self._nodes and not self._nodes.knows(dict(request.headers).get(b"flwr-public-key", b"")):
                 raise Refusal(401, "unknown-node")
@@ -318,11 +318,17 @@ class Front:
         finally:
             self._in_flight -= held
 
-    async def _ask_desk(self, desk: Desk, peer: Peer, request: h11.Request) -> None:
+    async def _ask_desk(self, desk: Desk, peer: Peer, request: h11.Request, length: int) -> None:
+        if length and self._to_desk and self._to_desk + length > self._limits.desk_bytes:
+            raise Refusal(503, "busy")
         member = dict(request.headers).get(b"tacit-member", b"").decode(errors="replace")
-        body = b"".join([chunk async for chunk in peer.body()])
-        async with self._at_the_desk:
-            status, answer = await asyncio.to_thread(desk.answer, request.method, member, body)
+        self._to_desk += length
+        try:
+            body = b"".join([chunk async for chunk in peer.body()])
+            async with self._at_the_desk:
+                status, answer = await asyncio.to_thread(desk.answer, request.method, member, body)
+        finally:
+            self._to_desk -= length
         if status >= 400:
             self._note(peer.remote, "roster", f"status-{status}")
         await peer.answer(status, answer, dated=True)

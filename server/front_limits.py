@@ -24,6 +24,8 @@ class Limits:
         object_bytes: longest body that carries an object.
         in_flight_bytes: all bodies with objects together that are on their way at one time: the SuperLink holds
             each in memory until it is complete, and asks who sends it only then.
+        desk_bytes: all rosters together that are on their way to the desk at one time, which strangers may send, too;
+            one alone may be longer.
         connections: open at one time; each takes two files of the process.
         connections_each: of them from one address.
         rate, burst: connections and requests per second from one address, and how many it may save up.
@@ -37,6 +39,7 @@ class Limits:
     list_bytes: int = 1 << 20
     object_bytes: int = 16 << 20
     in_flight_bytes: int = 256 << 20
+    desk_bytes: int = 32 << 20
     connections: int = 400
     connections_each: int = 200
     rate: float = 200.0

@@ -22,6 +22,7 @@ SMALL = Limits(
     list_bytes=200,
     object_bytes=400_000,
     in_flight_bytes=10**6,
+    desk_bytes=100,
     rate=1e6,
     burst=1e6,
     linger_seconds=0.02,
@@ -285,6 +286,19 @@ def test_bodies_with_objects_that_are_under_way_together_are_bounded(world: Worl
         first.say(b"x" * 399_999)
         assert status_of(first.hear()) == 200
     assert until(lambda: world.front._in_flight == 0)
+
+
+def test_rosters_that_strangers_send_fill_no_memory(world: World):
+    whole = post("/tacit/roster", b"x" * 50)
+    with world.line() as one, world.line() as two, world.line() as three:
+        for line in (one, two):
+            line.say(whole[:-1])
+        assert until(lambda: world.front._to_desk == 100)
+        assert status_of(three.ask(whole)) == 503
+        assert status_of(world.ask(b"GET /tacit/roster HTTP/1.1\r\nhost: x\r\n\r\n")) == 403
+        assert [status_of(line.ask(whole[-1:])) for line in (one, two)] == [403, 403]
+    assert until(lambda: world.front._to_desk == 0)
+    assert status_of(world.ask(whole)) == 403
 
 
 # Told ------------------------------------------------------------------------------------------------------------
