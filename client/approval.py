@@ -325,7 +325,7 @@ def _exchange(
     address, body = kit.invitation.address, bytearray()
     try:
         with client.stream(method, ROSTER_PATH, headers=headers, content=content) as response:
-            for part in response.iter_bytes():
+            for part in response.iter_raw():  # as it came: a small answer must not become a large one here
                 body += part
                 if len(body) > _MAX_ROSTER:
                     raise RunFailed(f"{address}: the answer is too long")

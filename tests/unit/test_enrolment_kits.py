@@ -5,6 +5,7 @@ Longer than 400 lines because each step has what is refused in it beside it.
 
 from __future__ import annotations
 
+import gzip
 import os
 import stat
 import threading
@@ -390,6 +391,16 @@ def test_J3_J9_a_site_talks_to_a_server_of_its_ca_only_and_follows_no_redirect(
     (kit.folder / "ca.pem").write_text("nothing")
     with pytest.raises(StorageError, match=r"ca\.pem"):
         approval.https_client(kit)
+
+
+def test_a_roster_that_comes_compressed_is_not_unpacked(collected: World) -> None:
+    kit, signed = SiteKit.open(collected.site("hospital-a")), epochs.proposal(collected.kit)
+    assert signed is not None
+    packed = iter([gzip.compress(signed.encode())])
+    answer = httpx.Response(200, headers={"content-encoding": "gzip"}, content=packed)
+    client = httpx.Client(base_url="https://localhost", transport=httpx.MockTransport(lambda request: answer))
+    with client, pytest.raises(ProtocolError, match="roster-file"):
+        approval.fetch_roster(kit, client, kit.identity())
 
 
 def test_what_the_server_answers_is_said_in_words(world: World, stack: ExitStack) -> None:
