@@ -122,8 +122,8 @@ def row_of(content: bytes) -> None:
         return
     assert bytes(shares.own_share + shares.key_share + shares.salt) == plain
     for name in ("own", "key"):
-        opening = shares.opening(name)  # type: ignore[arg-type]
-        assert sharing.check_opening(cut[1], CTX1, DEALER, RECIPIENT, name, opening)  # type: ignore[arg-type]
+        opening = shares.opening(name)
+        assert sharing.check_opening(cut[1], CTX1, DEALER, RECIPIENT, name, opening)
         assert int.from_bytes(opening.share) < PRIME
         assert opening.encode() == honest.opening(name)
 

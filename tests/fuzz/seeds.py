@@ -127,13 +127,14 @@ def kept() -> list[bytes]:
         "roster": signed.roster.encode().hex(),
         "signatures": {str(i): s.hex() for i, s in signed.signatures.items()},
     }
-    one = Attempt(THREE).until("M2")
-    state = one.clients[0].export()
+    state = Attempt(THREE).until("M3").clients[0].export()
+    row = (162).to_bytes(4)  # of bytes: the shares of a dealer
+    twice = state.replace((1).to_bytes(8) + row, (0).to_bytes(8) + row)
     run = {"run": "r", "starts": 1, "config": hashlib.sha256(b"name = 'x'").hexdigest()}
     values: list[tuple[int, bytes]] = [
         (0, journalled), (1, journalled), (2, head), (2, beyond),
         (3, _lines(debit, debit)), (4, _lines(*events)), (5, _lines(epoch)),
-        (6, _checkpoint(1)), (6, _checkpoint(0)), (7, state), (8, b"\1" + _session()),
+        (6, _checkpoint(1)), (6, _checkpoint(0)), (7, state), (7, twice), (8, b"\1" + _session()),
         (9, b'{"round": 2, "attempt": 1, "strikes": [3]}'), (10, json.dumps(run).encode()),
         (11, b'{"outcome": "finished"}'), (12, b'{"round": 1}\n{"round": 2, "epsilon": 0.5}\n'),
         (13, b'{"version": 1}'), (14, _pem()),

@@ -64,7 +64,7 @@ def at_a_site(kind: str, message: Message) -> None:
     """The handler without its catch-all."""
     for read in (body, fields, received_arrays):
         try:
-            read(message)  # type: ignore[operator]
+            read(message)
         except ProtocolError:
             continue
     site = _site()
