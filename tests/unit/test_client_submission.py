@@ -236,7 +236,7 @@ def test_sessions_survive_a_process_per_message(tmp_path, private, run, arrays):
         return requests[0]
 
     phase("train.tacit1", machine.deal_requests(), machine.collect_dealt, submission.deal)
-    requests = machine.mask_requests()
+    requests = dict(machine.mask_requests())
     masked = serve("train.tacit2", requests[0])
     vector = (tmp_path / "train.tacit2.vector").read_bytes()
     machine.collect_masked(masked, vector)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.request
 from pathlib import Path
@@ -109,7 +110,14 @@ def test_they_are_served_on_loopback_and_the_port_is_given_back() -> None:
     finally:
         server.close()
     server.close()
-    serve_metrics(metrics, server.port).close()
+    with open("/proc/net/tcp") as file:
+        still = {line.split()[9] for line in file if line.split()[1] == f"0100007F:{server.port:04X}"}
+    mine = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if is_open(fd)}
+    assert not {f"socket:[{inode}]" for inode in still} & mine  # somebody else may have the port by now
+
+
+def is_open(descriptor: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")
 
 
 def test_a_real_round_fills_them(tmp_path: Path) -> None:

@@ -144,5 +144,5 @@ def test_a_policy_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         SitePolicy.load(tmp_path / "policy.toml")
     (tmp_path / "policy.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="TOML"):
+    with pytest.raises(ConfigError, match="cannot be read: not UTF-8 text"):
         SitePolicy.load(tmp_path / "policy.toml")
