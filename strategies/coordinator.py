@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from strategies.attempts import AttemptLog
 from tacit.secagg.envelope import Signer
+from tacit.secagg.journal import MAX_ATTEMPTS
 from tacit.secagg.receipt import ReceiptChain
 from tacit.secagg.roster import Roster
 
@@ -31,6 +32,15 @@ class SumMemory:
         self.round = round_number
         self._changed()
         return self.attempt
+
+    def reopen(self, round_number: int) -> None:
+        """Before a round is taken up again, perhaps by another process: its last attempt can always be made once more.
+
+        Those who have answered to its number refuse, and the others do not: a server that was killed before it could
+        ask anybody, or that could reach nobody, is not shut out of the round for ever.
+        """
+        if round_number == self.round:
+            self.attempt = min(self.attempt, MAX_ATTEMPTS - 1)
 
     def show(self, counters: Mapping[int, int]) -> None:
         """Remembers what clients are about to be shown."""

@@ -120,7 +120,8 @@ class SecureAggregationGrid(SumGrid):
         fewest = self._agreement.rules.fewest(len(messages))
         invited = everybody = self._without(messages, self._barred())
         refused, blamed, failed = Counter[str](), set[Member](), 0
-        kept = self._kept(messages, arrays, encoder)
+        if (kept := self._kept(messages, arrays, encoder)) is None:
+            memory.reopen(round_of(messages[0]))
         while kept or memory.next_attempt(round_of(messages[0])) <= MAX_ATTEMPTS:
             if kept:
                 begun, steps = kept

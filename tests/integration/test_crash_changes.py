@@ -70,24 +70,22 @@ def put_roster(world: World, roster: bytes, *folders: Path) -> None:
         (folder / "roster.json").write_bytes(roster)
 
 
-def test_D10_a_server_with_a_roster_of_its_own_is_given_nothing(stopped: World) -> None:
-    rounds, paid = stopped.num_rounds, [len(stopped.entries(i)) for i in range(4)]
-    put_roster(stopped, other_roster(stopped), stopped.sites)
-    stopped.start_all()
-    server = stopped.processes["server"]
-    server.join(120)
-    stopped.stop()
-    assert server.exitcode == 1
-    assert "sites refused: context (4)" in (stopped.folder / "server.log").read_text()
-    assert stopped.num_rounds == rounds
-    assert [len(stopped.entries(i)) for i in range(4)] == paid
-
-
-def test_D10_a_run_goes_on_under_another_roster_that_all_have(tmp_path: Path) -> None:
-    """What was paid before is still in the ledgers, and what is paid now is added to it."""
+def test_D10_a_server_with_a_roster_of_its_own_is_given_nothing_until_all_have_it(tmp_path: Path) -> None:
+    """Then what was paid before is still in the ledgers, and what is paid now is added to it."""
     world = World(tmp_path, *PRIVATE)
     world.run(until=lambda: world.num_rounds >= 2)
-    put_roster(world, other_roster(world), world.sites, *(world.sites / str(i) for i in range(4)))
+    rounds, paid = world.num_rounds, [len(world.entries(i)) for i in range(4)]
+    roster = other_roster(world)
+    put_roster(world, roster, world.sites)
+    world.start_all()
+    server = world.processes["server"]
+    server.join(120)
+    world.stop()
+    assert server.exitcode == 1
+    assert "sites refused: context (4)" in (world.folder / "server.log").read_text()
+    assert world.num_rounds == rounds
+    assert [len(world.entries(i)) for i in range(4)] == paid
+    put_roster(world, roster, *(world.sites / str(i) for i in range(4)))
     world.run()
     same_as_undisturbed(world)
     check_evidence(world)

@@ -41,6 +41,18 @@ def test_D1_the_server_killed_at_each_named_point_loses_no_round(
     check_evidence(world)
 
 
+def test_D1_the_server_killed_five_times_at_one_point_of_a_round_loses_no_round(tmp_path: Path) -> None:
+    """Clients answer three attempts of a round and no more."""
+    points = ("attempt-noted", "before-confirmations", "sum-known")
+    world = World(tmp_path, f"training.rounds={len(points) + 1}")
+    for number, point in enumerate(points):
+        place(world, "server", [point] * 5, number, every=0)
+    world.run(seconds=SECONDS * 5 * len(points))
+    assert left(world) == []
+    same_as_undisturbed(world)
+    check_evidence(world)
+
+
 def kills_at_client_points(folder: Path, repeats: int, *overrides: str) -> World:
     names = [name for name in CLIENT_POINTS if overrides or name not in PAID] * repeats
     world = World(folder, f"training.rounds={len(names) + 1}", *overrides)
