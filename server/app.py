@@ -31,7 +31,7 @@ from tacit import config
 from tacit.audit import SERVER_FILE, AuditLog
 from tacit.config import Experiment
 from tacit.encoding import encoder_of, needs_statistics
-from tacit.errors import ConfigError, ProtocolError, StorageError, TacitError
+from tacit.errors import ConfigError, ProtocolError, RunFailed, StorageError, TacitError
 from tacit.privacy.central import CentralNoise
 from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.identity import Identity
@@ -60,6 +60,8 @@ def main(grid: Grid, context: Context) -> None:
     except TacitError as error:
         with suppress(StorageError):  # of a full disk, say: the first error counts
             state.fail(str(error))
+            if isinstance(error, RunFailed):  # of a spoilt sum, say: opened again it would be as spoilt
+                attempts_of(state).drop()
         raise
     finally:
         state.close()
@@ -76,7 +78,7 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     grid = wrap(grid, experiment, plan, strategy, nodes, state)
     if needs_statistics(experiment) and not state.scaling:
         state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
-    store = AuditedStore(state, state.run_id, AuditLog(audit_file(state.folder)))
+    store = AuditedStore(state, state.run_id, AuditLog(audit_file(state.folder)), attempts_of(state))
     rounds = Rounds(experiment, plan, strategy, grid, nodes, store, state.run_id, state.scaling)
     private = plan.max_grad_norm is not None  # record-level noise alone changes what a model may be made of
     progress = rounds.run(initial_arrays(task, private=private, seed=experiment.seed))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from strategies.attempts import AttemptLog
 from strategies.rounds import Progress, Store
 from tacit.audit import SERVER_FILE, AuditLog, Event, Receipted, Refusal, Released, code_of
 from tacit.errors import ProtocolError, StorageError
@@ -51,10 +52,13 @@ class AuditedStore:
         store: where the run is kept.
         run: Tacit's id of the run.
         log: of this server.
+        attempts: what is kept of the round's sum; with it the sum can be opened again, without a server's own noise,
+            so it is let go of as soon as the round is kept.
     """
 
-    def __init__(self, store: Store, run: str, log: AuditLog) -> None:
+    def __init__(self, store: Store, run: str, log: AuditLog, attempts: AttemptLog | None = None) -> None:
         self._store, self._run, self._log = store, run, log
+        self._attempts = attempts or AttemptLog()
 
     def load(self) -> Progress | None:
         """See `Store`."""
@@ -65,6 +69,8 @@ class AuditedStore:
         if record is not None:
             self._log.write(*round_events(self._run, progress, record))
         self._store.save(progress, record)
+        if record is not None:
+            self._attempts.drop()
 
 
 def round_events(run: str, progress: Progress, record: Mapping[str, Any]) -> list[Event]:
