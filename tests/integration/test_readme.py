@@ -20,11 +20,12 @@ from tacit.bridge import Terms
 from tacit.cli import COMMANDS, load, main
 from tacit.config import Experiment
 from tacit.errors import ConfigError
+from tacit.federation import FederationFile
 from tacit.privacy.policy import SitePolicy
 from tests.architecture.sources import ROOT, project_files, text
 
 PAGES = sorted(name for name in project_files() if name.endswith(".md"))
-FOLDERS = ("tacit", "client", "server", "strategies", "simulations", "tests", "docs")
+FOLDERS = ("tacit", "client", "server", "strategies", "simulations", "deploy", "tests", "docs")
 SCENARIO = "simulations/scenarios/breast_cancer.toml"
 SHORT = ("--quiet", "--set", "training.rounds=2", "--set", "simulation.baselines=false")
 
@@ -37,7 +38,7 @@ def blocks(page: str, kind: str = "") -> list[str]:
 def commands(page: str) -> list[list[str]]:
     """Arguments of every `tacit` command in a page's blocks."""
     lines = (line for block in blocks(page) for line in block.splitlines())
-    return [shlex.split(line)[1:] for line in lines if re.match(r"(\.venv/bin/)?tacit ", line)]
+    return [shlex.split(line, comments=True)[1:] for line in lines if re.match(r"(\.venv/bin/)?tacit ", line)]
 
 
 def _tacit(*arguments: str) -> int:
@@ -108,6 +109,8 @@ def test_every_toml_block_of_a_page_is_an_experiment_a_policy_or_a_fault_list(pa
             SitePolicy.model_validate(tables)
         elif "app" in tables:
             Terms.model_validate(tables)
+        elif "address" in tables:
+            FederationFile.model_validate(tables)
         elif set(tables) == {"fault"}:
             assert [Fault.model_validate(fault) for fault in tables["fault"]]
         else:
@@ -128,17 +131,31 @@ def test_the_simulations_of_the_readme_run(folder: Path) -> None:
         assert (folder / "runs" / "my" / name).stat().st_size > 1000
 
 
-def test_the_site_folders_of_the_readme_are_those_that_its_server_and_clients_take(folder: Path) -> None:
-    partition, server, *clients = (c for c in commands("README.md") if c[0] not in ("init", "simulate"))
+def test_the_rehearsal_of_the_readme_is_of_as_many_sites_as_its_experiment_allows(folder: Path) -> None:
+    """tests/integration/test_rehearsal.py runs one."""
+    ((_, file, *_, number),) = (c for c in commands("README.md") if c[0] == "rehearse")
+    config.load(folder / file, [f"partition.num_clients={number}"])
+    with pytest.raises(ConfigError, match="max_dropouts"):
+        config.load(folder / file, [f"partition.num_clients={int(number) - 1}"])
+
+
+def test_the_six_commands_of_the_readme_are_those_of_the_first_hour() -> None:
+    """tests/integration/test_deployment_page.py runs them."""
+    mine, others = commands("README.md"), commands("docs/deployment.md")
+    six = mine[[c[0] for c in mine].index("rehearse") + 1 :]
+    assert [c[0] for c in six] == ["provision", "client", "provision", "server", "client", "submit"]
+    places = [others.index(command) for command in six]
+    assert places == sorted(places)
+
+
+def test_the_site_folders_on_loopback_are_those_that_server_and_clients_take(folder: Path) -> None:
+    partition, server, *clients = commands("docs/deployment.md")[-5:]
     assert _tacit(*partition) == 0
     experiment = config.load(folder / server[2])
     assert [name for name, *_ in clients] == ["client"] * len(experiment.federation.sites)
     for client in clients:
         assert (folder / client[3] / "data.csv").exists()
         assert (folder / client[3] / "policy.toml").exists()
-    # The page on deployment has the same rehearsal.
-    deployment = [c for c in commands("docs/deployment.md") if c[0] != "init"]
-    assert deployment == [partition, server, *clients]
 
 
 def test_the_table_of_the_readme_is_that_of_the_demo(
@@ -165,9 +182,7 @@ def _cells(table: str) -> list[list[str]]:
     ]
 
 
-def test_what_is_not_there_yet_is_refused(folder: Path) -> None:
-    """The rows of the README's table that say so."""
-    assert text("README.md").count("**not there yet**") == 1
+def test_what_would_be_without_a_promise_is_refused(folder: Path) -> None:
     for words in (["server", "my.toml", "--state", "s"], ["client", "node", "--site", "."]):
         assert _tacit(*words) == 2
     with pytest.raises(ConfigError, match="input should be 'tacit-1'"):
