@@ -32,7 +32,8 @@ SHORT = ("--quiet", "--set", "training.rounds=2", "--set", "simulation.baselines
 
 def blocks(page: str, kind: str = "") -> list[str]:
     """Fenced blocks of a page, of one language."""
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text(page), re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text(page), re.M | re.S)
+    return [content for its, content in found if its == kind]
 
 
 def commands(page: str) -> list[list[str]]:
