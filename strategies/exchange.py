@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Final
 
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from tacit.errors import RunFailed
@@ -16,12 +18,18 @@ POLL_SECONDS = 0.02
 ASK_SECONDS = 30.0  # a stock Flower node starts a process to answer
 ASK_AGAIN_SECONDS = 0.5
 LOST_SECONDS = 30.0  # who is silent for this long, while half have answered, may not have got the message
+GONE_SECONDS = 1.0  # between two looks whether a node is connected again
+GONE: Final = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 Again = Callable[[int], Message]
 
 
 def exchange(
-    grid: Grid, messages: Iterable[Message], deadline_seconds: float, again: Again | None = None
+    grid: Grid,
+    messages: Iterable[Message],
+    deadline_seconds: float,
+    again: Again | None = None,
+    enough: int = 0,
 ) -> Iterator[Message]:
     """The answers that come in time, in the order of arrival, one of each node. Ends early when all have answered.
 
@@ -35,6 +43,7 @@ def exchange(
         again: makes the message to a node once more. A node that has taken a message and lost the connection before
             it had all of it will not get it again by itself. For messages that are answered from memory the second
             time; None = everything is asked once.
+        enough: while fewer have answered, nodes that are not connected are waited for, if they can be asked again.
     """
     waiting, asked = _Waiting(grid), 0
     left = iter(messages)
@@ -42,22 +51,25 @@ def exchange(
         asked += waiting.push(portion)
         del portion
         yield from waiting.arrived()
-    began = last = time.monotonic()
+    began = last = looked = time.monotonic()
     half = 0.0  # seconds until half had answered
-    while waiting:
+    while waiting.nodes or (again and waiting.gone and waiting.answered < enough):
         yield from waiting.arrived()
         now = time.monotonic()
-        if not waiting or now - began >= deadline_seconds:
+        if now - began >= deadline_seconds:
             break
         if not half and 2 * len(waiting.nodes) <= asked:
             half = max(now - began, POLL_SECONDS)
         patience = min(deadline_seconds / 4, max(LOST_SECONDS, 2 * half) if half else deadline_seconds)
         if again is not None and now - last >= patience:
             last = now
-            silent = sorted(waiting.silent(now - patience))
-            for start in range(0, len(silent), AT_ONCE):
-                waiting.push([again(node) for node in silent[start : start + AT_ONCE]])
-        time.sleep(POLL_SECONDS)
+            waiting.repeat(again, waiting.silent(now - patience))
+        if again is not None and now - looked >= GONE_SECONDS and waiting.answered < enough:
+            looked = now
+            waiting.repeat(again, waiting.gone)
+        if waiting.nodes or waiting.gone:
+            time.sleep(POLL_SECONDS)
+    yield from waiting.gone.values()
 
 
 class _Waiting:
@@ -65,14 +77,18 @@ class _Waiting:
 
     Attributes:
         nodes: ids of the messages to each node that has not answered.
+        gone: what the SuperLink says of each node that is not connected.
+        answered: how many have.
     """
 
     def __init__(self, grid: Grid) -> None:
-        self._grid, self.nodes = grid, dict[int, set[str]]()
+        self._grid, self.nodes, self.gone, self.answered = (
+            grid,
+            dict[int, set[str]](),
+            dict[int, Message](),
+            0,
+        )
         self._node_of: dict[str, int] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self.nodes)
 
     def push(self, messages: list[Message]) -> int:
         """Sends them; how many were taken."""
@@ -85,6 +101,14 @@ class _Waiting:
                 count += 1
         return count
 
+    def repeat(self, again: Again, nodes: Iterable[int]) -> None:
+        """Asks these nodes once more."""
+        asked = sorted(nodes)
+        for start in range(0, len(asked), AT_ONCE):
+            self.push([again(node) for node in asked[start : start + AT_ONCE]])
+        for node in asked:
+            self.gone.pop(node, None)
+
     def arrived(self) -> Iterator[Message]:
         """The answers that are there; who has answered is never asked for again."""
         asked = sorted(self._node_of)
@@ -94,7 +118,11 @@ class _Waiting:
                 if node is not None:
                     for message_id in self.nodes.pop(node):
                         del self._node_of[message_id]
-                    yield answer
+                    if answer.has_error() and answer.error.code in GONE:
+                        self.gone[node] = answer
+                    else:
+                        self.answered += 1
+                        yield answer
 
     def silent(self, since: float) -> set[int]:
         """Nodes of which nothing has come since then, neither an answer nor a part of one."""

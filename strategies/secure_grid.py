@@ -55,6 +55,7 @@ class _Course:
         machine: the server's.
         models: the training message of everybody who is invited, by roster index.
         steps: those that another process has made, from M0 on.
+        fewest: who have to answer M0.
         number: of the next step.
         refusals, bytes_up, seconds: what is told of it: by code, by node, by phase.
     """
@@ -62,6 +63,7 @@ class _Course:
     machine: ServerMachine
     models: Mapping[int, Message]
     steps: list[Step]
+    fewest: int
     number: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
     bytes_up: Counter[int] = field(default_factory=Counter)
@@ -218,7 +220,7 @@ class SecureAggregationGrid(SumGrid):
         self, machine: ServerMachine, invited: list[Message], fewest: int, steps: list[Step]
     ) -> Aggregate:
         """M0 keys, M1 shares, M2 masked vectors, M3 confirmations, M4 openings; first those that are kept."""
-        course = _Course(machine, {self._member(m).index: m for m in invited}, steps)
+        course = _Course(machine, {self._member(m).index: m for m in invited}, steps, fewest)
         self.facts = RoundFacts(refusals=course.refusals)
         self._phase(course, dict.fromkeys(course.models, machine.setup_request()), machine.collect_setup)
         if len(invited) - len(machine.missing) < fewest:
@@ -264,7 +266,8 @@ class SecureAggregationGrid(SumGrid):
 
         accepted, sizes, indices = list[bytes](), Counter[int](), {course.node(i): i for i in requests}
         asked, deadline = map(request, requests), self._agreement.deadline_seconds
-        for answer in exchange(self._grid, asked, deadline, lambda node: request(indices[node])):
+        enough = course.machine.cohort.fewest if number else course.fewest
+        for answer in exchange(self._grid, asked, deadline, lambda node: request(indices[node]), enough):
             if answer.has_error():
                 course.refusals.update(count_refusals([answer]))
                 continue

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse, PushObjectRequest, PushObjectResponse
@@ -62,17 +63,20 @@ class Uploads:
     """
 
     def __init__(self, *loses: int) -> None:
-        self.loses, self.count = loses, 0
+        self.loses, self.count, self._one_at_a_time = loses, 0, threading.Lock()
         self.pending, self.stored, self.announced = set[str](), dict[str, int](), set[str]()
 
     def __call__(self, handler: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
-        answer = self._announce(body) if handler.path.endswith("/push-messages") else self._store(body)
-        self.count += 1
+        with self._one_at_a_time:
+            answer = self._announce(body) if handler.path.endswith("/push-messages") else self._store(body)
+            self.count += 1
+            is_lost = self.count in self.loses
         handler.close_connection = True
-        if self.count in self.loses:
+        if is_lost:
             return
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(answer)))
+        handler.send_header("Connection", "close")
         handler.end_headers()
         handler.wfile.write(answer)
 
@@ -191,6 +195,29 @@ def test_while_half_have_answered_the_others_have_some_time(monkeypatch: pytest.
     began = time.monotonic()
     assert nodes_that_answer(grid, 60) == [2, 3]
     assert 0.05 <= time.monotonic() - began < 10
+
+
+def test_E5_who_is_not_connected_is_waited_for_only_while_too_few_have_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Gone(Nodes):
+        """Node 3 is there from the third question on; till then the SuperLink answers for it."""
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            asked = list(messages)
+            ids = list(super().push_messages(asked))
+            for number, message in zip(ids, asked, strict=True):
+                if number not in self.ready:
+                    error = Error(ErrorCode.NODE_UNAVAILABLE, "gone")
+                    self.ready[number] = Message(error, reply_to=message)
+            return ids
+
+    monkeypatch.setattr(exchange_module, "GONE_SECONDS", 0.05)
+    for enough, came in ((1, False), (2, True)):
+        grid = Gone({2: 1, 3: 3})
+        answers = list(exchange(grid, map(to, grid.answers), 60, to, enough))  # type: ignore[arg-type]
+        assert [answer.has_error() for answer in answers] == [False, not came]
+        assert grid.asked == {2: 1, 3: 3 if came else 1}
 
 
 class Told:
