@@ -243,9 +243,9 @@ def test_the_rehearsal_on_loopback_runs(tmp_path: Path) -> None:
     init, partition, server, *clients = block.splitlines()
     reader.do(init)
     reader.do(f"{partition} --set training.rounds=1 --set data.test_fraction=0.5")
+    reader.do(f"{server} --port {port}")
     links = [reader.start([*shlex.split(client), "--superlink", f"127.0.0.1:{port}"]) for client in clients]
     try:
-        reader.do(f"{server} --port {port}")
         reader.finish(server, reader.lasting.popitem()[1])
         assert [code for *_, code in reader.ended] == [0, 0, 0], reader.ended[-1][1]
         assert (tmp_path / "rehearsal" / "server" / "model.safetensors").exists()
