@@ -11,6 +11,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from server import bundle
 from server.state import check_folder
 from server.superlink import CONNECTION, SuperLink
 from tacit.errors import RunFailed
+from tacit.processes import postponed_interrupt
 
 POLL_SECONDS = 0.2
 STATUS_SECONDS = (5.0, 60.0)  # each question starts a process of about a second: rarer and rarer
@@ -123,7 +125,7 @@ def num_online_nodes(link: SuperLink) -> int:
 
 def log_tail(link: SuperLink, run_id: int, lines: int = LOG_LINES) -> str:
     """The last lines that the `ServerApp` (in simulation, the clients too) has logged."""
-    text = _command(link, "log", str(run_id), CONNECTION, "--show").stdout
+    text, _ = _command(link, "log", str(run_id), CONNECTION, "--show")
     return "\n".join(click.unstyle(text).splitlines()[-lines:])
 
 
@@ -147,24 +149,33 @@ def _check_alive(link: SuperLink, run_id: int, state: Path) -> None:
 
 def _flwr(link: SuperLink, *arguments: str) -> dict[str, Any]:
     """Runs one `flwr` command and returns its answer."""
-    done = _command(link, *arguments, "--format", "json")
+    printed, errors = _command(link, *arguments, "--format", "json")
     try:
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(printed)
     except ValueError:
-        answer = {"error-message": done.stderr or done.stdout}
+        answer = {"error-message": errors or printed}
     if not answer.get("success"):
         link.check()
         raise RunFailed(f"flwr {arguments[0]}: {str(answer.get('error-message', '')).strip()}")
     return answer
 
 
-def _command(link: SuperLink, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["flwr", *arguments],
-        env=link.environment,
-        cwd=link.home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _command(link: SuperLink, *arguments: str) -> tuple[str, str]:
+    """What one `flwr` command prints, and its errors."""
+    with ExitStack() as stack:
+        with (
+            postponed_interrupt()
+        ):  # `subprocess.run` would lose a program that is interrupted while it starts
+            program = subprocess.Popen(
+                ["flwr", *arguments],
+                env=link.environment,
+                cwd=link.home,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(program)
+            stack.callback(program.kill)  # no effect on one that has ended
+        stdout, stderr = program.communicate()
+    return stdout, stderr
