@@ -20,13 +20,14 @@ from typing import Any
 
 from server.checkpoint import write_file
 from server.epochs import active_nodes, in_force, missing_signatures, proposal, warnings
+from server.flower_files import watched
 from server.front import Front
 from server.metrics import Metrics, serve_metrics
 from server.provisioning import CoordinatorKit, loopback_certificate
 from server.roster_desk import RosterDesk
 from server.runs import Run
 from server.state import locked
-from server.superlink import Tls
+from server.superlink import DATABASE, Tls
 from server.supervisor import Supervisor, Watch
 from tacit import __version__
 from tacit.audit import SERVER_FILE, AuditLog, RosterAccepted, Started, Stopped
@@ -79,6 +80,7 @@ def serve(folder: Path, *, host: str, port: int | None, health_port: int, metric
             ca=kit.folder / "ca.pem",
             desk=RosterDesk(kit.folder / "roster.json"),
             nodes=lambda: active_nodes(kit),
+            stored=watched(state / "flower" / DATABASE),
             on_refusal=lambda remote, kind, reason: LOG.warning(
                 "turned away %s: %s, %s", remote, kind, reason
             ),
