@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
-import platform
 import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,7 @@ from tacit.privacy.plan import PrivacyPlan
 from tacit.report import record as r
 from tacit.report.html import write_html
 from tacit.report.promises import privacy_entries
+from tacit.report.rows import round_of, secure_sum_of, versions
 from tacit.report.statement import write_statement
 from tacit.report.storage import write_json, write_text
 from tacit.tasks import load_task
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from simulations.run import Simulation
     from tacit.privacy.ledger import Entry
 
-PACKAGES = ("tacit", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
 EXCERPT = 20  # ledger entries in the report
 
 
@@ -77,29 +74,10 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
     return record
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}}
-
-
 def _round(row: dict[str, Any], harness: Harness, state: RunState) -> r.Round:
     number = int(row["round"])
     metrics = harness.overall(state.model_of(number)) if state.has_model(number) else {}
-    epsilon = row["epsilon"]
-    if epsilon is not None and harness.experiment.insecure_seeded_noise:
-        epsilon = math.inf
-    return r.Round(
-        round=number,
-        seconds=row["seconds"],
-        cohort=tuple(row["cohort"]),
-        survivors=tuple(row["survivors"]),
-        metrics=metrics,
-        epsilon=epsilon,
-        private_metrics=row["metrics"],
-        refusals=row["refusals"],
-        attempts=row["attempts"],
-        blamed=row["blamed"],
-    )
+    return round_of(row, harness.experiment, metrics)
 
 
 def _final(harness: Harness, state: RunState, simulation: Simulation) -> r.Final:
@@ -177,19 +155,8 @@ def _excerpt(ledgers: dict[str, tuple[Entry, ...]]) -> list[dict[str, Any]]:
 
 def _secure_sum(simulation: Simulation) -> r.SecureSum:
     settings = simulation.experiment.secure_aggregation
-    rows = read_rounds(simulation.state / "rounds.jsonl")
-    bytes_up = max((row["bytes_up"] for row in rows), default=0)
-    if not settings.enabled:
-        return r.SecureSum(enabled=False, bytes_up_per_client=bytes_up)
-    return r.SecureSum(
-        enabled=True,
-        engine=settings.engine,
-        protocol=settings.protocol,
-        bits=max((row["bits"] for row in rows if row["bits"]), default=None),
-        threshold=max((row["threshold"] for row in rows if row["threshold"]), default=None),
-        bytes_up_per_client=bytes_up,
-        clipped_fraction=_clipped_fraction(simulation),
-    )
+    clipped = _clipped_fraction(simulation) if settings.enabled else None
+    return secure_sum_of(settings, read_rounds(simulation.state / "rounds.jsonl"), clipped)
 
 
 def _clipped_fraction(simulation: Simulation) -> float | None:

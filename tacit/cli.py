@@ -34,6 +34,7 @@ COMMANDS = {
     "submit": ("server.submit_cli:submit", "Have a federation run an experiment, and follow it."),
     "runs": ("server.submit_cli:runs", "List a federation's runs."),
     "logs": ("server.submit_cli:logs", "Show what happened in a run."),
+    "report": ("server.submit_cli:report", "Write the report and the privacy statement of a run anew."),
     "stop": ("server.submit_cli:stop", "End a run; what was complete is kept."),
     "rehearse": ("simulations.cli:rehearse", "Try a whole federation, secured, on this machine."),
     "audit": ("tacit.audit_cli:app", "Look into the audit logs of both sides."),
