@@ -272,7 +272,7 @@ def run_local(simulation: Simulation) -> None:
     from client import participant
     from client.app import app as client_app
     from server.app import app as server_app
-    from simulations.cohort import train_cohort
+    from simulations.cohort import CohortExecutor
     from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
     from simulations.stacked import train_ahead
@@ -286,14 +286,14 @@ def run_local(simulation: Simulation) -> None:
     run_config = {"experiment": experiment.to_toml()}
     serial, faults = experiment.simulation.executor == "serial", simulation.faults
     app = client_app if faults is None else FaultyApp(client_app, faults, simulation.state / PLAYED)
-    # A cohort that is trained without messages meets no app, and so no faults.
-    hook = None if serial or faults is not None else train_cohort
-    ahead = () if serial else (train_ahead,)
-    grid = LocalGrid(app, run_config, len(experiment.federation.sites), hook, *ahead)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
     sites = str(simulation.prepared.folder)
-    with environment(TACIT_STATE=str(simulation.state), TACIT_SITES=sites, TACIT_FEDERATION=sites):
-        server_app(grid, context)
+    variables = {"TACIT_STATE": str(simulation.state), "TACIT_SITES": sites, "TACIT_FEDERATION": sites}
+    with environment(**variables), CohortExecutor() as executor:
+        # A cohort that is trained without messages meets no app, and so no faults.
+        hook = None if serial or faults is not None else executor
+        ahead = () if serial else (train_ahead,)
+        server_app(LocalGrid(app, run_config, len(experiment.federation.sites), hook, *ahead), context)
 
 
 @contextmanager

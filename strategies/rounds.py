@@ -152,12 +152,13 @@ class Rounds:
         messages = list(self.strategy.configure_train(number, record, ConfigRecord(), view))
         if sorted(message.metadata.dst_node_id for message in messages) != sorted(nodes):
             raise ConfigError("must ask the whole cohort: fraction_train = 1", key="strategy.name")
-        for message in messages:
-            message.content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
+        # Flower's strategies give one content to all of their messages.
+        for content in {id(message.content): message.content for message in messages}.values():
+            content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
             if self.scaling:
-                message.content["scaling"] = ConfigRecord({"constants": self.scaling})
+                content["scaling"] = ConfigRecord({"constants": self.scaling})
             if clip:
-                message.content["clip"] = ConfigRecord({"norm": clip_text(clip)})
+                content["clip"] = ConfigRecord({"norm": clip_text(clip)})
         return messages
 
     def collect(self, messages: list[Message]) -> list[Message]:
