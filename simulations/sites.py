@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from simulations.partition import partition
 from simulations.partition.classes import class_indices, is_missing
-from simulations.partition.folders import store
+from simulations.partition.folders import csv_bytes, store
 from simulations.partition.split import held_out
 from tacit.config import Data, Experiment, Federation, Site
 from tacit.data.schema import Schema
@@ -28,6 +28,8 @@ from tacit.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.table import Table
+
+    from simulations.array_sources import ArraySet
 
 SPLITS = ("train", "test")
 MOST_LINES = 30  # of a table in the terminal
@@ -72,11 +74,17 @@ class PreparedSites:
 
     def data_path(self, site: int) -> Path:
         """The file of site number `site`, from 0."""
-        return self.folder / str(site) / "data.csv"
+        return self.folder / str(site) / self.experiment.data.file
 
 
 def prepare_sites(
-    experiment: Experiment, table: DataFrame, schema: Schema, out: Path, *, durable: bool = True
+    experiment: Experiment,
+    table: DataFrame,
+    schema: Schema,
+    out: Path,
+    *,
+    durable: bool = True,
+    arrays: ArraySet | None = None,
 ) -> PreparedSites:
     """Divides `table` among sites, splits each site's rows and writes the folders under `out`/sites.
 
@@ -86,6 +94,7 @@ def prepare_sites(
         schema: the columns of `table`; replaces the experiment's own.
         out: the run's folder; may hold the sites of an earlier call with the same experiment and data.
         durable: whether the sites wait for the disk at each debit, as a site that is no simulated one must.
+        arrays: where records are arrays, those that the rows of `table` stand for.
 
     Raises:
         ConfigError: the partition or the split is impossible; the experiment is, with these sites (delta too
@@ -103,10 +112,12 @@ def prepare_sites(
             warnings += [warning] if warning else []
         frames.append(frame)
     sites = tuple(_counted(p.label, f, complete) for p, f in zip(slices, frames, strict=True))
+    described = {"columns": complete, "arrays": None if arrays is None else arrays.schema}
     resolved = experiment.with_tables(
-        data=experiment.data.model_copy(update={"columns": complete}), federation=_declared(sites)
+        data=experiment.data.model_copy(update=described), federation=_declared(sites)
     )
-    fingerprint = store(out, resolved, frames, durable=durable)
+    file = csv_bytes if arrays is None else arrays.file
+    fingerprint = store(out, resolved, frames, file, durable=durable)
     return PreparedSites(out / "sites", sites, resolved, fingerprint, tuple(warnings))
 
 

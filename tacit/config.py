@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from tacit.data.array_schema import ArraySchema
 from tacit.data.schema import Frozen, Schema
 from tacit.errors import ConfigError
 
@@ -25,19 +26,30 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Kind = TypeVar("Kind", bound=Frozen)
 
+BUILT_IN = ("tabular", "array_classification", "array_regression")  # kinds of task that are Tacit's own
+
 
 class Model(Frozen):
-    """`[task.model]`: a built-in model and its size. Ignored by a task of your own."""
+    """`[task.model]`: a built-in model and its size. Ignored by a task of your own.
 
-    name: Literal["mlp", "logistic"] = "mlp"
-    hidden: Annotated[tuple[Count, ...], Field(strict=False)] = (16,)
+    Attributes:
+        name: tables take mlp and logistic; arrays any whose records have the right number of axes.
+        hidden: widths of an mlp's layers; the last one is the width of a gru's or lstm's state.
+        channels: of a cnn's or cnn1d's layers.
+    """
+
+    name: Literal["mlp", "logistic", "cnn", "cnn1d", "gru", "lstm"] = "mlp"
+    hidden: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (16,)
+    channels: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (8, 16)
     activation: Literal["relu", "tanh", "gelu", "elu"] = "relu"
 
 
 class Task(Frozen):
-    """`[task]`: what is trained. `kind` is "tabular" or "module:object" of a task of your own.
+    """`[task]`: what is trained.
 
     Attributes:
+        kind: "tabular" (classes of table rows), "array_classification", "array_regression", or "module:object" of a
+            task of your own.
         options: passed to your own task as keyword arguments.
     """
 
@@ -49,41 +61,62 @@ class Task(Frozen):
     def _known(self) -> Task:
         module, _, name = self.kind.partition(":")
         if self.is_own and not (module and name):
-            raise ValueError(f'kind must be "tabular" or "module:object", not {self.kind!r}')
+            raise ValueError(f'kind must be {", ".join(BUILT_IN)} or "module:object", not {self.kind!r}')
         return self
 
     @property
     def is_own(self) -> bool:
         """Whether `kind` names a task of the user's own."""
-        return self.kind != "tabular"
+        return self.kind not in BUILT_IN
 
 
 class Data(Frozen):
     """`[data]`: where the rows come from and which of them are held out.
 
     Attributes:
-        source: a built-in data set, or "csv" / "parquet" with `path`.
-        path: the file, for "csv" and "parquet".
+        source: a built-in data set; "csv", "parquet" or "npz" with `path`; "generated" with `generator`.
+        path: the file, for "csv", "parquet" and "npz".
+        generator: name of a generated scenario, whose truth is known (tacit scenarios list).
+        rows: how many a generator makes; 0 = as many as its story has.
         dir: folder with a built-in source's files; empty = the user's cache, filled by a download.
         split_seed: seed of the train/test split of each site (simulation).
         test_fraction: share of each site's rows held out; they are no part of the privacy statement.
         schema: the columns; empty = the source's own, or inferred from the file (not in a private run).
+        arrays: shape and scaling of records that are arrays; empty = the source's own.
     """
 
-    source: Literal["breast_cancer", "heart_disease", "credit_default", "csv", "parquet", "task"] = (
-        "breast_cancer"
-    )
+    source: Literal[
+        "breast_cancer",
+        "heart_disease",
+        "credit_default",
+        "csv",
+        "parquet",
+        "npz",
+        "medmnist",
+        "generated",
+        "task",
+    ] = "breast_cancer"
     path: str = ""
+    generator: str = ""
+    rows: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     dir: str = ""
     split_seed: int = 42
     test_fraction: Fraction = 0.25
     columns: Annotated[Schema | None, Field(alias="schema")] = None
+    arrays: ArraySchema | None = None
 
     @model_validator(mode="after")
     def _path(self) -> Data:
-        if self.source in ("csv", "parquet") and not self.path:
+        if self.source in ("csv", "parquet", "npz") and not self.path:
             raise ValueError(f'source = "{self.source}" needs path')
+        if (self.source == "generated") != bool(self.generator):
+            raise ValueError('source = "generated" and generator belong together')
         return self
+
+    @property
+    def file(self) -> str:
+        """What a site's file is called."""
+        return "data.csv" if self.arrays is None else "data.npz"
 
 
 class Partition(Frozen):
@@ -285,6 +318,7 @@ class Simulation(Frozen):
 
     Attributes:
         baselines: also train the pooled and the local-only models that federation is compared with.
+        tune_baselines: choose each one's learning rate, on a quarter of its own training records held back.
         executor: how the local engine trains a cohort: all clients at once, or one after the other through the
             `ClientApp`; "auto" stacks them where the model allows it.
         faults: a file of failures and lies to play (docs/faults.md); empty = none.
@@ -292,6 +326,7 @@ class Simulation(Frozen):
     """
 
     baselines: bool = True
+    tune_baselines: bool = True
     faults: str = ""
     executor: Literal["auto", "stacked", "serial"] = "auto"
     durable_ledgers: bool = False
@@ -343,7 +378,8 @@ class Experiment(Frozen):
         )
         if known and self.training.clients_per_round > known:
             raise ValueError(f"training.clients_per_round is above the {known} clients there are")
-        if not self.task.is_own and self.data.columns is not None and not self.data.columns.columns:
+        tabular, columns = self.task.kind == "tabular", self.data.columns
+        if tabular and columns is not None and not columns.columns and self.data.arrays is None:
             raise ValueError("data.schema.columns: a tabular task needs at least one column")
         cohort = self.training.clients_per_round or known
         if cohort and self.secure_aggregation.enabled:
