@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from simulations.array_sources import ArraySet
     from tacit.data.schema import Schema
 
+SMALL: Final = 400  # records that are enough to see a schema
 FOLDER: Final = Path(__file__).parent
 
 STORIES: Final[dict[str, Story]] = {
@@ -62,6 +63,18 @@ def story(name: str) -> Story:
 def experiment_file(name: str) -> Path:
     """The TOML file of a scenario."""
     return FOLDER / f"{story(name).name}.toml"
+
+
+def described(told: Story, experiment: config.Experiment) -> str:
+    """What one record of a scenario has, in a line."""
+    data = experiment.data
+    if told.arrays:
+        arrays = data.arrays or told.arrays(SMALL, experiment.seed).schema
+        shape = " x ".join(map(str, arrays.shape))
+        return f"numbers {shape}; {' / '.join(arrays.classes) or f'{arrays.outputs} number to predict'}"
+    made = told.table(SMALL, experiment.seed)[1] if told.table else published.SCHEMAS[told.name]()
+    schema = data.columns or made
+    return f"{', '.join(schema.columns)}; label {schema.label}: {' / '.join(schema.classes)}"
 
 
 def generated_table(data: config.Data, seed: int) -> tuple[DataFrame, Schema]:
