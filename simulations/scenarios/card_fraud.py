@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from simulations.scenarios.story import Floats, Story, drawn_sites, intercept_for, sigmoid
+from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, intercept_for, sigmoid
 from tacit.data.schema import CategoricalColumn, Column, NumericColumn, Schema
 
 if TYPE_CHECKING:
@@ -136,6 +136,6 @@ STORY = Story(
     measured="AUROC on the payments of the last three months",
     truth="the probability that each label was drawn with, drift included, exact: its AUROC is the best achievable",
     metric="auroc",
-    ci=("data.rows=8000", "training.rounds=6", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("data.rows=8000", "training.rounds=20", "training.local_steps=1", "checkpoints.keep=1", IDEAL),
     table=generate,
 )

@@ -18,7 +18,7 @@ import numpy as np
 
 from simulations.array_sources import ArraySet, load_medmnist
 from simulations.scenarios.ecg_beats import mixture
-from simulations.scenarios.story import Floats, Story, drawn_sites, log_posterior
+from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, log_posterior
 from tacit.data.array_schema import ArraySchema
 
 ROWS, SIDE = 6_000, 28
@@ -124,6 +124,6 @@ STORY = Story(
     measured="AUROC on all held-out images",
     truth="Bayes' rule over all forms of an image, exact: its AUROC is the best achievable (generated images)",
     metric="auroc",
-    ci=("data.rows=1000", "training.rounds=3", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("data.rows=1000", "training.rounds=3", "checkpoints.keep=1", IDEAL),
     arrays=generate,
 )

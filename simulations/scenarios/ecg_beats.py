@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulations.array_sources import ArraySet
-from simulations.scenarios.story import Floats, Story, drawn_sites, log_posterior
+from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, log_posterior
 from tacit.data.array_schema import ArraySchema
 
 ROWS, SAMPLES = 8_000, 96  # 0.77 s at 125 a second
@@ -127,6 +127,6 @@ STORY = Story(
     measured="AUROC, the mean over four classes, on all held-out beats",
     truth="Bayes' rule over all forms of a beat, exact: its AUROC is the best achievable",
     metric="auroc",
-    ci=("data.rows=1500", "training.rounds=4", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("data.rows=1500", "training.rounds=4", "checkpoints.keep=1", IDEAL),
     arrays=generate,
 )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulations.array_sources import ArraySet
-from simulations.scenarios.story import Floats, Story, drawn_sites, sigmoid
+from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, sigmoid
 from tacit.data.array_schema import ArraySchema
 
 ROWS = 3_200
@@ -115,6 +115,6 @@ STORY = Story(
     measured="R2 of the share lost on all held-out loans",
     truth="the expected share given the six numbers, exact: its R2 is the best achievable",
     metric="r2",
-    ci=("data.rows=1200", "training.rounds=8", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("data.rows=1200", "training.rounds=8", "checkpoints.keep=1", IDEAL),
     arrays=generate,
 )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulations.array_sources import ArraySet
-from simulations.scenarios.story import Floats, Story, drawn_sites, log_posterior
+from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, log_posterior
 from tacit.data.array_schema import ArraySchema
 
 ROWS, STEPS = 8_000, 30
@@ -144,6 +144,6 @@ STORY = Story(
     measured="AUROC on all held-out accounts",
     truth="Bayes' rule on the whole history, exact: its AUROC is the best achievable",
     metric="auroc",
-    ci=("data.rows=1500", "training.rounds=3", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("data.rows=1500", "training.rounds=3", "checkpoints.keep=1", IDEAL),
     arrays=generate,
 )

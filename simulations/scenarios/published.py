@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulations import source_schemas
-from simulations.scenarios.story import Story
+from simulations.scenarios.story import IDEAL, Story
 
 SCHEMAS = {
     "heart_disease": source_schemas.heart_disease,
@@ -20,7 +20,7 @@ HEART_DISEASE = Story(
     measured="accuracy, the mean over the four hospitals",
     truth="FLamby (du Terrail et al. 2022) publishes pooled 0.735, FedAvg 0.685 and, at epsilon 1, 0.685",
     metric="accuracy",
-    ci=("training.rounds=6", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("training.rounds=6", "checkpoints.keep=1", IDEAL),
 )
 
 BREAST_CANCER = Story(
@@ -32,7 +32,7 @@ BREAST_CANCER = Story(
     measured="AUROC on all held-out patients",
     truth="pooled training without privacy; Street et al. (1993) report 97 % accuracy in cross-validation",
     metric="auroc",
-    ci=("training.rounds=6", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("training.rounds=6", "checkpoints.keep=1", IDEAL),
 )
 
 CREDIT_DEFAULT = Story(
@@ -44,5 +44,5 @@ CREDIT_DEFAULT = Story(
     measured="AUROC on all held-out card holders",
     truth="pooled training without privacy on the same preparation; the bar is 0.02 below it",
     metric="auroc",
-    ci=("training.rounds=4", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("training.rounds=4", "checkpoints.keep=1", IDEAL),
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulations.scenarios.story import Floats, Story, drawn_sites, sigmoid
+from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, sigmoid
 from tacit.data.schema import CategoricalColumn, Column, NumericColumn, Schema
 
 if TYPE_CHECKING:
@@ -160,6 +160,6 @@ STORY = Story(
     measured="AUROC on all held-out stays",
     truth="the probability given what was written down, exact: its AUROC is the best achievable",
     metric="auroc",
-    ci=("data.rows=3000", "training.rounds=6", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("data.rows=3000", "training.rounds=6", "checkpoints.keep=1", IDEAL),
     table=generate,
 )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulations.array_sources import ArraySet
-from simulations.scenarios.story import Floats, Story, drawn_sites
+from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites
 from tacit.data.array_schema import ArraySchema
 
 ROWS, DAYS = 6_000, 22
@@ -111,6 +111,6 @@ STORY = Story(
     measured="R2 of the forecast on the days of the last quarter",
     truth="the expected value given the 22 days, exact: its R2 is the best achievable",
     metric="r2",
-    ci=("data.rows=1200", "training.rounds=6", "checkpoints.keep=1", "secure_aggregation.engine=ideal"),
+    ci=("data.rows=1200", "training.rounds=6", "checkpoints.keep=1", IDEAL),
     arrays=generate,
 )
