@@ -42,6 +42,7 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
     with clock.part("baselines"):
         on_part("baselines")
         baselines = _baselines(harness) if experiment.simulation.baselines else r.Baselines()
+        baselines = baselines.model_copy(update={"best": _best(harness)})
     on_part("report")
     plan = PrivacyPlan.of(experiment)
     ledgers, secure = _ledgers(simulation), _secure_sum(simulation)
@@ -116,6 +117,11 @@ def _baselines(harness: Harness) -> r.Baselines:
         if majority
         else None,
     )
+
+
+def _best(harness: Harness) -> r.Baseline | None:
+    found = harness.best()
+    return None if found is None else r.Baseline(metrics=found[0], sites=_site_results(harness, found[1]))
 
 
 def _ledgers(simulation: Simulation) -> dict[str, tuple[Entry, ...]]:

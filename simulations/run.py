@@ -200,6 +200,7 @@ def one_thread() -> Iterator[None]:
 
 def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> PreparedSites:
     """Loads the data, divides them among sites, and gives each simulated site its policy."""
+    from simulations.array_sources import load_arrays
     from simulations.sources import load_source
 
     private = experiment.privacy.record is not None or experiment.privacy.client is not None
@@ -208,8 +209,9 @@ def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> Prepa
             "a private run needs a declared schema: one inferred from the rows is a statistic of them",
             key="data.schema",
         )
-    table, schema = load_source(experiment.data)
-    prepared = prepare_sites(experiment, table, schema, out, durable=durable)
+    arrays = load_arrays(experiment.data, experiment.seed)
+    table, schema = load_source(experiment.data, experiment.seed) if arrays is None else arrays.table()
+    prepared = prepare_sites(experiment, table, schema, out, durable=durable, arrays=arrays)
     for i in range(len(prepared.sites)):
         _write_policy(prepared.folder / str(i), prepared.experiment)
     secure = prepared.experiment.secure_aggregation

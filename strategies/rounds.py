@@ -132,8 +132,9 @@ class Rounds:
         return self.release(before, arrays, sums, cohort, time.perf_counter() - started)
 
     def draw(self, number: int) -> list[str]:
-        """The cohort of a round: labels in roster order, drawn by seed and round alone."""
-        labels = list(self.nodes)
+        """The cohort of a round: labels in roster order, drawn by seed and round from those who take part in it."""
+        present = set(self.experiment.federation.present(number))
+        labels = [label for label in self.nodes if label in present]
         size = self.experiment.cohort_size
         if size >= len(labels):
             return labels
