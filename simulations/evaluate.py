@@ -63,11 +63,11 @@ class Harness:
         private = experiment.privacy.record is not None
         self.experiment = experiment
         self.task = cast("Task", FederatedModel(task or load_task(experiment), private=private))
+        # Of a population that is simulated the harness knows the pool, in the one folder there is.
+        labels = [site.label for site in experiment.federation.sites] or ["pool"]
         self.sites = [
-            SiteRecords(
-                site.label, *(self.task.read(sites / str(i) / "data.csv", s) for s in ("train", "test"))
-            )
-            for i, site in enumerate(experiment.federation.sites)
+            SiteRecords(label, *(self.task.read(sites / str(i) / "data.csv", s) for s in ("train", "test")))
+            for i, label in enumerate(labels)
         ]
         self.has_test = any(site.test.num_rows for site in self.sites)
         self._model = self.task.model()

@@ -21,7 +21,7 @@ from simulations.partition import partition
 from simulations.partition.classes import class_indices, is_missing
 from simulations.partition.folders import store
 from simulations.partition.split import held_out
-from tacit.config import Data, Experiment, Federation, Site
+from tacit.config import Data, Experiment, Federation, Partition, Population, Site
 from tacit.data.schema import Schema
 from tacit.errors import ConfigError, DataError
 
@@ -104,9 +104,10 @@ def prepare_sites(
         frames.append(frame)
     sites = tuple(_counted(p.label, f, complete) for p, f in zip(slices, frames, strict=True))
     resolved = experiment.with_tables(
-        data=experiment.data.model_copy(update={"columns": complete}), federation=_declared(sites)
+        data=experiment.data.model_copy(update={"columns": complete}),
+        federation=_declared(sites, experiment.partition),
     )
-    fingerprint = store(out, resolved, frames, durable=durable)
+    fingerprint = store(out, resolved, [site.label for site in sites], frames, durable=durable)
     return PreparedSites(out / "sites", sites, resolved, fingerprint, tuple(warnings))
 
 
@@ -156,10 +157,12 @@ def _counted(label: str, frame: DataFrame, schema: Schema) -> PreparedSite:
     )
 
 
-def _declared(sites: tuple[PreparedSite, ...]) -> Federation:
+def _declared(sites: tuple[PreparedSite, ...], settings: Partition) -> Federation:
     for site in sites:
         if not site.train_rows:
             raise DataError(f"site {site.label!r} has no row to train on")
+    if settings.kind == "virtual":  # what lies in the one folder is what the clients draw from
+        return Federation(population=Population(size=settings.num_clients, rows=settings.rows))
     return Federation(sites=tuple(Site(label=site.label, rows=site.train_rows) for site in sites))
 
 

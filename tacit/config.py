@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tacit.data.schema import Frozen, Schema
 from tacit.errors import ConfigError
+from tacit.population import Labels
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -91,14 +92,17 @@ class Partition(Frozen):
 
     Attributes:
         kind: iid; dirichlet (label skew, smaller alpha = more skew); quantity (sizes from a Dirichlet);
-            feature_shift (sites see shifted, rescaled numbers); natural (one site per value of `column`).
+            feature_shift (sites see shifted, rescaled numbers); natural (one site per value of `column`);
+            virtual (any number of clients that are made when they are drawn, each with `rows` rows of the table,
+            with replacement).
     """
 
-    kind: Literal["iid", "dirichlet", "quantity", "feature_shift", "natural"] = "iid"
+    kind: Literal["iid", "dirichlet", "quantity", "feature_shift", "natural", "virtual"] = "iid"
     num_clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     alpha: Positive = 0.5
     min_rows: Annotated[int, Field(ge=1)] = 10
     shift: Annotated[float, Field(ge=0)] = 0.5
+    rows: Count = 32
     column: str = ""
 
     @model_validator(mode="after")
@@ -251,8 +255,10 @@ class SecureAggregation(Frozen):
                 f"max_corrupt + max_dropouts = {c + d} leaves fewer than 2 honest of {n} clients"
             )
         if n * 2**self.precision_bits >= 2**31:
+            most = (2**31 // n - 1).bit_length() - 1
             raise ValueError(
                 f"precision_bits = {self.precision_bits}: the sum of {n} clients does not fit into 32 bits"
+                + (f"; {most} is the most" if most >= 8 else "")
             )
 
 
@@ -304,16 +310,41 @@ class Site(Frozen):
     rows: Count
 
 
+class Population(Frozen):
+    """`[federation.population]` (simulation): so many clients, each of the same declared size."""
+
+    size: Count
+    rows: Count
+
+
 class Federation(Frozen):
     """`[federation]`: the members and what they declared. A simulation fills this in from its partition."""
 
     sites: Annotated[tuple[Site, ...], Field(strict=False)] = ()
+    population: Population | None = None
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Of the members, in order."""
+        return Labels(self.population.size) if self.population else [site.label for site in self.sites]
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Declared sizes, without repetition where all are equal."""
+        return [self.population.rows] if self.population else [site.rows for site in self.sites]
+
+    @property
+    def num_members(self) -> int:
+        """How many there are."""
+        return self.population.size if self.population else len(self.sites)
 
     @model_validator(mode="after")
     def _distinct(self) -> Federation:
         labels = [site.label for site in self.sites]
         if len(set(labels)) != len(labels):
             raise ValueError("two sites have the same label")
+        if self.sites and self.population:
+            raise ValueError("sites and a population exclude each other")
         return self
 
 
@@ -338,7 +369,7 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
-        known = len(self.federation.sites) or (
+        known = self.federation.num_members or (
             0 if self.partition.kind == "natural" else self.partition.num_clients
         )
         if known and self.training.clients_per_round > known:
@@ -366,14 +397,14 @@ class Experiment(Frozen):
             raise ValueError(
                 "evaluation.metrics in a private run must be paid for: set privacy.record.metrics_share, e.g. 0.1"
             )
-        population = min((site.rows for site in self.federation.sites), default=0)
+        population = min(self.federation.sizes, default=0)
         if population and record.delta >= 1 / population:
             raise ValueError(
                 f"privacy.record.delta must be below 1/{population}, one over the rows of the smallest declared site"
             )
 
     def _check_client_privacy(self, client: ClientPrivacy) -> None:
-        secure, members = self.secure_aggregation, len(self.federation.sites)
+        secure, members = self.secure_aggregation, self.federation.num_members
         if client.noise == "distributed" and not secure.enabled:
             raise ValueError(
                 'privacy.client.noise = "distributed" needs secure_aggregation.enabled: one share of the noise '
@@ -391,7 +422,7 @@ class Experiment(Frozen):
     @property
     def cohort_size(self) -> int:
         """Clients per round, with 0 resolved to all declared sites."""
-        return self.training.clients_per_round or len(self.federation.sites)
+        return self.training.clients_per_round or self.federation.num_members
 
     def to_toml(self) -> str:
         """Canonical TOML text: equal experiments give equal bytes."""

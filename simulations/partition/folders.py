@@ -23,12 +23,20 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def store(out: Path, experiment: Experiment, frames: Sequence[DataFrame], *, durable: bool = True) -> str:
+def store(
+    out: Path,
+    experiment: Experiment,
+    labels: Sequence[str],
+    frames: Sequence[DataFrame],
+    *,
+    durable: bool = True,
+) -> str:
     """Writes `out`/sites, or finds it there as it would write it.
 
     Args:
         out: the run's folder; created when it does not exist.
-        experiment: with its federation declared, in the order of `frames`; kept as sites/experiment.toml.
+        experiment: with its federation declared; kept as sites/experiment.toml.
+        labels: of the sites.
         frames: the rows of each site.
         durable: goes into each site.toml: whether its ledger waits for the disk.
 
@@ -43,7 +51,7 @@ def store(out: Path, experiment: Experiment, frames: Sequence[DataFrame], *, dur
     try:
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-        _write(unfinished, experiment, frames, durable)
+        _write(unfinished, experiment, labels, frames, durable)
         fingerprint = _fingerprint(unfinished, len(frames))
         if not folder.exists():
             unfinished.rename(folder)
@@ -56,14 +64,16 @@ def store(out: Path, experiment: Experiment, frames: Sequence[DataFrame], *, dur
     return fingerprint
 
 
-def _write(folder: Path, experiment: Experiment, frames: Sequence[DataFrame], durable: bool) -> None:
+def _write(
+    folder: Path, experiment: Experiment, labels: Sequence[str], frames: Sequence[DataFrame], durable: bool
+) -> None:
     folder.mkdir(mode=0o700)
     _private_file(folder / "experiment.toml", experiment.to_toml())
-    for i, (site, frame) in enumerate(zip(experiment.federation.sites, frames, strict=True)):
+    for i, (label, frame) in enumerate(zip(labels, frames, strict=True)):
         (folder / str(i)).mkdir(mode=0o700)
         description: dict[str, object] = {
-            "label": site.label,
-            "data_set": f"{experiment.name}/{site.label}",
+            "label": label,
+            "data_set": f"{experiment.name}/{label}",
             **({} if durable else {"durable": False}),
         }
         _private_file(folder / str(i) / "site.toml", tomli_w.dumps(description))

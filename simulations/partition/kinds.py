@@ -47,6 +47,8 @@ def partition(table: DataFrame, schema: Schema, settings: Partition, seed: int) 
     """
     if settings.kind == "natural":
         return _natural(table, settings)
+    if settings.kind == "virtual":
+        return [SiteRows("pool", np.arange(len(table)))]
     num_rows, k = len(table), settings.num_clients
     _check_enough(num_rows, settings)
     rng = np.random.default_rng(seed)

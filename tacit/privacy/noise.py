@@ -26,7 +26,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 KEY_BYTES: Final = 32
+NONCE_BYTES: Final = 12
 
+_MOST_BYTES: Final = 1 << 36  # of one nonce: the counter of 32 bits must not run into another's blocks
 _ZEROS: Final = memoryview(bytes(1 << 18))
 
 
@@ -34,14 +36,15 @@ class Stream:
     """A sequence of random numbers, each used once.
 
     Args:
-        key: 32 bytes that serve this one stream.
+        key: 32 bytes that serve this stream, and no other with the same nonce.
+        nonce: 12 bytes, where streams share a key (`tacit.privacy.streams`).
     """
 
-    def __init__(self, key: bytes) -> None:
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"a stream needs a key of {KEY_BYTES} bytes")
-        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-        self._process = os.getpid()
+    def __init__(self, key: bytes, nonce: bytes = bytes(NONCE_BYTES)) -> None:
+        if len(key) != KEY_BYTES or len(nonce) != NONCE_BYTES:
+            raise ValueError(f"a stream needs a key of {KEY_BYTES} bytes and a nonce of {NONCE_BYTES}")
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR(nonce + bytes(4))).encryptor()
+        self._process, self._left = os.getpid(), _MOST_BYTES
 
     def __repr__(self) -> str:
         return "<Stream: secret>"
@@ -50,16 +53,12 @@ class Stream:
         raise TypeError("a Stream is not copied: two copies would draw the same noise")
 
     def bytes(self, n: int) -> bytes:
-        """The next `n` bytes of the key's AES-256-CTR stream (block 0 first, zero nonce)."""
+        """The next `n` bytes of the key's AES-256-CTR stream (nonce, then the counter from block 0)."""
         return self._draw(n).tobytes()
 
     def uniform(self, shape: int | tuple[int, ...]) -> NDArray[np.float64]:
         """Multiples of 2**-53 in [0, 1), eight bytes each, shape `shape`."""
-        words = self.words(_size(shape))
-        words >>= np.uint64(11)
-        values = words.astype(np.float64)
-        values *= 2.0**-53
-        return values.reshape(shape)
+        return in_unit_interval(self.words(_size(shape))).reshape(shape)
 
     def bernoulli(self, n: int, q: float) -> NDArray[np.bool_]:
         """Independent draws that are true with probability floor(q * 2**64) / 2**64, never above `q`.
@@ -71,12 +70,7 @@ class Stream:
         Returns:
             Shape (n,). Eight bytes of the stream are used for each, whatever `q` is.
         """
-        if not 0 <= q <= 1:
-            raise ValueError(f"a probability is within [0, 1], not {q}")
-        words = self.words(n)
-        if q == 1:
-            return np.ones(n, dtype=np.bool_)
-        return words < np.uint64(int(math.ldexp(q, 64)))  # ldexp only moves the exponent: exact
+        return below(self.words(n), q)
 
     def gaussian(self, shape: int | tuple[int, ...], std: float) -> NDArray[np.float64]:
         """Normals of mean 0, shape `shape`, each the sum of four independent draws divided by two.
@@ -121,6 +115,9 @@ class Stream:
             raise RuntimeError(
                 "this stream was made before a fork; make one from a fresh key in this process"
             )
+        self._left -= len(out)
+        if self._left < 0:
+            raise RuntimeError("this stream is used up")
         for start in range(0, len(out), len(_ZEROS)):
             part = out[start : start + len(_ZEROS)]
             self._cipher.update_into(_ZEROS[: part.size], part.data)
@@ -159,6 +156,27 @@ class SeededKeys:
         """The same 32 bytes for the same seed, purpose and index; others for any other."""
         info = b"".join(_field(part) for part in ("tacit/keys/1", purpose, *index))
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(_field(self.seed))
+
+
+def below(words: NDArray[np.uint64], q: float) -> NDArray[np.bool_]:
+    """`Stream.bernoulli` of words that were read already, same shape.
+
+    Raises:
+        ValueError: `q` is no probability.
+    """
+    if not 0 <= q <= 1:
+        raise ValueError(f"a probability is within [0, 1], not {q}")
+    if q == 1:
+        return np.ones(words.shape, dtype=np.bool_)
+    return words < np.uint64(int(math.ldexp(q, 64)))  # ldexp only moves the exponent: exact
+
+
+def in_unit_interval(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """`Stream.uniform` of words that were read already, same shape; writes over them."""
+    words >>= np.uint64(11)
+    values = words.astype(np.float64)
+    values *= 2.0**-53
+    return values
 
 
 def _field(value: int | str) -> bytes:

@@ -58,7 +58,7 @@ def rounded(cut: NDArray[np.float64], *, clip: float, c_int: int, uniforms: NDAr
     if uniforms.shape != cut.shape:
         raise ValueError("one uniform number for each coordinate")
     scaled = cut * units_per_one(clip, c_int, cut.size)
-    if _rounds_to_zero(c_int, cut.size):
+    if rounds_to_zero(c_int, cut.size):
         integers = np.trunc(scaled).astype(np.int64)
     else:
         floor = np.floor(scaled)
@@ -98,7 +98,7 @@ def decode(total: Integers, clip: float, c_int: int, d: int) -> NDArray[np.float
 
 def units_per_one(clip: float, c_int: int, d: int) -> float:
     """Integer units that stand for 1.0 in a vector of length `d`."""
-    margin = 0.0 if _rounds_to_zero(c_int, d) else sqrt(d)
+    margin = 0.0 if rounds_to_zero(c_int, d) else sqrt(d)
     return (c_int - margin) / clip * _FLOAT_SLACK
 
 
@@ -317,5 +317,6 @@ def _planes_of(
     return whole, np.uint32(lowest), [blocks[:, at + i * size :][:, :size] for i in range(num_single)]
 
 
-def _rounds_to_zero(c_int: int, d: int) -> bool:
+def rounds_to_zero(c_int: int, d: int) -> bool:
+    """Whether the margin of stochastic rounding would cost too much."""
     return c_int < 16 * sqrt(d)
