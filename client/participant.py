@@ -58,7 +58,7 @@ class Run:
     @cached_property
     def largest_rows(self) -> int:
         """The largest declared size."""
-        return max(site.rows for site in self.experiment.federation.sites)
+        return max(self.experiment.federation.sizes)
 
     def share_stream(self, site: str, round_number: int, attempt: int) -> Stream:
         """What a site's share of the sum's noise is drawn from: one stream for each vector."""
@@ -87,10 +87,10 @@ class Participant:
 
     def __init__(self, run: Run, site: Site, sessions: Sessions) -> None:
         self.run, self.site, self.sessions = run, site, sessions
-        labels = [declared.label for declared in run.experiment.federation.sites]
-        if site.label not in labels:
-            raise Refused("not-a-member", f"the experiment declares no site {site.label!r}")
-        self.position = labels.index(site.label)
+        try:
+            self.position = run.experiment.federation.labels.index(site.label)
+        except ValueError:
+            raise Refused("not-a-member", f"the experiment declares no site {site.label!r}") from None
         self.task, self.scaling, self.clip = run.task, "", ""
         # Where sessions end with the process, the journal may as well.
         in_memory = isinstance(sessions, MemorySessions)
@@ -103,7 +103,8 @@ class Participant:
     @property
     def declared_rows(self) -> int:
         """The size that this site declared."""
-        return self.run.experiment.federation.sites[self.position].rows
+        sizes = self.run.experiment.federation.sizes
+        return sizes[self.position if len(sizes) > 1 else 0]
 
     @property
     def weight(self) -> float:

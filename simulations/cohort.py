@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import compress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from flwr.app import Context, Message
@@ -44,6 +44,16 @@ def train_cohort(cohort: Cohort) -> CohortResult:
     """One round by an executor that is not kept for the next one."""
     with CohortExecutor() as executor:
         return executor(cohort)
+
+
+class Member(Protocol):
+    """A participant, and what its policy says."""
+
+    client: Participant
+
+    def permit(self, model: Received) -> None:
+        """Raises `Refused` unless the site trains from this model and lets a single vector out."""
+        ...
 
 
 class Asked(NamedTuple):
@@ -106,9 +116,7 @@ class CohortExecutor:
         for message, context in cohort:
             node = message.metadata.dst_node_id
             try:
-                member = self._members.get(node)
-                if member is None:
-                    member = self._members[node] = HeldMember(participant(context), self._ledgers)
+                member = self._member(message, context)
                 client = ready(message, context, member.client)
                 if model is None:
                     model = Received.of(client.run, number, arrays)
@@ -120,6 +128,14 @@ class CohortExecutor:
                 tally.refused(error)
                 continue
             yield node, client
+
+    def _member(self, message: Message, context: Context) -> Member:
+        """Who a message is for; kept until the run has ended."""
+        node = message.metadata.dst_node_id
+        member = self._members.get(node)
+        if member is None:
+            member = self._members[node] = HeldMember(participant(context), self._ledgers)
+        return member
 
     def _stacked(self, asked: Asked, clients: dict[int, Participant], tally: _Tally) -> None:
         """All clients at once, a portion after the other."""
@@ -163,9 +179,8 @@ class CohortExecutor:
         labels = tuple(client.site.label for client in clients)
         portions = self._portions.get(labels)
         if portions is None:
-            counts = np.full(len(labels), encoder.num_uniforms, dtype=np.int64)
-            portions = Portions(labels, counts)
-            self._portions = {labels: portions}
+            portions = Portions.even(labels, encoder.num_uniforms)
+            self._portions = {labels: portions}  # of this portion of the cohort: more would grow with the run
         uniforms = in_unit_interval(portions.read(keys, "rounding", asked.round)).reshape(len(labels), -1)
         finite = deltas if np.isfinite(deltas).all() else np.nan_to_num(deltas, posinf=0.0, neginf=0.0)
         metrics = [client.metrics(asked.round, asked.arrays) for client in clients]

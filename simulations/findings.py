@@ -128,6 +128,11 @@ def _ledgers(simulation: Simulation) -> dict[str, tuple[Entry, ...]]:
     """Entries of each site's ledger, by label."""
     from client.site import Site
 
+    if simulation.experiment.federation.population is not None:
+        from simulations.virtual import LEDGERS, LedgerFile
+
+        with LedgerFile(simulation.prepared.folder / LEDGERS, durable=False) as file:
+            return dict(file.busiest(EXCERPT))
     entries: dict[str, tuple[Entry, ...]] = {}
     for i, site in enumerate(simulation.prepared.sites):
         folder = simulation.prepared.folder / str(i)
@@ -171,6 +176,10 @@ def _clipped_fraction(simulation: Simulation) -> float | None:
 
     if simulation.engine != "local":
         return None
+    if simulation.experiment.federation.population is not None:
+        rows = read_rounds(simulation.state / "rounds.jsonl")
+        vectors = sum(len(row["survivors"]) for row in rows)
+        return sum(row["num_clipped"] for row in rows) / vectors if vectors else None
     text = simulation.experiment.to_toml()
     sites = [
         participant_of(text, simulation.prepared.folder / str(i), True)

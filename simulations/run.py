@@ -101,6 +101,7 @@ def simulate(
     Raises:
         TacitError: the run did not do what was asked. What was complete stays in `out`.
     """
+    check_virtual(experiment, engine)
     faults = fault_list(experiment, engine)
     clock, started = Clock(), datetime.now(UTC)
     with claimed(out, resume=resume), one_thread():
@@ -122,6 +123,27 @@ def simulate(
         from simulations.findings import write_findings
 
         return write_findings(simulation, on_part)
+
+
+def check_virtual(experiment: Experiment, engine: str) -> None:
+    """Raises `ConfigError` where an experiment asks something of virtual clients that needs real folders."""
+    if experiment.partition.kind != "virtual":
+        return
+    secure, columns = experiment.secure_aggregation, experiment.data.columns
+    summed = (secure.enabled and secure.engine == "ideal") or (
+        not secure.enabled and experiment.privacy.client is not None
+    )
+    if not summed:
+        raise ConfigError(
+            'virtual clients are added up by the ideal sum: set engine = "ideal"',
+            key="secure_aggregation.engine",
+        )
+    if engine != "local":
+        raise ConfigError("virtual clients need --engine local", key="partition.kind")
+    if experiment.simulation.faults:
+        raise ConfigError("plays no faults at virtual clients", key="simulation.faults")
+    if columns is not None and columns.scaling == "federated":
+        raise ConfigError("is not learned from virtual clients; declare ranges", key="data.schema.scaling")
 
 
 def fault_list(experiment: Experiment, engine: str) -> FaultList | None:
@@ -257,7 +279,7 @@ def run_engine(simulation: Simulation) -> None:
             experiment.to_toml(),
             state=simulation.state,
             sites=simulation.prepared.folder,
-            num_clients=len(experiment.federation.sites),
+            num_clients=experiment.federation.num_members,
         )
     elif simulation.engine == "local":
         run_local(simulation)
@@ -278,6 +300,7 @@ def run_local(simulation: Simulation) -> None:
     from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
     from simulations.stacked import train_ahead
+    from simulations.virtual import VirtualExecutor, VirtualGrid
 
     logging.getLogger("flwr").setLevel(
         logging.ERROR
@@ -291,11 +314,16 @@ def run_local(simulation: Simulation) -> None:
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
     sites = str(simulation.prepared.folder)
     variables = {"TACIT_STATE": str(simulation.state), "TACIT_SITES": sites, "TACIT_FEDERATION": sites}
-    with environment(**variables), CohortExecutor() as executor:
-        # A cohort that is trained without messages meets no app, and so no faults.
-        hook = None if serial or faults is not None else executor
+    virtual = experiment.federation.population is not None
+    with (
+        environment(**variables),
+        VirtualExecutor(experiment, Path(sites)) if virtual else CohortExecutor() as executor,
+    ):
+        # A cohort that is trained without messages meets no app, and so no faults. Virtual clients have no app.
+        hook = executor if virtual or not (serial or faults is not None) else None
         ahead = () if serial else (train_ahead,)
-        server_app(LocalGrid(app, run_config, len(experiment.federation.sites), hook, *ahead), context)
+        kind = VirtualGrid if virtual else LocalGrid
+        server_app(kind(app, run_config, experiment.federation.num_members, hook, *ahead), context)
 
 
 @contextmanager

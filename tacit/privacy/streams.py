@@ -47,6 +47,11 @@ class Portions:
     members: tuple[str, ...]
     counts: NDArray[np.int64]
 
+    @classmethod
+    def even(cls, members: tuple[str, ...], count: int) -> Portions:
+        """The same number of words for each."""
+        return cls(members, np.full(len(members), count, dtype=np.int64))
+
     @property
     def total(self) -> int:
         """Words of all members together."""

@@ -30,7 +30,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
 ]
 
-DEADLINE = float(os.environ.get("TACIT_TEST_DEADLINE", "10"))  # of a phase; more on a machine that is very busy
+DEADLINE = float(
+    os.environ.get("TACIT_TEST_DEADLINE", "10")
+)  # of a phase; more on a machine that is very busy
 SITES = ("partition.num_clients=4", "secure_aggregation.max_dropouts=1")
 RUN = ("training.rounds=10000", f"secure_aggregation.deadline_seconds={DEADLINE}")
 

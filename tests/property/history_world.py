@@ -1,4 +1,4 @@
-"""A server and its sites in one process, whose every move a history decides: real apps and files, a SuperLink in memory.
+"""A server and its sites in one process, whose every move a history decides: real apps, a SuperLink in memory.
 
 A process is killed at a moment of the history, or at one of the system calls by which it changes a file; what it held
 in memory is gone then, and what it has written stays. The server runs in a thread that goes on only when it is told
