@@ -8,12 +8,14 @@ import math
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.statistics import scaled
 from server.state import RunState, read_rounds
 from simulations.evaluate import Harness, Metrics, site_mean
 from simulations.faulty_app import PLAYED, read_played
+from simulations.kept_baselines import kept
 from simulations.sites import partition_table
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report import record as r
@@ -32,7 +34,9 @@ PACKAGES = ("tacit", "flwr", "torch", "opacus", "dp-accounting", "cryptography",
 EXCERPT = 20  # ledger entries in the report
 
 
-def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.RunRecord:
+def write_findings(
+    simulation: Simulation, on_part: Callable[[str], None], shared: Path | None = None
+) -> r.RunRecord:
     """Evaluates, trains the baselines, builds the record and writes every file of the report."""
     clock, out, experiment = simulation.clock, simulation.out, simulation.experiment
     state = RunState(simulation.state, experiment.to_toml(), experiment.checkpoints.keep, read_only=True)
@@ -44,7 +48,8 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
         final = _final(harness, state, simulation)
     with clock.part("baselines"):
         on_part("baselines")
-        baselines = _baselines(harness) if experiment.simulation.baselines else r.Baselines()
+        wanted = experiment.simulation.baselines
+        baselines = kept(shared, experiment, lambda: _baselines(harness)) if wanted else r.Baselines()
     on_part("report")
     plan = PrivacyPlan.of(experiment)
     ledgers, secure = _ledgers(simulation), _secure_sum(simulation)

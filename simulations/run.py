@@ -87,6 +87,7 @@ def simulate(
     *,
     engine: str = "local",
     resume: bool = False,
+    baselines: Path | None = None,
     on_part: Callable[[str], None] = lambda part: None,
 ) -> RunRecord:
     """Runs a whole simulation and writes its report.
@@ -96,6 +97,7 @@ def simulate(
         out: the run's folder. An earlier run in it is replaced, or continued with `resume`.
         engine: "local" or "ray".
         resume: go on after the last complete round.
+        baselines: folder of those that a sweep shares among its runs; None = they are this run's own.
         on_part: told the name of each part as it begins: sites, rounds, baselines, report.
 
     Raises:
@@ -121,7 +123,7 @@ def simulate(
             run_engine(simulation)
         from simulations.findings import write_findings
 
-        return write_findings(simulation, on_part)
+        return write_findings(simulation, on_part, baselines)
 
 
 def fault_list(experiment: Experiment, engine: str) -> FaultList | None:
