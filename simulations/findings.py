@@ -232,17 +232,19 @@ def _faults(simulation: Simulation, rows: list[dict[str, Any]]) -> Iterator[r.Pl
         place = line["fault"], line["round"], line["site"]
         played.setdefault(place, {})[line["attempt"]] = line["happened"]
     for row in rows:
-        for number, fault in enumerate(planned.faults, start=1):
-            for label in planned.sites(number, row["round"]):
-                happened = _happened(row, label, played.get((number, row["round"], label), {}))
-                yield r.PlayedFault(
-                    fault=number,
-                    round=row["round"],
-                    site=label,
-                    phase=fault.phase,
-                    kind=fault.kind,
-                    happened=happened,
-                )
+        strikes = [
+            (s.number, label, s) for label, found in planned.strikes(row["round"]).items() for s in found
+        ]
+        order = {label: i for i, label in enumerate(planned.labels)}
+        for number, label, strike in sorted(strikes, key=lambda found: (found[0], order[found[1]])):
+            yield r.PlayedFault(
+                fault=number,
+                round=row["round"],
+                site=label,
+                phase=strike.phase,
+                kind=strike.fault.kind,
+                happened=_happened(row, label, played.get((number, row["round"], label), {})),
+            )
 
 
 def _happened(row: dict[str, Any], label: str, attempts: dict[int, str]) -> str:

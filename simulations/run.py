@@ -4,6 +4,7 @@ DIR/sites/<i>/      what each simulated site has and keeps: data, policy, ledger
 DIR/server/         what the server keeps: rounds, checkpoints, result
 DIR/report.json  report.html  privacy-statement.md  model.safetensors  ledger.jsonl  experiment.toml
 DIR/faults.toml         the fault list that was played, if any; server/faults.jsonl says what came of it
+DIR/faults-drawn.toml   the same with nothing left to draw, where the seed had a say in it
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from typing import BinaryIO
 import tomli_w
 
 from simulations.enrolment import enrol
-from simulations.faults import FaultList
+from simulations.faults import MOST_WRITTEN, FaultList
 from simulations.sites import PreparedSites, prepare_sites
 from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
 from tacit.report.record import RunRecord
 
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
-FAULTS = "faults.toml"
+FAULTS, DRAWN = "faults.toml", "faults-drawn.toml"
 REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
 
 
@@ -115,6 +116,7 @@ def simulate(
             if faults is not None:
                 faults = faults.among([site.label for site in prepared.sites])
                 (out / FAULTS).write_text(faults.text, encoding="utf-8")
+                write_drawn(faults, experiment.training.rounds, out)
             try_task(prepared.experiment, prepared.data_path(0))
             remove(out, REPORTS)  # from here on they would be another run's, or an older part of this one's
         simulation = Simulation(prepared, out, engine, started, clock, faults)
@@ -138,6 +140,13 @@ def check_unchanged(faults: FaultList | None, out: Path) -> None:
     path = out / FAULTS
     if faults is not None and path.exists() and path.read_text(encoding="utf-8") != faults.text:
         raise ConfigError(f"is not what the run began with: {path}", source=faults.source)
+
+
+def write_drawn(faults: FaultList, rounds: int, out: Path) -> None:
+    """Writes the list out entry by entry where something of it was drawn, unless that would be a book."""
+    expected = sum(rounds * len(faults.labels) for fault in faults.faults if fault.is_drawn)
+    if expected and expected <= MOST_WRITTEN:
+        (out / DRAWN).write_text(faults.written_out(rounds), encoding="utf-8")
 
 
 @contextmanager
@@ -173,7 +182,7 @@ def _claim(out: Path, *, resume: bool) -> BinaryIO:
         mark.close()
         raise ConfigError("another simulation is running in it", source=out, key="--out") from None
     if not resume:
-        remove(out, (*REPORTS, FAULTS, "server", "sites"))
+        remove(out, (*REPORTS, FAULTS, DRAWN, "server", "sites"))
     return mark
 
 

@@ -61,6 +61,7 @@ def render_sweep(record: SweepRecord) -> str:
         seconds=seconds_text,
         size=size_text,
         band=_band,
+        mean=_mean,
         said=said,
     )
     return environment.get_template("sweep.html.j2").render(_context(record))
@@ -80,6 +81,7 @@ def _context(record: SweepRecord) -> dict[str, Any]:
         "rows": [_row(record, named) for named in groups[:MOST_GROUPS]],
         "rows_left_out": max(0, len(groups) - MOST_GROUPS),
         "best": _best(record, groups),
+        "lettered": any(named.letter == "A" for named in groups),
         "utility": utility,
         "lines": lines,
         "target_chart": _target_chart(record, shown),
@@ -324,6 +326,10 @@ def _spent(record: SweepRecord) -> tuple[float, float, int] | None:
         math.fsum(c.delta or 0.0 for c in private),
         len(private),
     )
+
+
+def _mean(found: Band | None) -> str:
+    return metric_text(found.mean if found else None)
 
 
 def _band(found: Band | None) -> str:

@@ -79,6 +79,12 @@ def band_chart(
             label=level.word,
             zorder=2,
         )
+    bands = [band for curve in curves[:SERIES] for band in curve.bands if band is not None]
+    if bands and all(0 <= mean <= 1 for mean in (*(b.mean for b in bands), *(x.value for x in levels))):
+        low, high = axes.get_ylim()
+        axes.set_ylim(
+            max(low, -0.02), min(high, 1.02)
+        )  # an interval of a share may reach beyond what a share can be
     if log:
         axes.set_xscale("log")
     dress(axes, legend=bool(levels), from_zero=from_zero, xlabel=xlabel)
@@ -105,12 +111,15 @@ class Column(NamedTuple):
 
 def dot_chart(name: str, columns: Sequence[Column], *, xlabel: str, ylabel: str) -> str:
     """Each run as a dot, with the mean and its interval: nothing hides behind a bar."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = blank_figure(5.4, 3.1)
     axes = figure.add_subplot()
     for place, column in enumerate(columns):
         _dots(axes, place, column.values, COLOURS["s0"], "o", 0.55)
         _interval(axes, place, column.band)
     _finish(axes, columns, xlabel, ylabel)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_ylim(0, max([1.0, *(v for c in columns for v in c.values)]) * 1.1)
     return svg_of(figure, name)
 
@@ -121,7 +130,8 @@ def gain_chart(name: str, columns: Sequence[Column], *, xlabel: str, ylabel: str
     axes = figure.add_subplot()
     axes.axhline(0.0, color=COLOURS["ink"], linewidth=1.0, zorder=2)
     for place, column in enumerate(columns):
-        _dots(axes, place, [v for v in column.values if v >= 0], COLOURS["gain"], "^", 0.6)
+        _dots(axes, place, [v for v in column.values if v > 0], COLOURS["gain"], "^", 0.6)
+        _dots(axes, place, [v for v in column.values if v == 0], COLOURS["ink"], "o", 0.35)
         _dots(axes, place, [v for v in column.values if v < 0], COLOURS["loss"], "v", 0.8)
         _interval(axes, place, column.band)
     _finish(axes, columns, xlabel, ylabel)
@@ -134,7 +144,7 @@ def _dots(axes: Any, place: int, values: Sequence[float], colour: str, marker: s
     ordered = sorted(values)[::step]
     xs = [place + 0.26 * ((7 * i % 11) / 5 - 1) for i in range(len(ordered))]
     axes.plot(
-        xs, ordered, linestyle="", marker=marker, markersize=4.2, color=colour, alpha=alpha, markeredgewidth=0
+        xs, ordered, linestyle="", marker=marker, markersize=5.5, color=colour, alpha=alpha, markeredgewidth=0
     )
 
 
