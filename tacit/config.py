@@ -633,11 +633,12 @@ def _override(tables: dict[str, Any], text: str) -> str:
     if value.strip() == "none":
         target.pop(parts[-1], None)
     else:
-        target[parts[-1]] = _value(value)
+        target[parts[-1]] = toml_value(value)
     return ".".join(parts)
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """What a value on a command line means: TOML, or else plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
