@@ -18,7 +18,7 @@ import numpy as np
 
 from simulations.array_sources import ArraySet, load_medmnist
 from simulations.scenarios.ecg_beats import mixture
-from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, log_posterior
+from simulations.scenarios.story import IDEAL, Floats, Story, drawn_sites, log_posterior
 from tacit.data.array_schema import ArraySchema
 
 ROWS, SIDE = 6_000, 28

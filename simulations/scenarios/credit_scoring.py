@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, intercept_for, sigmoid
+from simulations.scenarios.story import IDEAL, Floats, Story, drawn_sites, intercept_for, sigmoid
 from tacit.data.schema import CategoricalColumn, Column, NumericColumn, Schema
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulations.array_sources import ArraySet
-from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, log_posterior
+from simulations.scenarios.story import IDEAL, Floats, Story, drawn_sites, log_posterior
 from tacit.data.array_schema import ArraySchema
 
 ROWS, SAMPLES = 8_000, 96  # 0.77 s at 125 a second

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulations.array_sources import ArraySet
-from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, log_posterior
+from simulations.scenarios.story import IDEAL, Floats, Story, drawn_sites, log_posterior
 from tacit.data.array_schema import ArraySchema
 
 ROWS, HOURS = 8_000, 24

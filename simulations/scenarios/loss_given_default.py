@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulations.array_sources import ArraySet
-from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, sigmoid
+from simulations.scenarios.story import IDEAL, Floats, Story, drawn_sites, sigmoid
 from tacit.data.array_schema import ArraySchema
 
 ROWS = 3_200

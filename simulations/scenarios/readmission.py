@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites, sigmoid
+from simulations.scenarios.story import IDEAL, Floats, Story, drawn_sites, sigmoid
 from tacit.data.schema import CategoricalColumn, Column, NumericColumn, Schema
 
 if TYPE_CHECKING:

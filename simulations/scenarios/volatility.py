@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulations.array_sources import ArraySet
-from simulations.scenarios.story import Floats, IDEAL, Story, drawn_sites
+from simulations.scenarios.story import IDEAL, Floats, Story, drawn_sites
 from tacit.data.array_schema import ArraySchema
 
 ROWS, DAYS = 6_000, 22
