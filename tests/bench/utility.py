@@ -15,13 +15,14 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from simulations.run import simulate
+from simulations.evaluate import Harness
+from simulations.run import one_thread, simulate
 from tacit import config
 from tacit.report.record import Baseline, Final, RunRecord
 
 SCENARIOS = Path(__file__).parents[2] / "simulations" / "scenarios"
 SPLITS = (42, 43, 44, 45, 46)
-SEEDS = range(1, 6)
+SEEDS = (1, 2, 3, 4, 5)
 NOISE = 5  # runs that differ in their noise only
 
 # Mean accuracy over the hospitals that FLamby (du Terrail et al. 2022) publishes. It standardises each hospital by
@@ -98,15 +99,9 @@ def _credit_default() -> Iterator[Row]:
         return
     behind = []
     for seed in SEEDS:
-        record = _run("credit_default", folder, f"seed={seed}", "simulation.baselines=true")
-        final, pooled = _auroc(record.final), _auroc(record.baselines.pooled)
+        final, pooled = _against_pooled("credit_default", folder, f"seed={seed}")
         behind.append(pooled - final)
-        sites, alone = _by_site(record.final, "auroc"), _by_site(record.baselines.local, "auroc")
-        print(
-            f"  credit default, seed {seed}: epsilon 3 {final:.4f}, pooled {pooled:.4f}; "
-            f"mean of banks {sites:.4f}, local only {alone:.4f}",
-            flush=True,
-        )
+        print(f"  credit default, seed {seed}: epsilon 3 {final:.4f}, pooled {pooled:.4f}", flush=True)
     print(f"  credit default, behind pooled: {_spread(behind)}")
     for name, figure in zip(names, (fmean(behind), max(behind)), strict=True):
         yield {"name": name, "ratio": figure, "bar": 0.02, "better": "lower", "ok": figure <= 0.02}
@@ -117,6 +112,22 @@ def _run(scenario: str, folder: str, *settings: str) -> RunRecord:
     overrides = ("simulation.baselines=false", f"data.dir={folder}", "checkpoints.keep=1", *settings)
     with tempfile.TemporaryDirectory() as out:
         return simulate(config.load(SCENARIOS / f"{scenario}.toml", overrides), Path(out))
+
+
+def _against_pooled(scenario: str, folder: str, *settings: str) -> tuple[float, float]:
+    """AUROC on all test rows of the federated model, and of the pooled one, whose learning rate is chosen for it.
+
+    The sum is the ideal one: the same encoding and the same integers, without cryptography.
+    """
+    overrides = ("simulation.baselines=false", "secure_aggregation.engine=ideal", f"data.dir={folder}")
+    with tempfile.TemporaryDirectory() as out:
+        loaded = config.load(SCENARIOS / f"{scenario}.toml", (*overrides, "checkpoints.keep=1", *settings))
+        record = simulate(loaded, Path(out))
+        harness = Harness(config.load(Path(out) / "experiment.toml"), Path(out) / "sites")
+        with one_thread():
+            pooled = harness.overall(harness.pooled())["auroc"]
+    assert pooled is not None
+    return _auroc(record.final), pooled
 
 
 def _data(name: str) -> str | None:
