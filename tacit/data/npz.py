@@ -69,7 +69,7 @@ def read_arrays(path: Path, schema: ArraySchema, split: str) -> tuple[Floats, ND
     return scaled(x[chosen], schema, path), targets[chosen]
 
 
-def scaled(x: NDArray[Any], schema: ArraySchema, path: Path | None = None) -> Floats:
+def scaled(x: NDArray[Any], schema: ArraySchema, path: str | Path = "") -> Floats:
     """Records as the model sees them: each by itself, with the constants of the schema.
 
     Raises:
@@ -124,6 +124,6 @@ def _numbers(shape: tuple[int, ...]) -> str:
 
 
 def _why(error: Exception) -> str:
-    if "allow_pickle" in str(error):
+    if "Object arrays" in str(error):
         return "holds Python objects, which are never loaded: save numbers"
     return "is no NumPy archive (.npz), or a damaged one"
