@@ -125,6 +125,24 @@ def test_an_attempt_at_another_sum_is_not_gone_on_with(
         assert same(rounds.run(federation.initial()).arrays, undisturbed)
 
 
+def test_a_sum_has_one_receipt_also_when_another_run_has_written_one_since(
+    federation: Federation, undisturbed: Arrays, tmp_path: Path
+) -> None:
+    with federation.rounds(tmp_path / "state") as rounds:
+        started(rounds, tmp_path)
+        with pytest.MonkeyPatch.context() as patch:
+            dies(patch, "_opened", when="after")
+            with pytest.raises(Killed):
+                rounds.run(federation.initial())
+        chain = rounds.grid._coordinator.receipts  # type: ignore[attr-defined]
+        own = chain.receipts[-1]
+        other = replace(own, number=own.number + 1, previous=chain.head, context=bytes(32), run="another")
+        chain.add(other.signed(rounds.grid._coordinator.identity), {})  # type: ignore[attr-defined]
+        started(rounds, tmp_path)
+        assert same(rounds.run(federation.initial()).arrays, undisturbed)
+        assert [receipt.context for receipt in chain.receipts].count(own.context) == 1
+
+
 def test_B34_a_journal_that_goes_back_is_known_after_a_restart_and_in_another_run(
     federation: Federation, tmp_path: Path
 ) -> None:
