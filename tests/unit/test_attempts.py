@@ -153,7 +153,7 @@ def test_B34_a_journal_that_goes_back_is_known_after_a_restart_and_in_another_ru
         grid = rounds.grid
         grid._coordinator = replace(grid._coordinator, memory=memory)  # type: ignore[attr-defined]
         rounds.run(federation.initial())
-    shown = memory.counters
+    shown = dict(memory.counters)
     assert len(shown) == 6 and min(shown.values()) >= 2
     assert SumFile(tmp_path / "sums.json", counters).counters == shown
     other = SumFile(tmp_path / "other-run.json", counters)
