@@ -25,8 +25,8 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client import plain, submission
+from client.refusals import refusals_of
 from client.site import Site
-from tacit.audit import SITE_FILE, AuditLog, Refusal, code_of
 from tacit.errors import ProtocolError, Refused, TacitError
 from tacit.npy import read_npy
 
@@ -84,9 +84,7 @@ def note_refusal(message: Message, context: Context, error: Exception) -> None:
         return
     reason = error.reason if isinstance(error, Refused | ProtocolError) else reason_of_fault(error)
     try:
-        site = Site.open(site_folder(context))
-        log = AuditLog(site.folder / SITE_FILE, durable=site.durable)
-        log.write(Refusal(code_of(message.metadata.message_type), code_of(reason)))
+        refusals_of(site_folder(context)).note(message.metadata.message_type, reason)
     except (TacitError, OSError, KeyError) as failure:
         LOG.warning("a refusal is not in the audit log: %s", type(failure).__name__)
 
@@ -108,7 +106,9 @@ def participant(context: Context) -> Participant:
     from client.participant import participant_of  # brings torch, which an idle client does without
 
     in_memory = context.node_config.get("sessions") == "memory"
-    return participant_of(str(context.run_config["experiment"]), site_folder(context), in_memory)
+    found = participant_of(str(context.run_config["experiment"]), site_folder(context), in_memory)
+    found.look_again()
+    return found
 
 
 def ready(message: Message, context: Context, client: Participant | None = None) -> Participant:

@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from server.attempts import AttemptFile
 from server.receipts import AuditedStore, ReceiptFile, audit_file, spelled_epsilon
 from server.state import RunState
-from server.sums import SumFile
+from server.sums import COUNTERS_FILE, SumFile
 from strategies.coordinator import Coordinator, SumMemory
 from strategies.exchange import find_members
 from strategies.factory import make_strategy
@@ -148,9 +148,8 @@ def wrap(
 
     if settings.engine == "ideal" or not settings.enabled:
         return IdealSumGrid(grid, agreement(anyone(nodes)))
-    coordinator = coordinator_of(
-        Path(os.environ.get("TACIT_FEDERATION", ".")), SumFile(state.folder / "sums.json")
-    )
+    kit = Path(os.environ.get("TACIT_FEDERATION", "."))
+    coordinator = coordinator_of(kit, SumFile(state.folder / "sums.json", kit / COUNTERS_FILE))
     if "TACIT_NODES" in os.environ:  # sites that remember: only they can answer a second time as they did
         coordinator = replace(coordinator, attempts=attempts_of(state))
     roster = coordinator.roster

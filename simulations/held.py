@@ -15,8 +15,10 @@ from typing import Final
 
 from client import guard, plain
 from client.guard import Received
+from client.pace import FILE, count_round
 from client.participant import Participant
 from client.site import Site
+from simulations.run import ROUNDS_PER_HOUR
 from tacit.privacy.ledger import Ledger
 
 MOST_LEDGERS: Final = 400  # open at once: a process may have about a thousand files
@@ -109,6 +111,8 @@ class HeldMember:
             self._admitted = model.num_parameters
         if model.problem is not None or model.norm > client.site.policy.max_model_norm:
             guard.check_received(client.site, model)
+        if (hourly := client.site.policy.max_rounds_per_hour) < ROUNDS_PER_HOUR:
+            count_round(client.site.folder / FILE, hourly)
 
     def release(self) -> None:
         """The participant opens its ledger by itself again."""

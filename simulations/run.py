@@ -32,6 +32,7 @@ from tacit.report.record import RunRecord
 
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
 FAULTS, DRAWN = "faults.toml", "faults-drawn.toml"
+ROUNDS_PER_HOUR = 10**9  # more than any simulated hour has: nobody counts them
 REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
 
 
@@ -264,7 +265,7 @@ def _write_policy(folder: Path, experiment: Experiment) -> None:
         "require_secure_aggregation": protected,
         "allow_single_updates": not protected,
         "allowed_tasks": [experiment.task.kind],
-        "max_rounds_per_hour": 10**9,  # a simulation's hour is short
+        "max_rounds_per_hour": ROUNDS_PER_HOUR,
         "max_model_parameters": 10**12,
         "max_update_norm": max(secure.update_clip, _largest_clip(experiment)),
     }
