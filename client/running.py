@@ -112,9 +112,10 @@ def _take_part(
     check_bundle: Callable[[bytes], None],
     look: Callable[[], str],
 ) -> None:
-    from client.agent import PACES, Agent
+    from client.agent import Agent
     from client.follower import Follower, screen
     from client.inbox import alone
+    from client.pace import PACES
     from tacit import logs
 
     logs.configure()
