@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.statistics import scaled
 from server.state import RunState, read_rounds
 from simulations.evaluate import Harness, Metrics, site_mean
 from simulations.faulty_app import PLAYED, read_played
+from simulations.kept_baselines import kept
 from simulations.sites import partition_table
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report import record as r
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 EXCERPT = 20  # ledger entries in the report
 
 
-def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.RunRecord:
+def write_findings(
+    simulation: Simulation, on_part: Callable[[str], None], shared: Path | None = None
+) -> r.RunRecord:
     """Evaluates, trains the baselines, builds the record and writes every file of the report."""
     clock, out, experiment = simulation.clock, simulation.out, simulation.experiment
     state = RunState(simulation.state, experiment.to_toml(), experiment.checkpoints.keep, read_only=True)
@@ -41,7 +45,9 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
         final = _final(harness, state, simulation)
     with clock.part("baselines"):
         on_part("baselines")
-        baselines = _baselines(harness) if experiment.simulation.baselines else r.Baselines()
+        wanted = experiment.simulation.baselines
+        baselines = kept(shared, experiment, lambda: _baselines(harness)) if wanted else r.Baselines()
+        baselines = baselines.model_copy(update={"best": _best(harness)})
     on_part("report")
     plan = PrivacyPlan.of(experiment)
     ledgers, secure = _ledgers(simulation), _secure_sum(simulation)
@@ -118,10 +124,20 @@ def _baselines(harness: Harness) -> r.Baselines:
     )
 
 
+def _best(harness: Harness) -> r.Baseline | None:
+    found = harness.best()
+    return None if found is None else r.Baseline(metrics=found[0], sites=_site_results(harness, found[1]))
+
+
 def _ledgers(simulation: Simulation) -> dict[str, tuple[Entry, ...]]:
     """Entries of each site's ledger, by label."""
     from client.site import Site
 
+    if simulation.experiment.federation.population is not None:
+        from simulations.virtual import LEDGERS, LedgerFile
+
+        with LedgerFile(simulation.prepared.folder / LEDGERS, durable=False) as file:
+            return dict(file.busiest(EXCERPT))
     entries: dict[str, tuple[Entry, ...]] = {}
     for i, site in enumerate(simulation.prepared.sites):
         folder = simulation.prepared.folder / str(i)
@@ -165,6 +181,10 @@ def _clipped_fraction(simulation: Simulation) -> float | None:
 
     if simulation.engine != "local":
         return None
+    if simulation.experiment.federation.population is not None:
+        rows = read_rounds(simulation.state / "rounds.jsonl")
+        vectors = sum(len(row["survivors"]) for row in rows)
+        return sum(row["num_clipped"] for row in rows) / vectors if vectors else None
     text = simulation.experiment.to_toml()
     sites = [
         participant_of(text, simulation.prepared.folder / str(i), True)
@@ -194,17 +214,19 @@ def _faults(simulation: Simulation, rows: list[dict[str, Any]]) -> Iterator[r.Pl
         place = line["fault"], line["round"], line["site"]
         played.setdefault(place, {})[line["attempt"]] = line["happened"]
     for row in rows:
-        for number, fault in enumerate(planned.faults, start=1):
-            for label in planned.sites(number, row["round"]):
-                happened = _happened(row, label, played.get((number, row["round"], label), {}))
-                yield r.PlayedFault(
-                    fault=number,
-                    round=row["round"],
-                    site=label,
-                    phase=fault.phase,
-                    kind=fault.kind,
-                    happened=happened,
-                )
+        strikes = [
+            (s.number, label, s) for label, found in planned.strikes(row["round"]).items() for s in found
+        ]
+        order = {label: i for i, label in enumerate(planned.labels)}
+        for number, label, strike in sorted(strikes, key=lambda found: (found[0], order[found[1]])):
+            yield r.PlayedFault(
+                fault=number,
+                round=row["round"],
+                site=label,
+                phase=strike.phase,
+                kind=strike.fault.kind,
+                happened=_happened(row, label, played.get((number, row["round"], label), {})),
+            )
 
 
 def _happened(row: dict[str, Any], label: str, attempts: dict[int, str]) -> str:

@@ -131,11 +131,13 @@ class Baselines(Part):
         pooled: one model on all training rows in one place; `metrics` as in `Final`.
         local: each site alone with its own rows; `metrics` is the plain mean over sites.
         majority: each site's most frequent class; `metrics` is the plain mean over sites.
+        best: the best that any model could do, where records were generated and their truth is known.
     """
 
     pooled: Baseline | None = None
     local: Baseline | None = None
     majority: Baseline | None = None
+    best: Baseline | None = None
 
 
 class PrivacyEntry(Part):
