@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from client.pace import FILE, count_round
+from client.rate import FILE, count_round
 from client.site import Site
 from tacit.config import Experiment
 from tacit.encoding import STATISTICS, STATISTICS_ROUND, empty_statistics, needs_statistics

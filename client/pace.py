@@ -1,59 +1,58 @@
-"""How many rounds this site answers within an hour, whatever they are: a line with the time of each, oldest first.
-
-All lines have one length, so that one look at the line so many before the end says whether another round may follow.
-"""
+"""How often an agent asks for messages. Each question costs the SuperLink, one process for all sites, as much as an
+answer does: so in a round they are asked when the next message is likely, and rarer the longer nothing comes."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+import secrets
+from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
-from tacit.errors import Refused, StorageError
-
-FILE: Final = "rounds.log"  # in a site's folder
-
-_FORM: Final = "%Y-%m-%dT%H:%M:%SZ\n"
-_LINE_BYTES: Final = len("2030-01-01T00:00:00Z\n")
+REMEMBERED: Final = 3  # waits, after each kind of answer
+SHARE: Final = 0.7  # of the shortest of them passes before the first question
+SPREAD: Final = 0.25  # by which a pause is longer or shorter, so that sites do not ask in step
 
 
-def count_round(path: Path, hourly: int, now: datetime | None = None) -> None:
-    """Enters a round, if it is no more than the `hourly`-th within an hour.
+@dataclass(frozen=True)
+class Pace:
+    """Bounds of one profile.
 
-    A round that is refused is not entered. Nothing is waited for on the disk: this limits work, not privacy.
-
-    Args:
-        path: the file; made where there is none.
-        hourly: the most rounds within an hour.
-        now: the time, UTC; that of the clock if not given.
-
-    Raises:
-        Refused: "rate".
-        StorageError: the file cannot be used.
-
-    Guarantees:
-        No more rounds are answered within an hour than the policy says, private or not, over restarts.
+    Attributes:
+        quickest: seconds between two questions, within a round.
+        slowest: ... when nothing has come for long.
     """
-    now = now or datetime.now(UTC)
-    try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(path, flags, 0o600), "r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # held for this moment by whoever has it
-            size = os.fstat(file.fileno()).st_size
-            if size % _LINE_BYTES:  # a write was cut short
-                size -= size % _LINE_BYTES
-                file.truncate(size)
-            if (start := size - hourly * _LINE_BYTES) >= 0:
-                earlier = _time(os.pread(file.fileno(), _LINE_BYTES, start))
-                if earlier > now - timedelta(hours=1):
-                    raise Refused("rate", f"{hourly} rounds within the last hour")
-            file.write(now.strftime(_FORM).encode())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "damaged; delete it"
-        raise StorageError(f"{path}: {reason}") from None
+
+    quickest: float = 0.05
+    slowest: float = 1.0
+
+    def pause(self, idle: float, expected: float = 0.0) -> float:
+        """Seconds to wait when the last message was `idle` seconds ago and the next is not `expected` before so many.
+
+        It adds at most a tenth to what one waits for, or what is left of the time expected, and never more than
+        `slowest`.
+        """
+        return min(max(self.quickest, idle / 10, expected - idle), self.slowest)
 
 
-def _time(line: bytes) -> datetime:
-    return datetime.strptime(line.decode("ascii"), _FORM).replace(tzinfo=UTC)
+class Rhythm:
+    """How long the next message took to come, by the kind of the one answered before: a round's steps repeat."""
+
+    def __init__(self) -> None:
+        self._waits: dict[str, deque[float]] = {}
+
+    def note(self, answered: str, seconds: float) -> None:
+        """After an answer to this kind of message, the next message came so many seconds later."""
+        self._waits.setdefault(answered, deque(maxlen=REMEMBERED)).append(seconds)
+
+    def expected(self, answered: str) -> float:
+        """Seconds after such an answer in which the next message is not likely; 0 while nothing is known."""
+        waits = self._waits.get(answered, ())
+        return SHARE * min(waits) if len(waits) == REMEMBERED else 0.0
+
+
+PACES: Final = {"": Pace(), "edge": Pace(quickest=0.1, slowest=5.0)}
+
+
+def spread(seconds: float) -> float:
+    """A little more or less than `seconds`."""
+    return seconds * (1 - SPREAD + 2 * SPREAD * secrets.randbelow(1 << 20) / (1 << 20))

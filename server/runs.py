@@ -104,7 +104,7 @@ class Run:
         after = replace(before, state=state, reason=reason, begun=begun)
         if after != before:
             self._write(after)
-            self.log(f"{state}{': ' if reason else ''}{reason}")
+            self.log(state if reason in ("", state) else f"{state}: {reason}")
 
     def _write(self, status: Status) -> None:
         with _usable(self.folder):

@@ -305,7 +305,7 @@ class Supervisor:
             run.set(run.status.state, "its report is being written")
             self._watch.write_report(run, outcome_text(state, reason))
         run.set(state, reason)
-        self._watch.say(f"run {run.id[:8]} {state}: {reason}")
+        self._watch.say(f"run {run.id[:8]} {state}" + ("" if reason in ("", state) else f": {reason}"))
         self._watch.ended(run.id, state)
 
     def _submit(self, run: Run, control: Control) -> int:

@@ -15,8 +15,8 @@ from typing import Final
 
 from client import guard, plain
 from client.guard import Received
-from client.pace import FILE, count_round
 from client.participant import Participant
+from client.rate import FILE, count_round
 from client.site import Site
 from simulations.run import ROUNDS_PER_HOUR
 from tacit.privacy.ledger import Ledger

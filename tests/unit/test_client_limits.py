@@ -12,8 +12,8 @@ import tomli_w
 
 from client import guard, refusals, submission
 from client.journal import SiteJournal
-from client.pace import FILE, count_round
 from client.participant import Run, participant_of
+from client.rate import FILE, count_round
 from client.refusals import HOUR, Refusals
 from client.sessions import FolderSessions
 from tacit.audit import SITE_FILE, AuditLog, Refusal, Started, read
@@ -288,7 +288,7 @@ def test_two_processes_count_rounds_together(tmp_path):
     path = tmp_path / FILE
     program = f"""
 import pathlib
-from client.pace import count_round
+from client.rate import count_round
 for _ in range(50):
     count_round(pathlib.Path({str(path)!r}), 1000)
 """
