@@ -147,7 +147,9 @@ class Promises:
                 continue
             sites = receipt.survivors
             total = sum(self._world.vectors[site, receipt.round, receipt.attempt].values for site in sites)
-            mean = run_of(self._world.text).encoder(before).decode(Aggregate(np.asarray(total), len(sites)), 0.0)
+            mean = (
+                run_of(self._world.text).encoder(before).decode(Aggregate(np.asarray(total), len(sites)), 0.0)
+            )
             for name, array in before.items():
                 made = np.asarray(array + mean.arrays[name].astype(np.float32))
                 assert np.array_equal(made, after[name]), "I4: the model is not the one of this sum"
