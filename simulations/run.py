@@ -321,7 +321,9 @@ def run_local(simulation: Simulation) -> None:
         hook = executor if virtual or not (serial or faults is not None) else None
         ahead = () if serial else (train_ahead,)
         kind = VirtualGrid if virtual else LocalGrid
-        server_app(kind(app, run_config, experiment.federation.num_members, hook, *ahead), context)
+        durable = experiment.simulation.durable_ledgers
+        grid = kind(app, run_config, experiment.federation.num_members, hook, *ahead, durable=durable)
+        server_app(grid, context)
 
 
 @contextmanager

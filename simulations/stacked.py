@@ -250,7 +250,8 @@ class Stack:
 
 def _squares(x: Tensor) -> Tensor:
     """Squared norm of each last row, in float64; summed up in float32, which takes a quarter of the time."""
-    return torch.linalg.vector_norm(x, dim=2).double().square_()
+    squares: Tensor = torch.linalg.vector_norm(x, dim=2).double().square_()
+    return squares
 
 
 def unstackable(model: nn.Module) -> str:

@@ -294,7 +294,7 @@ class Simulation(Frozen):
         executor: how the local engine trains a cohort: all clients at once, or one after the other through the
             `ClientApp`; "auto" stacks them where the model allows it.
         faults: a file of failures and lies to play (docs/faults.md); empty = none.
-        durable_ledgers: fsync the simulated sites' ledgers too.
+        durable_ledgers: fsync the simulated sites' ledgers, and what the server keeps of each round, too.
     """
 
     baselines: bool = True
