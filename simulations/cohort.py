@@ -157,7 +157,7 @@ class CohortExecutor:
             start += len(part)
             try:
                 deltas = stack.train(asked.arrays, asked.round, asked.run.keys)
-                finite = [bool(row) for row in np.isfinite(deltas).all(axis=1)]
+                finite = [bool(row) for row in np.asarray(np.isfinite(deltas).all(axis=1))]
                 values, clipped = self._encoded(asked, deltas, list(part.values()))
             except Exception as error:  # a task may raise anything: alone, each client meets the same
                 LOG.warning("executor serial: training all clients at once failed (%s)", type(error).__name__)

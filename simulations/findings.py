@@ -53,6 +53,7 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
         started=simulation.started,
         outcome=str(state.result["outcome"]),
         engine=simulation.engine,  # type: ignore[arg-type]
+        executor="; ".join(simulation.executor),
         seed=experiment.seed,
         experiment=experiment.model_dump(mode="json", by_alias=True, exclude_none=True),
         rounds=tuple(rounds),

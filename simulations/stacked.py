@@ -287,6 +287,17 @@ def executor_for(run: Run, num_clients: int) -> str:
     return "stacked"
 
 
+def chosen(run: Run, *, with_messages: bool) -> str:
+    """How a run's cohorts were trained, and why, for the report."""
+    if isinstance(run.trainer, StackedTrainer):
+        how = "stacked: the model is a stack of layers, and all clients of a cohort are one matrix"
+    elif run.experiment.simulation.executor == "serial":
+        how = "serial, as the experiment says"
+    else:
+        how = f"serial: {unstackable(run.trainer.model)}"
+    return f"{how}; {'over messages' if with_messages else 'without messages'}"
+
+
 def train_ahead(cohort: Sequence[tuple[Message, Context]]) -> None:
     """Trains the clients that are about to be asked for an update; whoever cannot be is left to the `ClientApp`.
 

@@ -108,8 +108,8 @@ def records_of(experiment: Experiment, pool: Records, labels: Sequence[str]) -> 
     portions = Portions.even(tuple(labels), rows)
     uniform = in_unit_interval(portions.read(SeededKeys(experiment.seed), "virtual"))
     chosen = torch.from_numpy((uniform * pool.num_rows).astype("int64"))
-    features = pool.features.index_select(0, chosen).split(rows)
-    targets = pool.targets.index_select(0, chosen).split(rows)
+    features = torch.split(pool.features.index_select(0, chosen), rows)
+    targets = torch.split(pool.targets.index_select(0, chosen), rows)
     return [Records(x, y) for x, y in zip(features, targets, strict=True)]
 
 

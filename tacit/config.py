@@ -286,6 +286,21 @@ class Checkpoints(Frozen):
     keep: Annotated[int, Field(ge=0)] = 3
 
 
+class Ray(Frozen):
+    """`[simulation.ray]`: what `--engine ray` gives each client, and where.
+
+    Attributes:
+        cpus_per_client: cores of one client; below 1, several share a core.
+        gpus_per_client: GPUs of one client; 0.25 lets four clients share one.
+        address: of a running cluster, which must see the same paths, as in `RAY_ADDRESS`; empty = that variable,
+            else a Ray of this run's own.
+    """
+
+    cpus_per_client: Positive = 1.0
+    gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
+    address: str = ""
+
+
 class Simulation(Frozen):
     """`[simulation]`: how it is simulated. Without faults this changes speed and the report, never the result.
 
@@ -301,6 +316,7 @@ class Simulation(Frozen):
     faults: str = ""
     executor: Literal["auto", "stacked", "serial"] = "auto"
     durable_ledgers: bool = False
+    ray: Ray = Ray()
 
 
 class Site(Frozen):

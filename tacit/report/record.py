@@ -272,6 +272,7 @@ class RunRecord(Part):
     Attributes:
         experiment: `Experiment.model_dump(mode="json", by_alias=True, exclude_none=True)`.
         engine: "local" and "ray" are simulations; "superlink" is real processes.
+        executor: how the local engine has trained its cohorts, and why.
         ledger: the last entries, oldest first.
         outcome: "finished", "stopped early" or "failed: reason".
     """
@@ -280,6 +281,7 @@ class RunRecord(Part):
     started: AwareDatetime
     outcome: Annotated[str, Field(pattern=r"^(finished|stopped early|failed: .+)$")]
     engine: Literal["local", "ray", "superlink"]
+    executor: str = ""
     seed: int
     experiment: Table
     rounds: tuple[Round, ...]
