@@ -1,7 +1,7 @@
 """Local training at one site: Poisson-sampled steps, clipped per record and noised where the plan says so.
 
 One path serves private and non-private runs. The plan decides whether a step's gradient sum is clipped and noised
-(`BookKeeping` for plain stacks of layers, else `PrivateGradients` through Opacus) or taken as it is (`PlainGradients`).
+(`client.choice`) or taken as it is (`PlainGradients`).
 
 Guarantees:
     The sampling rate, the number of steps and the normaliser come from the plan and the declared size; none of
@@ -77,14 +77,9 @@ class LocalTrainer:
     def _gradients(self) -> Gradients:
         if self.plan.max_grad_norm is None:
             return PlainGradients(self.model, self.task)
-        bounds = self.plan.max_grad_norm, self.plan.noise_multiplier
-        from client.bookkeeping import BookKeeping, supports
+        from client.choice import private_gradients
 
-        if supports(self.model):
-            return BookKeeping(self.model, self.task, *bounds)
-        from client.private_gradients import PrivateGradients
-
-        return PrivateGradients(self.model, self.task, *bounds)
+        return private_gradients(self.model, self.task, self.plan.max_grad_norm, self.plan.noise_multiplier)
 
     def train(
         self,

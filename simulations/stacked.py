@@ -104,6 +104,10 @@ class StackedTrainer(LocalTrainer):
             self._stacks = [Stack(self, jobs[start:end]) for start, end in parts]
         return self._stacks
 
+    def forget(self, site: str, round_number: int) -> None:
+        """Lets go of what one client has trained ahead, if anything: it will train on something else."""
+        self._ahead.pop((site, round_number), None)
+
     def _clients_at_once(self, jobs: Sequence[Job]) -> int:
         widths = sum(p.shape[0] for p in self.model.parameters())  # activations of a record, and a bit more
         batch = max((self.plan.sampling_rate * job.records.num_rows for job in jobs), default=0.0)

@@ -29,7 +29,6 @@ KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
 
 _MOST_BYTES: Final = 1 << 36  # of one nonce: the counter of 32 bits must not run into another's blocks
-_BLOCK: Final = 1 << 14  # normals made at a time: their uniforms stay in the cache
 _ZEROS: Final = memoryview(bytes(1 << 18))
 
 
@@ -83,15 +82,9 @@ class Stream:
         Returns:
             Finite values: no draw is above 8.6 standard deviations, the sum of four none above 17.2.
         """
-        if not 0 <= std < math.inf:
-            raise ValueError(f"a standard deviation is finite and not negative, not {std}")
-        values = np.zeros(_size(shape))
-        if std > 0:
-            for start in range(0, values.size, _BLOCK):
-                part = values[start : start + _BLOCK]
-                part[:] = self._four_normals(part.size)
-            values *= std / 2
-        return values.reshape(shape)
+        from tacit.privacy.normals import gaussians
+
+        return gaussians([self], _size(shape), std).reshape(shape)
 
     def rounding(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         """Each value rounded up or down at random so that its expectation is the value. Same shape.
@@ -104,40 +97,30 @@ class Stream:
         floor = np.floor(values)
         return floor.astype(np.int64) + (self.uniform(values.shape) < values - floor)
 
-    def _four_normals(self, n: int) -> NDArray[np.float64]:
-        """Sums of four standard normals, shape (n,): Box and Muller 1958, cosines for the first half of the
-        elements and sines for the second, so that the four summands of one element share no uniform."""
-        half = (n + 1) // 2
-        radius, angle = self.uniform((2, 4, half))
-        np.subtract(1.0, radius, out=radius)  # in (0, 1]: the logarithm is finite
-        np.log(radius, out=radius)
-        radius *= -2.0
-        np.sqrt(radius, out=radius)
-        angle *= 2 * np.pi
-        draws = np.empty((2, 4, half))
-        np.cos(angle, out=draws[0])
-        np.sin(angle, out=draws[1])
-        draws *= radius
-        sums: NDArray[np.float64] = draws.sum(axis=1).reshape(-1)[:n]
-        return sums
-
     def words(self, n: int) -> NDArray[np.uint64]:
         """The next `8 n` bytes as little-endian 64-bit words, shape (n,)."""
         return self._draw(8 * n).view("<u8")
 
+    def fill(self, out: NDArray[np.uint64]) -> None:
+        """Writes the next `8 n` bytes over a contiguous array of n words; see `words`."""
+        self._fill(out.reshape(-1).view(np.uint8))
+
     def _draw(self, n: int) -> NDArray[np.uint8]:
+        out = np.empty(n, dtype=np.uint8)
+        self._fill(out)
+        return out
+
+    def _fill(self, out: NDArray[np.uint8]) -> None:
         if os.getpid() != self._process:
             raise RuntimeError(
                 "this stream was made before a fork; make one from a fresh key in this process"
             )
-        self._left -= n
+        self._left -= len(out)
         if self._left < 0:
             raise RuntimeError("this stream is used up")
-        out = np.empty(n, dtype=np.uint8)
-        for start in range(0, n, len(_ZEROS)):
+        for start in range(0, len(out), len(_ZEROS)):
             part = out[start : start + len(_ZEROS)]
             self._cipher.update_into(_ZEROS[: part.size], part.data)
-        return out
 
 
 class Keys(Protocol):

@@ -107,8 +107,10 @@ class Normals:
 
     def draw(self, size: int, std: float) -> NDArray[np.float64]:
         """The next `size` normals of each member, shape (members, size); see `Stream.gaussian`."""
+        from tacit.privacy.normals import gaussians  # which loads torch
+
         if len(self._streams) == self._num_members:
-            return np.stack([stream.gaussian(size, std) for stream in self._streams])
+            return gaussians(self._streams, size, std)
         return self._streams[0].gaussian((self._num_members, size), std)
 
 
