@@ -9,7 +9,6 @@ the metadata services of three clouds whether it runs there, and has no setting 
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import secrets
 import tempfile
@@ -89,16 +88,12 @@ def _federation(num_clients: int, settings: Ray) -> str:
     """Flower's federation configuration: what each client gets, and no more of our own actors than clients."""
     keys: dict[str, float] = {
         "num-supernodes": num_clients,
-        "client-resources-num-cpus": _number(settings.cpus_per_client),
-        "client-resources-num-gpus": _number(settings.gpus_per_client),
+        "client-resources-num-cpus": settings.cpus_per_client,
+        "client-resources-num-gpus": settings.gpus_per_client,
     }
     own = not settings.address and "RAY_ADDRESS" not in os.environ
-    most = math.ceil(num_clients * settings.cpus_per_client)
+    most = num_clients * settings.cpus_per_client
     if own and most < (os.cpu_count() or 1):
         keys["init-args-num-cpus"] = most
     return " ".join(f"{key}={value}" for key, value in keys.items())
 
-
-def _number(value: float) -> float:
-    """A whole number without its point: Ray counts no 2.0 cores."""
-    return int(value) if value == int(value) else value

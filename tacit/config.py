@@ -367,13 +367,13 @@ class Ray(Frozen):
     """`[simulation.ray]`: what `--engine ray` gives each client, and where.
 
     Attributes:
-        cpus_per_client: cores of one client; below 1, several share a core.
+        cpus_per_client: cores of one client, whole ones: Flower's runtime takes no parts of a core.
         gpus_per_client: GPUs of one client; 0.25 lets four clients share one.
         address: of a running cluster, which must see the same paths, as in `RAY_ADDRESS`; empty = that variable,
             else a Ray of this run's own.
     """
 
-    cpus_per_client: Positive = 1.0
+    cpus_per_client: Count = 1
     gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
     address: str = ""
 

@@ -67,7 +67,7 @@ def test_a_clients_records_follow_from_the_seed_and_its_number_alone():
     assert not torch.equal(first[0].targets, other[0].targets)
 
 
-def test_a_population_holds_no_list():
+def test_memory_does_not_grow_with_the_population():
     labels = Labels(1_000_000)
     nodes = Nodes(labels, 2)
     members = Unenrolled(nodes)
