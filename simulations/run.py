@@ -4,6 +4,7 @@ DIR/sites/<i>/      what each simulated site has and keeps: data, policy, ledger
 DIR/server/         what the server keeps: rounds, checkpoints, result
 DIR/report.json  report.html  privacy-statement.md  model.safetensors  ledger.jsonl  experiment.toml
 DIR/faults.toml         the fault list that was played, if any; server/faults.jsonl says what came of it
+DIR/faults-drawn.toml   the same with nothing left to draw, where the seed had a say in it
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from typing import BinaryIO
 import tomli_w
 
 from simulations.enrolment import enrol
-from simulations.faults import FaultList
+from simulations.faults import MOST_WRITTEN, FaultList
 from simulations.sites import PreparedSites, prepare_sites
 from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
 from tacit.report.record import RunRecord
 
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
-FAULTS = "faults.toml"
+FAULTS, DRAWN = "faults.toml", "faults-drawn.toml"
 REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
 
 
@@ -61,6 +62,7 @@ class Simulation:
         started: when.
         clock: seconds per part.
         faults: what is played, if anything.
+        executor: how the local engine has trained its cohorts, and why; known once it has.
     """
 
     prepared: PreparedSites
@@ -69,6 +71,7 @@ class Simulation:
     started: datetime
     clock: Clock
     faults: FaultList | None = None
+    executor: list[str] = field(default_factory=list)
 
     @property
     def experiment(self) -> Experiment:
@@ -87,6 +90,7 @@ def simulate(
     *,
     engine: str = "local",
     resume: bool = False,
+    baselines: Path | None = None,
     on_part: Callable[[str], None] = lambda part: None,
 ) -> RunRecord:
     """Runs a whole simulation and writes its report.
@@ -96,6 +100,7 @@ def simulate(
         out: the run's folder. An earlier run in it is replaced, or continued with `resume`.
         engine: "local" or "ray".
         resume: go on after the last complete round.
+        baselines: folder of those that a sweep shares among its runs; None = they are this run's own.
         on_part: told the name of each part as it begins: sites, rounds, baselines, report.
 
     Raises:
@@ -114,6 +119,7 @@ def simulate(
             if faults is not None:
                 faults = faults.among([site.label for site in prepared.sites])
                 (out / FAULTS).write_text(faults.text, encoding="utf-8")
+                write_drawn(faults, experiment.training.rounds, out)
             try_task(prepared.experiment, prepared.data_path(0))
             remove(out, REPORTS)  # from here on they would be another run's, or an older part of this one's
         simulation = Simulation(prepared, out, engine, started, clock, faults)
@@ -122,7 +128,7 @@ def simulate(
             run_engine(simulation)
         from simulations.findings import write_findings
 
-        return write_findings(simulation, on_part)
+        return write_findings(simulation, on_part, baselines)
 
 
 def check_virtual(experiment: Experiment, engine: str) -> None:
@@ -160,6 +166,13 @@ def check_unchanged(faults: FaultList | None, out: Path) -> None:
         raise ConfigError(f"is not what the run began with: {path}", source=faults.source)
 
 
+def write_drawn(faults: FaultList, rounds: int, out: Path) -> None:
+    """Writes the list out entry by entry where something of it was drawn, unless that would be a book."""
+    expected = sum(rounds * len(faults.labels) for fault in faults.faults if fault.is_drawn)
+    if expected and expected <= MOST_WRITTEN:
+        (out / DRAWN).write_text(faults.written_out(rounds), encoding="utf-8")
+
+
 @contextmanager
 def claimed(out: Path, *, resume: bool) -> Iterator[None]:
     """Makes `out` ours for the length of a block: new or empty, or an earlier run, continued or replaced.
@@ -193,7 +206,7 @@ def _claim(out: Path, *, resume: bool) -> BinaryIO:
         mark.close()
         raise ConfigError("another simulation is running in it", source=out, key="--out") from None
     if not resume:
-        remove(out, (*REPORTS, FAULTS, "server", "sites"))
+        remove(out, (*REPORTS, FAULTS, DRAWN, "server", "sites"))
     return mark
 
 
@@ -222,6 +235,7 @@ def one_thread() -> Iterator[None]:
 
 def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> PreparedSites:
     """Loads the data, divides them among sites, and gives each simulated site its policy."""
+    from simulations.array_sources import load_arrays
     from simulations.sources import load_source
 
     private = experiment.privacy.record is not None or experiment.privacy.client is not None
@@ -230,8 +244,9 @@ def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> Prepa
             "a private run needs a declared schema: one inferred from the rows is a statistic of them",
             key="data.schema",
         )
-    table, schema = load_source(experiment.data)
-    prepared = prepare_sites(experiment, table, schema, out, durable=durable)
+    arrays = load_arrays(experiment.data, experiment.seed)
+    table, schema = load_source(experiment.data, experiment.seed) if arrays is None else arrays.table()
+    prepared = prepare_sites(experiment, table, schema, out, durable=durable, arrays=arrays)
     for i in range(len(prepared.sites)):
         _write_policy(prepared.folder / str(i), prepared.experiment)
     secure = prepared.experiment.secure_aggregation
@@ -278,6 +293,7 @@ def run_engine(simulation: Simulation) -> None:
             state=simulation.state,
             sites=simulation.prepared.folder,
             num_clients=experiment.federation.num_members,
+            settings=experiment.simulation.ray,
         )
     elif simulation.engine == "local":
         run_local(simulation)
@@ -294,10 +310,10 @@ def run_local(simulation: Simulation) -> None:
     from client import participant
     from client.app import app as client_app
     from server.app import app as server_app
+    from simulations import stacked
     from simulations.cohort import CohortExecutor
     from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
-    from simulations.stacked import train_ahead
     from simulations.virtual import VirtualExecutor, VirtualGrid
 
     logging.getLogger("flwr").setLevel(
@@ -319,9 +335,13 @@ def run_local(simulation: Simulation) -> None:
     ):
         # A cohort that is trained without messages meets no app, and so no faults. Virtual clients have no app.
         hook = executor if virtual or not (serial or faults is not None) else None
-        ahead = () if serial else (train_ahead,)
+        ahead = () if serial else (stacked.train_ahead,)
         kind = VirtualGrid if virtual else LocalGrid
-        server_app(kind(app, run_config, experiment.federation.num_members, hook, *ahead), context)
+        durable = experiment.simulation.durable_ledgers
+        grid = kind(app, run_config, experiment.federation.num_members, hook, *ahead, durable=durable)
+        server_app(grid, context)
+    run = participant.run_of(experiment.to_toml())
+    simulation.executor.append(stacked.chosen(run, with_messages=hook is None))
 
 
 @contextmanager

@@ -105,6 +105,10 @@ class StackedTrainer(LocalTrainer):
             self._stacks = [Stack(self, jobs[start:end]) for start, end in parts]
         return self._stacks
 
+    def forget(self, site: str, round_number: int) -> None:
+        """Lets go of what one client has trained ahead, if anything: it will train on something else."""
+        self._ahead.pop((site, round_number), None)
+
     def _clients_at_once(self, jobs: Sequence[Job]) -> int:
         widths = sum(p.shape[0] for p in self.model.parameters())  # activations of a record, and a bit more
         batch = max((self.plan.sampling_rate * job.records.num_rows for job in jobs), default=0.0)
@@ -251,7 +255,8 @@ class Stack:
 
 def _squares(x: Tensor) -> Tensor:
     """Squared norm of each last row, in float64; summed up in float32, which takes a quarter of the time."""
-    return torch.linalg.vector_norm(x, dim=2).double().square_()
+    squares: Tensor = torch.linalg.vector_norm(x, dim=2).double().square_()
+    return squares
 
 
 def unstackable(model: nn.Module) -> str:
@@ -295,6 +300,19 @@ def executor_for(run: Run, num_clients: int) -> str:
         LOG.info("executor serial, and workers after %g s of training: %s", PATIENCE, reason)
     run.trainer = WorkersTrainer.of(run, 0.0 if wish == "workers" else PATIENCE)
     return "workers"
+
+
+def chosen(run: Run, *, with_messages: bool) -> str:
+    """How a run's cohorts were trained, and why, for the report."""
+    if isinstance(run.trainer, StackedTrainer):
+        how = "stacked: the model is a stack of layers, and all clients of a cohort are one matrix"
+    elif isinstance(run.trainer, WorkersTrainer) and run.trainer.has_started:
+        how = f"workers: {unstackable(run.trainer.model) or 'as the experiment says'}"
+    elif run.experiment.simulation.executor == "serial":
+        how = "serial, as the experiment says"
+    else:
+        how = f"serial: {unstackable(run.trainer.model)}"
+    return f"{how}; {'over messages' if with_messages else 'without messages'}"
 
 
 def train_ahead(cohort: Sequence[tuple[Message, Context]]) -> None:

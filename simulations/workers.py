@@ -54,6 +54,7 @@ class WorkersTrainer(LocalTrainer):
 
     text: str
     patience: float
+    has_started: bool  # ever
     _pool: Pool | None
     _origin: Arrays
 
@@ -61,7 +62,9 @@ class WorkersTrainer(LocalTrainer):
     def of(cls, run: Run, patience: float) -> WorkersTrainer:
         """The run's trainer with the ability; workers start after `patience` seconds of training."""
         trainer = cls.__new__(cls)
-        trainer.__dict__.update(run.trainer.__dict__, _pool=None, _origin={}, patience=patience)
+        trainer.__dict__.update(
+            run.trainer.__dict__, _pool=None, _origin={}, patience=patience, has_started=False
+        )
         trainer.text = run.experiment.to_toml()
         return trainer
 
@@ -69,7 +72,7 @@ class WorkersTrainer(LocalTrainer):
         """Hands these clients to the workers; what nobody asked for of an earlier call is forgotten."""
         if self._pool is None and self.patience <= 0 and len(jobs) > 1:
             LOG.info("executor workers: %d processes", num_workers())
-            self._pool = Pool(self.text, arrays)
+            self._pool, self.has_started = Pool(self.text, arrays), True
         if self._pool is not None:
             self._origin = arrays
             self._attempt(lambda pool: pool.start(arrays, jobs, round_number, keys))

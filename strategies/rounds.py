@@ -6,7 +6,7 @@ Flower's own `Strategy.start` can neither resume nor stop early, and samples its
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -133,8 +133,11 @@ class Rounds:
         return self.release(before, arrays, sums, cohort, time.perf_counter() - started)
 
     def draw(self, number: int) -> list[str]:
-        """The cohort of a round: labels in roster order, drawn by seed and round alone."""
-        labels: Sequence[str] = self.nodes.labels if isinstance(self.nodes, Nodes) else list(self.nodes)
+        """The cohort of a round: labels in roster order, drawn by seed and round from those who take part in it."""
+        labels = self.experiment.federation.present(number)
+        if not isinstance(self.nodes, Nodes):
+            present = set(labels)
+            labels = [label for label in self.nodes if label in present]
         size = self.experiment.cohort_size
         if size >= len(labels):
             return list(labels)

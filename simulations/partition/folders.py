@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ def store(
     experiment: Experiment,
     labels: Sequence[str],
     frames: Sequence[DataFrame],
+    file: Callable[[DataFrame], bytes],
     *,
     durable: bool = True,
 ) -> str:
@@ -38,6 +39,7 @@ def store(
         experiment: with its federation declared; kept as sites/experiment.toml.
         labels: of the sites.
         frames: the rows of each site.
+        file: makes of them what stands in the site's file, whose name the experiment's data say.
         durable: goes into each site.toml: whether its ledger waits for the disk.
 
     Returns:
@@ -51,11 +53,11 @@ def store(
     try:
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-        _write(unfinished, experiment, labels, frames, durable)
-        fingerprint = _fingerprint(unfinished, len(frames))
+        _write(unfinished, experiment, labels, frames, file, durable)
+        fingerprint = _fingerprint(unfinished, len(frames), experiment.data.file)
         if not folder.exists():
             unfinished.rename(folder)
-        elif _fingerprint(folder, len(frames)) != fingerprint:
+        elif _fingerprint(folder, len(frames), experiment.data.file) != fingerprint:
             raise ConfigError(_difference(folder, unfinished), source=folder)
     except OSError as error:
         raise StorageError(f"{error.filename or out}: {error.strerror or error}") from None
@@ -65,19 +67,31 @@ def store(
 
 
 def _write(
-    folder: Path, experiment: Experiment, labels: Sequence[str], frames: Sequence[DataFrame], durable: bool
+    folder: Path,
+    experiment: Experiment,
+    labels: Sequence[str],
+    frames: Sequence[DataFrame],
+    file: Callable[[DataFrame], bytes],
+    durable: bool,
 ) -> None:
     folder.mkdir(mode=0o700)
-    _private_file(folder / "experiment.toml", experiment.to_toml())
+    name = experiment.data.file
+    _private_file(folder / "experiment.toml", experiment.to_toml().encode())
     for i, (label, frame) in enumerate(zip(labels, frames, strict=True)):
         (folder / str(i)).mkdir(mode=0o700)
         description: dict[str, object] = {
             "label": label,
             "data_set": f"{experiment.name}/{label}",
+            **({} if name == "data.csv" else {"data": name}),
             **({} if durable else {"durable": False}),
         }
-        _private_file(folder / str(i) / "site.toml", tomli_w.dumps(description))
-        _private_file(folder / str(i) / "data.csv", csv_text(frame))
+        _private_file(folder / str(i) / "site.toml", tomli_w.dumps(description).encode())
+        _private_file(folder / str(i) / name, file(frame))
+
+
+def csv_bytes(frame: DataFrame) -> bytes:
+    """`csv_text` in UTF-8."""
+    return csv_text(frame).encode()
 
 
 def csv_text(frame: DataFrame) -> str:
@@ -89,15 +103,15 @@ def csv_text(frame: DataFrame) -> str:
     return str(frame.astype(dict.fromkeys(narrow, "float64")).to_csv(index=False, lineterminator="\r\n"))
 
 
-def _private_file(path: Path, text: str) -> None:
+def _private_file(path: Path, content: bytes) -> None:
     path.touch(mode=0o600, exist_ok=False)
-    path.write_text(text, encoding="utf-8", newline="")
+    path.write_bytes(content)
 
 
-def _fingerprint(folder: Path, num_sites: int) -> str:
+def _fingerprint(folder: Path, num_sites: int, name: str) -> str:
     files = [folder / "experiment.toml"]
     for i in range(num_sites):
-        files += [folder / str(i) / "site.toml", folder / str(i) / "data.csv"]
+        files += [folder / str(i) / "site.toml", folder / str(i) / name]
     whole = hashlib.sha256()
     for file in files:
         # Digests have one length, so that moving bytes from one file to the next changes the whole.

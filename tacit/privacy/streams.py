@@ -107,7 +107,7 @@ class Normals:
 
     def draw(self, size: int, std: float) -> NDArray[np.float64]:
         """The next `size` normals of each member, shape (members, size); see `Stream.gaussian`."""
-        from tacit.privacy.normals import gaussians  # has torch
+        from tacit.privacy.normals import gaussians  # which loads torch
 
         if len(self._streams) == self._num_members:
             return gaussians(self._streams, size, std)

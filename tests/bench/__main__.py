@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 GROUPS = ("masks", "secagg", "steps", "engines", "edge", "utility")
-SLOW = ("secagg_slow",)  # run by name only
+SLOW = ("secagg_slow", "scale")  # run by name only
 RESULT = Path("build") / "bench.json"
 
 
