@@ -15,12 +15,15 @@ import torch
 from client.participant import Run
 from simulations import stacked, workers
 from simulations.batches import Job
+from simulations.cohort import train_cohort
 from simulations.workers import WorkersTrainer, close_pools
 from tacit.errors import ConfigError
 from tacit.privacy.noise import SeededKeys
 from tacit.tasks import Records
 from tacit.tasks.weights import initial_arrays
 from tests.unit.client_sites import RECORD, experiment
+from tests.unit.small_federation import PRIVATE as PRIVATE_RUN
+from tests.unit.small_federation import Federation, ledger_entries, same
 
 KEYS = SeededKeys(5)
 SIZES = (30, 1, 0, 7, 55)  # one record, or none: batches of many sizes, some of them empty
@@ -185,3 +188,24 @@ def test_workers_are_demanded_and_refused_by_name(monkeypatch):
     assert stacked.executor_for(run(), 5) == "serial"
     with pytest.raises(ConfigError, match="there is one core"):
         stacked.executor_for(run(simulation__executor="workers"), 5)
+
+
+def test_a_run_is_the_serial_one_bit_for_bit_and_each_site_pays_once_for_a_round(tmp_path: Path):
+    """Privacy, dropout, a site that refuses: through the hook of the grid and through messages."""
+    models, entries = [], []
+    for name in ("serial", "workers", "ahead"):
+        executor = "serial" if name == "serial" else "workers"
+        federation = Federation(
+            tmp_path / name, PRIVATE_RUN, "insecure_seeded_noise=true", "secure_aggregation.engine=ideal",
+            "task.kind=tests.unit.test_stacked:WithDropout", f"simulation.executor={executor}",
+        )  # fmt: skip
+        policy = federation.sites / "2" / "policy.toml"
+        policy.write_text(policy.read_text() + "epsilon_ceiling = 0.01\ndelta = 1e-5\n")
+        hook = {"workers": {"executor": train_cohort}, "ahead": {"ahead": stacked.train_ahead}}
+        with federation.rounds(tmp_path / name / "run", **hook.get(name, {})) as rounds:
+            models.append(rounds.run(federation.initial()).arrays)
+            assert rounds.grid.facts.refusals == {"budget": 1}
+        entries.append([ledger_entries(federation.sites / str(i)) for i in range(6)])
+        close_pools()
+    assert same(models[0], models[1]) and same(models[0], models[2])
+    assert entries == [[3, 3, 0, 3, 3, 3]] * 3
