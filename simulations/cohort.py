@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import compress
 from typing import Final, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ from client.participant import Participant, Run
 from simulations.batches import Job
 from simulations.held import HeldLedgers, HeldMember
 from simulations.stacked import StackedTrainer, executor_for
+from simulations.workers import WorkersTrainer, close_pools
 from strategies.sum_grid import CohortResult
 from tacit.encoding import STATISTICS_ROUND
 from tacit.errors import Refused
@@ -86,7 +88,8 @@ class CohortExecutor:
         self.close()
 
     def close(self) -> None:
-        """Gives the sites' ledgers free."""
+        """Gives the sites' ledgers free, and ends worker processes."""
+        close_pools()
         self._ledgers.close()
         for member in self._members.values():
             member.release()
@@ -100,7 +103,10 @@ class CohortExecutor:
         clients = dict(self._permitted(cohort, run_id, number, arrays, tally))
         if clients:
             run = next(iter(clients.values())).run
-            if number != STATISTICS_ROUND and executor_for(run, len(clients)) == "stacked":
+            executor = "serial" if number == STATISTICS_ROUND else executor_for(run, len(clients))
+            if executor == "workers" and isinstance(run.trainer, WorkersTrainer):
+                run.trainer.train_ahead(arrays, list(_jobs(clients)), number, run.keys)
+            if executor == "stacked":
                 clip = next(iter(clients.values())).clip
                 encoder = run.encoder(arrays, float(clip) if clip else None)
                 self._stacked(Asked(run, run_id, number, arrays, encoder), clients, tally)
@@ -240,6 +246,13 @@ class _Tally:
         values = np.zeros(0, dtype=np.int64) if self.total is None else self.total
         total = Aggregate(values, len(self.nodes))
         return CohortResult(total, tuple(self.nodes), dict(self.refusals), self.num_clipped)
+
+
+def _jobs(clients: dict[int, Participant]) -> Iterator[Job]:
+    """What a trainer needs of each client whose records can be read; the others meet the reason themselves."""
+    for client in clients.values():
+        with suppress(Exception):
+            yield Job(client.site.label, client.records("train"), client.declared_rows)
 
 
 def _one_by_one(

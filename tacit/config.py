@@ -384,8 +384,9 @@ class Simulation(Frozen):
     Attributes:
         baselines: also train the pooled and the local-only models that federation is compared with.
         tune_baselines: choose each one's learning rate, on a quarter of its own training records held back.
-        executor: how the local engine trains a cohort: all clients at once, or one after the other through the
-            `ClientApp`; "auto" stacks them where the model allows it.
+        executor: how the local engine trains a cohort: all clients at once, by worker processes, or one after the
+            other through the `ClientApp`; "auto" stacks them where the model allows it, and else starts workers
+            once training takes long.
         faults: a file of failures and lies to play (docs/faults.md); empty = none.
         durable_ledgers: fsync the simulated sites' ledgers, and what the server keeps of each round, too.
     """
@@ -393,7 +394,7 @@ class Simulation(Frozen):
     baselines: bool = True
     tune_baselines: bool = True
     faults: str = ""
-    executor: Literal["auto", "stacked", "serial"] = "auto"
+    executor: Literal["auto", "stacked", "workers", "serial"] = "auto"
     durable_ledgers: bool = False
     ray: Ray = Ray()
 
