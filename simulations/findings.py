@@ -56,6 +56,7 @@ def write_findings(
         started=simulation.started,
         outcome=str(state.result["outcome"]),
         engine=simulation.engine,  # type: ignore[arg-type]
+        executor="; ".join(simulation.executor),
         seed=experiment.seed,
         experiment=experiment.model_dump(mode="json", by_alias=True, exclude_none=True),
         rounds=tuple(rounds),

@@ -63,6 +63,7 @@ class Simulation:
         started: when.
         clock: seconds per part.
         faults: what is played, if anything.
+        executor: how the local engine has trained its cohorts, and why; known once it has.
     """
 
     prepared: PreparedSites
@@ -71,6 +72,7 @@ class Simulation:
     started: datetime
     clock: Clock
     faults: FaultList | None = None
+    executor: list[str] = field(default_factory=list)
 
     @property
     def experiment(self) -> Experiment:
@@ -292,6 +294,7 @@ def run_engine(simulation: Simulation) -> None:
             state=simulation.state,
             sites=simulation.prepared.folder,
             num_clients=experiment.federation.num_members,
+            settings=experiment.simulation.ray,
         )
     elif simulation.engine == "local":
         run_local(simulation)
@@ -308,10 +311,10 @@ def run_local(simulation: Simulation) -> None:
     from client import participant
     from client.app import app as client_app
     from server.app import app as server_app
+    from simulations import stacked
     from simulations.cohort import CohortExecutor
     from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
-    from simulations.stacked import train_ahead
     from simulations.virtual import VirtualExecutor, VirtualGrid
 
     logging.getLogger("flwr").setLevel(
@@ -333,9 +336,13 @@ def run_local(simulation: Simulation) -> None:
     ):
         # A cohort that is trained without messages meets no app, and so no faults. Virtual clients have no app.
         hook = executor if virtual or not (serial or faults is not None) else None
-        ahead = () if serial else (train_ahead,)
+        ahead = () if serial else (stacked.train_ahead,)
         kind = VirtualGrid if virtual else LocalGrid
-        server_app(kind(app, run_config, experiment.federation.num_members, hook, *ahead), context)
+        durable = experiment.simulation.durable_ledgers
+        grid = kind(app, run_config, experiment.federation.num_members, hook, *ahead, durable=durable)
+        server_app(grid, context)
+    run = participant.run_of(experiment.to_toml())
+    simulation.executor.append(stacked.chosen(run, with_messages=hook is None))
 
 
 @contextmanager
