@@ -76,7 +76,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "unknown kind": (entry(**{**GOOD, "kind": "sleep"}), "fault 2: kind: input should be 'drop', "),
     "kind in another phase": (entry(**{**GOOD, "kind": "swap-key"}), 'fault 2: kind "swap-key" has phase shares'),
     "no phase": (entry(round=1, site="site-1", kind="drop"), "fault 2: phase: required key is missing"),
-    "no round": (entry(site="site-1", phase="vector", kind="drop"), "fault 2: needs one of round, rounds and"),
+    "no round": (entry(site="site-1", phase="vector", kind="drop"), "fault 2: needs one of round, rounds, every"),
     "two kinds of round": (entry(**GOOD, every=2), "fault 2: needs one of round, rounds, every and since"),
     "round 0": (entry(**{**GOOD, "round": 0}), "fault 2: round: input should be greater than or equal to 1"),
     "a round after the last": (entry(**{**GOOD, "round": 3}), "fault 2: round 3 of a run that has 2"),
