@@ -44,7 +44,8 @@ def _label_distances(frames: Sequence[DataFrame], schema: Schema) -> Floats:
         [np.bincount(class_indices(f, schema), minlength=len(schema.classes)) / len(f) for f in frames]
     )
     found = np.array([[jensenshannon(a, b, base=2) for b in shares] for a in shares])
-    return np.nan_to_num(found)  # of equal shares the root of a rounding error below 0
+    clean: Floats = np.nan_to_num(found)  # of equal shares it may be the root of a rounding error below 0
+    return clean
 
 
 def _feature_distances(frames: Sequence[DataFrame], schema: Schema) -> Floats:
