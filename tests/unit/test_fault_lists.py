@@ -1,5 +1,6 @@
 """Fault lists: what a file may say, what each kind does to a round, and that a list plays the same twice."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ def listed(folder: Path, text: str, *settings: str) -> FaultList:
 
 
 def entry(**keys: Any) -> str:
-    lines = [f"{key} = {str(value).lower() if value is True else value!r}" for key, value in keys.items()]
+    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
     return "\n".join(["[[fault]]", *lines, ""])
 
 
