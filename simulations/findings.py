@@ -65,6 +65,7 @@ def write_findings(
         privacy=privacy_entries(experiment, plan, ledgers.values(), secure=secure, simulation=True),
         secure_aggregation=secure,
         partition=tuple(_slice(row) for row in partition_table(simulation.prepared)),
+        distances=simulation.prepared.distances,
         faults=tuple(_faults(simulation, rows)),
         timings=dict(clock.seconds),
         versions=versions(),

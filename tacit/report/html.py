@@ -19,7 +19,7 @@ import tomli_w
 from tacit.errors import MissingExtra
 from tacit.report import compare, statement
 from tacit.report.plots import Line, line_chart
-from tacit.report.record import Round, RunRecord, SiteSlice
+from tacit.report.record import Round, RunRecord, SiteDistances, SiteSlice
 from tacit.report.storage import write_text
 from tacit.report.wording import PROTECTED, upper
 
@@ -34,6 +34,16 @@ MOST_SITES = 60  # rows of a table before the rest is left to report.json
 MOST_ROUNDS = 100
 MOST_FAULTS = 200
 CLASS_COLOURS = 8
+
+
+class Matrix(NamedTuple):
+    """Distances between sites as a table: rows, what full colour stands for, and the two that are farthest apart."""
+
+    title: str
+    rows: Sequence[Sequence[float]]
+    largest: float
+    farthest: str
+    mean: float
 
 
 class Chart(NamedTuple):
@@ -111,6 +121,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "other_metrics": [name for name in metrics if name != main],
         "slices": record.partition[:MOST_SITES],
         "slices_left_out": max(0, len(record.partition) - MOST_SITES),
+        "matrices": _matrices(record.distances),
         "played": record.faults[:MOST_FAULTS],
         "played_left_out": max(0, len(record.faults) - MOST_FAULTS),
         "faulty_rounds": _faulty_rounds(record),
@@ -179,6 +190,21 @@ def _tally(sites: Sequence[compare.SiteComparison]) -> dict[str, int]:
         "lose": sum(gain < 0 for gain in gains),
         "same": sum(gain == 0 for gain in gains),
     }
+
+
+def _matrices(apart: SiteDistances | None) -> list[Matrix]:
+    """Distances in labels and in features."""
+    if apart is None:
+        return []
+    matrices = []
+    for title, rows in (("labels", apart.labels), ("features", apart.features)):
+        pairs = [(value, i, j) for i, row in enumerate(rows) for j, value in enumerate(row[:i])]
+        if not pairs:
+            continue
+        largest, i, j = max(pairs)
+        mean = math.fsum(value for value, _, _ in pairs) / len(pairs)
+        matrices.append(Matrix(title, rows, largest or 1.0, f"{apart.sites[j]} and {apart.sites[i]}", mean))
+    return matrices
 
 
 def _classes(slices: Sequence[SiteSlice]) -> list[str]:

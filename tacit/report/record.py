@@ -248,6 +248,20 @@ class SiteSlice(Part):
         return fields
 
 
+class SiteDistances(Part):
+    """How far simulated sites are from one another: a row and a column for each of `sites`, 0 on the diagonal.
+
+    Attributes:
+        sites: labels; the first ones, where there are many.
+        labels: Jensen-Shannon distance of the class shares, from 0 to 1.
+        features: mean over columns of the Wasserstein distance in half ranges, or of the total variation of a category.
+    """
+
+    sites: tuple[str, ...]
+    labels: tuple[tuple[float, ...], ...]
+    features: tuple[tuple[float, ...], ...] = ()
+
+
 class PlayedFault(Part):
     """A failure or a lie that a simulation was told to play at one site in one round, and what came of it.
 
@@ -322,6 +336,7 @@ class RunRecord(Part):
     privacy: Annotated[tuple[PrivacyEntry, ...], Field(min_length=1)]
     secure_aggregation: SecureSum
     partition: tuple[SiteSlice, ...] = ()
+    distances: SiteDistances | None = None
     faults: tuple[PlayedFault, ...] = ()
     federation: Federation | None = None
     timings: dict[str, Seconds] = {}
@@ -352,6 +367,7 @@ class RunRecord(Part):
         known_to_nobody = {
             "final.sites": self.final.sites,
             "partition": self.partition,
+            "distances": self.distances,
             "faults": self.faults,
             "baselines": self.baselines != Baselines(),
             "rounds.metrics": any(item.metrics for item in self.rounds),
