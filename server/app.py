@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +33,11 @@ from tacit.audit import SERVER_FILE, AuditLog
 from tacit.config import Experiment
 from tacit.encoding import encoder_of, needs_statistics
 from tacit.errors import ConfigError, ProtocolError, RunFailed, StorageError, TacitError
+from tacit.population import Labels, Nodes
 from tacit.privacy.central import CentralNoise
 from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.identity import Identity
-from tacit.secagg.members import Member
+from tacit.secagg.members import Member, Unenrolled
 from tacit.secagg.parameters import Rules
 from tacit.secagg.roster import Roster
 from tacit.secagg.signed_roster import SignedRoster
@@ -69,7 +71,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     """Plan, members, grid, strategy, rounds, result."""
-    if not experiment.federation.sites:
+    if not experiment.federation.num_members:
         raise ConfigError("declares no sites", key="federation.sites")
     plan, task = PrivacyPlan.of(experiment), load_task(experiment)
     check_monitor(experiment, task)
@@ -88,13 +90,15 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     attempts_of(state).drop()
 
 
-def nodes_of(grid: Grid, experiment: Experiment) -> dict[str, int]:
-    """Node id of each declared site.
+def nodes_of(grid: Grid, experiment: Experiment) -> Mapping[str, int]:
+    """Node id of each declared site; of a population that is simulated, by number.
 
     By the registration of `tacit server`, where there is one: a node cannot claim the label of another then, and a
     site that is away is no reason to wait. Else from the nodes themselves.
     """
-    labels = [site.label for site in experiment.federation.sites]
+    labels = experiment.federation.labels
+    if isinstance(labels, Labels):
+        return Nodes(labels, min(grid.get_node_ids()))
     if "TACIT_NODES" not in os.environ:
         return find_members(grid, labels, experiment.secure_aggregation.deadline_seconds)
     registered = json.loads(Path(os.environ["TACIT_NODES"]).read_text(encoding="utf-8"))
@@ -121,7 +125,7 @@ def wrap(
     experiment: Experiment,
     plan: PrivacyPlan,
     strategy: Strategy,
-    nodes: dict[str, int],
+    nodes: Mapping[str, int],
     state: RunState,
 ) -> Grid:
     """The grid that the strategy speaks to: with the secure sum inside, or without."""
@@ -130,7 +134,7 @@ def wrap(
         return PlainGrid(grid, {node: label for label, node in nodes.items()}, settings.deadline_seconds)
     task = load_task(experiment)
 
-    def agreement(members: dict[int, Member]) -> Agreement:
+    def agreement(members: Mapping[int, Member]) -> Agreement:
         return Agreement(
             run=state.run_id,
             config=experiment.to_toml(),
@@ -143,8 +147,7 @@ def wrap(
         )
 
     if settings.engine == "ideal" or not settings.enabled:
-        anyone = {node: Member(i, label, b"") for i, (label, node) in enumerate(nodes.items())}
-        return IdealSumGrid(grid, agreement(anyone))
+        return IdealSumGrid(grid, agreement(anyone(nodes)))
     coordinator = coordinator_of(
         Path(os.environ.get("TACIT_FEDERATION", ".")), SumFile(state.folder / "sums.json")
     )
@@ -156,6 +159,13 @@ def wrap(
         raise ConfigError(f"the roster has no {', '.join(missing)}", key="federation.sites")
     members = {node: enrolled[label] for label, node in nodes.items()}
     return SecureAggregationGrid(grid, strategy, agreement(members), coordinator)
+
+
+def anyone(nodes: Mapping[str, int]) -> Mapping[int, Member]:
+    """The members by node, where nobody is enrolled."""
+    if isinstance(nodes, Nodes):
+        return Unenrolled(nodes)
+    return {node: Member(i, label, b"") for i, (label, node) in enumerate(nodes.items())}
 
 
 def coordinator_of(folder: Path, memory: SumMemory) -> Coordinator:

@@ -67,7 +67,8 @@ class Harness:
         private = experiment.privacy.record is not None
         self.experiment = experiment
         self.task = cast("Task", FederatedModel(task or load_task(experiment), private=private))
-        labels = [site.label for site in experiment.federation.sites]
+        # Of a population that is simulated the harness knows the pool, in the one folder there is.
+        labels = [site.label for site in experiment.federation.sites] or ["pool"]
         self._files = [sites / str(i) / experiment.data.file for i in range(len(labels))]
         self.sites = [
             SiteRecords(label, *(self.task.read(file, s) for s in ("train", "test")))

@@ -57,9 +57,13 @@ class FaultyApp(ClientApp):
         if found is None:
             return handle(message)
         number, fault = found
-        seed = [self._faults.seed, number, round_number, attempt, site]
-        random = np.random.Generator(np.random.PCG64(seed))
-        answer, happened = PLAYS[fault.kind](Turn(message, context, fault, handle, earlier, random))
+        draw = self._faults.seed, fault.draw or number
+        random, steady = (
+            np.random.Generator(np.random.PCG64(place))
+            for place in ([*draw, round_number, attempt, site], [*draw, site])
+        )
+        turn = Turn(message, context, fault, handle, earlier, random, steady, round_number)
+        answer, happened = PLAYS[fault.kind](turn)
         self._note(fault=number, round=round_number, attempt=attempt, site=label, happened=happened)
         return answer
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
-import platform
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.statistics import scaled
 from server.state import RunState, read_rounds
 from simulations.evaluate import Harness, Metrics, site_mean
 from simulations.faulty_app import PLAYED, read_played
+from simulations.kept_baselines import kept
 from simulations.sites import partition_table
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report import record as r
 from tacit.report.html import write_html
 from tacit.report.promises import privacy_entries
+from tacit.report.rows import round_of, secure_sum_of, versions
 from tacit.report.statement import write_statement
 from tacit.report.storage import write_json, write_text
 from tacit.tasks import load_task
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from simulations.run import Simulation
     from tacit.privacy.ledger import Entry
 
-PACKAGES = ("tacit", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
 EXCERPT = 20  # ledger entries in the report
 
 
-def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.RunRecord:
+def write_findings(
+    simulation: Simulation, on_part: Callable[[str], None], shared: Path | None = None
+) -> r.RunRecord:
     """Evaluates, trains the baselines, builds the record and writes every file of the report."""
     clock, out, experiment = simulation.clock, simulation.out, simulation.experiment
     state = RunState(simulation.state, experiment.to_toml(), experiment.checkpoints.keep, read_only=True)
@@ -44,7 +45,8 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
         final = _final(harness, state, simulation)
     with clock.part("baselines"):
         on_part("baselines")
-        baselines = _baselines(harness) if experiment.simulation.baselines else r.Baselines()
+        wanted = experiment.simulation.baselines
+        baselines = kept(shared, experiment, lambda: _baselines(harness)) if wanted else r.Baselines()
         baselines = baselines.model_copy(update={"best": _best(harness)})
     on_part("report")
     plan = PrivacyPlan.of(experiment)
@@ -78,29 +80,10 @@ def write_findings(simulation: Simulation, on_part: Callable[[str], None]) -> r.
     return record
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}}
-
-
 def _round(row: dict[str, Any], harness: Harness, state: RunState) -> r.Round:
     number = int(row["round"])
     metrics = harness.overall(state.model_of(number)) if state.has_model(number) else {}
-    epsilon = row["epsilon"]
-    if epsilon is not None and harness.experiment.insecure_seeded_noise:
-        epsilon = math.inf
-    return r.Round(
-        round=number,
-        seconds=row["seconds"],
-        cohort=tuple(row["cohort"]),
-        survivors=tuple(row["survivors"]),
-        metrics=metrics,
-        epsilon=epsilon,
-        private_metrics=row["metrics"],
-        refusals=row["refusals"],
-        attempts=row["attempts"],
-        blamed=row["blamed"],
-    )
+    return round_of(row, harness.experiment, metrics)
 
 
 def _final(harness: Harness, state: RunState, simulation: Simulation) -> r.Final:
@@ -150,6 +133,11 @@ def _ledgers(simulation: Simulation) -> dict[str, tuple[Entry, ...]]:
     """Entries of each site's ledger, by label."""
     from client.site import Site
 
+    if simulation.experiment.federation.population is not None:
+        from simulations.virtual import LEDGERS, LedgerFile
+
+        with LedgerFile(simulation.prepared.folder / LEDGERS, durable=False) as file:
+            return dict(file.busiest(EXCERPT))
     entries: dict[str, tuple[Entry, ...]] = {}
     for i, site in enumerate(simulation.prepared.sites):
         folder = simulation.prepared.folder / str(i)
@@ -183,19 +171,8 @@ def _excerpt(ledgers: dict[str, tuple[Entry, ...]]) -> list[dict[str, Any]]:
 
 def _secure_sum(simulation: Simulation) -> r.SecureSum:
     settings = simulation.experiment.secure_aggregation
-    rows = read_rounds(simulation.state / "rounds.jsonl")
-    bytes_up = max((row["bytes_up"] for row in rows), default=0)
-    if not settings.enabled:
-        return r.SecureSum(enabled=False, bytes_up_per_client=bytes_up)
-    return r.SecureSum(
-        enabled=True,
-        engine=settings.engine,
-        protocol=settings.protocol,
-        bits=max((row["bits"] for row in rows if row["bits"]), default=None),
-        threshold=max((row["threshold"] for row in rows if row["threshold"]), default=None),
-        bytes_up_per_client=bytes_up,
-        clipped_fraction=_clipped_fraction(simulation),
-    )
+    clipped = _clipped_fraction(simulation) if settings.enabled else None
+    return secure_sum_of(settings, read_rounds(simulation.state / "rounds.jsonl"), clipped)
 
 
 def _clipped_fraction(simulation: Simulation) -> float | None:
@@ -204,6 +181,10 @@ def _clipped_fraction(simulation: Simulation) -> float | None:
 
     if simulation.engine != "local":
         return None
+    if simulation.experiment.federation.population is not None:
+        rows = read_rounds(simulation.state / "rounds.jsonl")
+        vectors = sum(len(row["survivors"]) for row in rows)
+        return sum(row["num_clipped"] for row in rows) / vectors if vectors else None
     text = simulation.experiment.to_toml()
     sites = [
         participant_of(text, simulation.prepared.folder / str(i), True)
@@ -233,17 +214,19 @@ def _faults(simulation: Simulation, rows: list[dict[str, Any]]) -> Iterator[r.Pl
         place = line["fault"], line["round"], line["site"]
         played.setdefault(place, {})[line["attempt"]] = line["happened"]
     for row in rows:
-        for number, fault in enumerate(planned.faults, start=1):
-            for label in planned.sites(number, row["round"]):
-                happened = _happened(row, label, played.get((number, row["round"], label), {}))
-                yield r.PlayedFault(
-                    fault=number,
-                    round=row["round"],
-                    site=label,
-                    phase=fault.phase,
-                    kind=fault.kind,
-                    happened=happened,
-                )
+        strikes = [
+            (s.number, label, s) for label, found in planned.strikes(row["round"]).items() for s in found
+        ]
+        order = {label: i for i, label in enumerate(planned.labels)}
+        for number, label, strike in sorted(strikes, key=lambda found: (found[0], order[found[1]])):
+            yield r.PlayedFault(
+                fault=number,
+                round=row["round"],
+                site=label,
+                phase=strike.phase,
+                kind=strike.fault.kind,
+                happened=_happened(row, label, played.get((number, row["round"], label), {})),
+            )
 
 
 def _happened(row: dict[str, Any], label: str, attempts: dict[int, str]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
@@ -21,12 +22,14 @@ from client.app import REFUSED, body, in_body, participant, received_arrays
 from client.participant import Participant
 from client.sessions import MemorySessions
 from simulations.faults import Fault
+from simulations.stacked import StackedTrainer
 from tacit.secagg.client import ClientMachine
 from tacit.secagg.client_state import ClientState
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair
 from tacit.secagg.messages import ConfirmRequest, DealAnswer, DealRequest, UnmaskAnswer
 from tacit.secagg.prg import KEY_BYTES
 from tacit.secagg.sharing import deal
+from tacit.tasks import Records
 from tacit.tasks.weights import Arrays
 from tacit.update import Floats, LocalUpdate
 
@@ -44,6 +47,8 @@ class Turn:
         handle: the site's honest answer to a message.
         earlier: what the site has answered in this phase before, if anything.
         random: fixed by the seed.
+        steady: the same, and equal in every round.
+        round: of the run.
     """
 
     message: Message
@@ -52,6 +57,8 @@ class Turn:
     handle: Callable[[Message], Message]
     earlier: RecordDict | None
     random: np.random.Generator
+    steady: np.random.Generator
+    round: int
 
     @property
     def client(self) -> Participant:
@@ -91,6 +98,16 @@ def drop(turn: Turn) -> Played:
 def late(turn: Turn) -> Played:
     """The site does its part, and the answer comes after the deadline."""
     return lost(turn), f"{said(turn.handle(turn.message))}, too late"
+
+
+def straggle(turn: Turn) -> Played:
+    """The site takes its time, by a log-normal law; nobody here waits for it, and the deadline is the run's own."""
+    seconds = turn.fault.seconds * float(np.exp(turn.fault.spread * turn.random.standard_normal()))
+    answer = turn.handle(turn.message)
+    deadline = turn.client.run.experiment.secure_aggregation.deadline_seconds
+    if seconds > deadline:
+        return lost(turn), f"{said(answer)} after {seconds:.0f} s, too late"
+    return answer, f"{said(answer)} after {seconds:.0f} s"
 
 
 def crash(turn: Turn) -> Played:
@@ -194,6 +211,43 @@ def with_update(change: Callable[[Fault, Floats], NDArray[np.float32]]) -> Play:
     return play
 
 
+def flip_labels(turn: Turn) -> Played:
+    """The site trains on labels that are wrong, the same ones in every round."""
+    client, honest = turn.client, turn.client.records
+    poisoned = _flipped(honest("train"), turn)
+    trainer = client.run.trainer
+    if isinstance(trainer, StackedTrainer):  # what it has trained ahead was of the right labels
+        trainer.forget(client.site.label, turn.round)
+    setattr(client, "records", lambda split: poisoned if split == "train" else honest(split))  # noqa: B010
+    try:
+        answer = turn.handle(turn.message)
+    finally:
+        delattr(client, "records")
+    return answer, said(answer) if answer.has_error() else "lied"
+
+
+def _flipped(records: Records, turn: Turn) -> Records:
+    """Some rows with another class; numbers instead of classes are mirrored about the middle of the site's own."""
+    targets = records.targets.clone()
+    count = round(turn.fault.rate * len(targets))
+    rows = torch.from_numpy(np.sort(turn.steady.choice(len(targets), size=count, replace=False)))
+    if targets.dtype.is_floating_point:
+        targets[rows] = targets.max() + targets.min() - targets[rows]
+        return Records(records.features, targets)
+    classes = _classes(turn)
+    if turn.fault.to:
+        targets[rows] = classes.index(turn.fault.to)
+    else:
+        steps = torch.from_numpy(turn.steady.integers(1, len(classes), size=count))
+        targets[rows] = (targets[rows] + steps) % len(classes)
+    return Records(records.features, targets)
+
+
+def _classes(turn: Turn) -> tuple[str, ...]:
+    columns = turn.client.run.experiment.data.columns
+    return columns.classes if columns is not None else ("0", "1")
+
+
 # --- a server that lies
 
 
@@ -259,6 +313,7 @@ def _fields(content: bytes) -> ConfigRecord:
 PLAYS: Final[Mapping[str, Play]] = {
     "drop": drop,
     "late": late,
+    "straggle": straggle,
     "crash": crash,
     "refuse": refuse,
     "bad-share": instead(bad_share),
@@ -267,6 +322,7 @@ PLAYS: Final[Mapping[str, Play]] = {
     "garbage": instead(garbage),
     "boost": with_update(lambda fault, values: np.asarray(fault.factor * values, dtype=np.float32)),
     "nan": with_update(lambda fault, values: np.full_like(values, np.nan, dtype=np.float32)),
+    "flip-labels": flip_labels,
     "other-model": told(other_model),
     "swap-key": told(swap_key),
     "survivors": told(survivors),

@@ -4,6 +4,7 @@ DIR/sites/<i>/      what each simulated site has and keeps: data, policy, ledger
 DIR/server/         what the server keeps: rounds, checkpoints, result
 DIR/report.json  report.html  privacy-statement.md  model.safetensors  ledger.jsonl  experiment.toml
 DIR/faults.toml         the fault list that was played, if any; server/faults.jsonl says what came of it
+DIR/faults-drawn.toml   the same with nothing left to draw, where the seed had a say in it
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from typing import BinaryIO
 import tomli_w
 
 from simulations.enrolment import enrol
-from simulations.faults import FaultList
+from simulations.faults import MOST_WRITTEN, FaultList
 from simulations.sites import PreparedSites, prepare_sites
 from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
 from tacit.report.record import RunRecord
 
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
-FAULTS = "faults.toml"
+FAULTS, DRAWN = "faults.toml", "faults-drawn.toml"
 REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
 
 
@@ -87,6 +88,7 @@ def simulate(
     *,
     engine: str = "local",
     resume: bool = False,
+    baselines: Path | None = None,
     on_part: Callable[[str], None] = lambda part: None,
 ) -> RunRecord:
     """Runs a whole simulation and writes its report.
@@ -96,11 +98,13 @@ def simulate(
         out: the run's folder. An earlier run in it is replaced, or continued with `resume`.
         engine: "local" or "ray".
         resume: go on after the last complete round.
+        baselines: folder of those that a sweep shares among its runs; None = they are this run's own.
         on_part: told the name of each part as it begins: sites, rounds, baselines, report.
 
     Raises:
         TacitError: the run did not do what was asked. What was complete stays in `out`.
     """
+    check_virtual(experiment, engine)
     faults = fault_list(experiment, engine)
     clock, started = Clock(), datetime.now(UTC)
     with claimed(out, resume=resume), one_thread():
@@ -113,6 +117,7 @@ def simulate(
             if faults is not None:
                 faults = faults.among([site.label for site in prepared.sites])
                 (out / FAULTS).write_text(faults.text, encoding="utf-8")
+                write_drawn(faults, experiment.training.rounds, out)
             try_task(prepared.experiment, prepared.data_path(0))
             remove(out, REPORTS)  # from here on they would be another run's, or an older part of this one's
         simulation = Simulation(prepared, out, engine, started, clock, faults)
@@ -121,7 +126,28 @@ def simulate(
             run_engine(simulation)
         from simulations.findings import write_findings
 
-        return write_findings(simulation, on_part)
+        return write_findings(simulation, on_part, baselines)
+
+
+def check_virtual(experiment: Experiment, engine: str) -> None:
+    """Raises `ConfigError` where an experiment asks something of virtual clients that needs real folders."""
+    if experiment.partition.kind != "virtual":
+        return
+    secure, columns = experiment.secure_aggregation, experiment.data.columns
+    summed = (secure.enabled and secure.engine == "ideal") or (
+        not secure.enabled and experiment.privacy.client is not None
+    )
+    if not summed:
+        raise ConfigError(
+            'virtual clients are added up by the ideal sum: set engine = "ideal"',
+            key="secure_aggregation.engine",
+        )
+    if engine != "local":
+        raise ConfigError("virtual clients need --engine local", key="partition.kind")
+    if experiment.simulation.faults:
+        raise ConfigError("plays no faults at virtual clients", key="simulation.faults")
+    if columns is not None and columns.scaling == "federated":
+        raise ConfigError("is not learned from virtual clients; declare ranges", key="data.schema.scaling")
 
 
 def fault_list(experiment: Experiment, engine: str) -> FaultList | None:
@@ -136,6 +162,13 @@ def check_unchanged(faults: FaultList | None, out: Path) -> None:
     path = out / FAULTS
     if faults is not None and path.exists() and path.read_text(encoding="utf-8") != faults.text:
         raise ConfigError(f"is not what the run began with: {path}", source=faults.source)
+
+
+def write_drawn(faults: FaultList, rounds: int, out: Path) -> None:
+    """Writes the list out entry by entry where something of it was drawn, unless that would be a book."""
+    expected = sum(rounds * len(faults.labels) for fault in faults.faults if fault.is_drawn)
+    if expected and expected <= MOST_WRITTEN:
+        (out / DRAWN).write_text(faults.written_out(rounds), encoding="utf-8")
 
 
 @contextmanager
@@ -171,7 +204,7 @@ def _claim(out: Path, *, resume: bool) -> BinaryIO:
         mark.close()
         raise ConfigError("another simulation is running in it", source=out, key="--out") from None
     if not resume:
-        remove(out, (*REPORTS, FAULTS, "server", "sites"))
+        remove(out, (*REPORTS, FAULTS, DRAWN, "server", "sites"))
     return mark
 
 
@@ -257,7 +290,7 @@ def run_engine(simulation: Simulation) -> None:
             experiment.to_toml(),
             state=simulation.state,
             sites=simulation.prepared.folder,
-            num_clients=len(experiment.federation.sites),
+            num_clients=experiment.federation.num_members,
         )
     elif simulation.engine == "local":
         run_local(simulation)
@@ -274,10 +307,11 @@ def run_local(simulation: Simulation) -> None:
     from client import participant
     from client.app import app as client_app
     from server.app import app as server_app
-    from simulations.cohort import train_cohort
+    from simulations.cohort import CohortExecutor
     from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
     from simulations.stacked import train_ahead
+    from simulations.virtual import VirtualExecutor, VirtualGrid
 
     logging.getLogger("flwr").setLevel(
         logging.ERROR
@@ -288,14 +322,19 @@ def run_local(simulation: Simulation) -> None:
     run_config = {"experiment": experiment.to_toml()}
     serial, faults = experiment.simulation.executor == "serial", simulation.faults
     app = client_app if faults is None else FaultyApp(client_app, faults, simulation.state / PLAYED)
-    # A cohort that is trained without messages meets no app, and so no faults.
-    hook = None if serial or faults is not None else train_cohort
-    ahead = () if serial else (train_ahead,)
-    grid = LocalGrid(app, run_config, len(experiment.federation.sites), hook, *ahead)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
     sites = str(simulation.prepared.folder)
-    with environment(TACIT_STATE=str(simulation.state), TACIT_SITES=sites, TACIT_FEDERATION=sites):
-        server_app(grid, context)
+    variables = {"TACIT_STATE": str(simulation.state), "TACIT_SITES": sites, "TACIT_FEDERATION": sites}
+    virtual = experiment.federation.population is not None
+    with (
+        environment(**variables),
+        VirtualExecutor(experiment, Path(sites)) if virtual else CohortExecutor() as executor,
+    ):
+        # A cohort that is trained without messages meets no app, and so no faults. Virtual clients have no app.
+        hook = executor if virtual or not (serial or faults is not None) else None
+        ahead = () if serial else (train_ahead,)
+        kind = VirtualGrid if virtual else LocalGrid
+        server_app(kind(app, run_config, experiment.federation.num_members, hook, *ahead), context)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from simulations.partition.folders import csv_bytes, store
 from simulations.partition.library import points
 from simulations.partition.shifts import attendance, shifted
 from simulations.partition.split import held_out, latest
-from tacit.config import Data, Experiment, Federation, Partition, Site, first_problem
+from tacit.config import Data, Experiment, Federation, Partition, Population, Site, first_problem
 from tacit.data.schema import Schema
 from tacit.errors import ConfigError, DataError
 from tacit.shifts import Duplicates
@@ -119,10 +119,11 @@ def prepare_sites(
     turns = attendance(settings.shifts, labels, seed, experiment.training.rounds)
     described = {"columns": complete, "arrays": None if arrays is None else arrays.schema}
     resolved = experiment.with_tables(
-        data=experiment.data.model_copy(update=described), federation=_declared(sites, turns)
+        data=experiment.data.model_copy(update=described),
+        federation=_declared(sites, settings, turns),
     )
     file = csv_bytes if arrays is None else arrays.file
-    fingerprint = store(out, resolved, frames, file, durable=durable)
+    fingerprint = store(out, resolved, labels, frames, file, durable=durable)
     return PreparedSites(out / "sites", sites, resolved, fingerprint, tuple(warnings))
 
 
@@ -187,10 +188,14 @@ def _counted(label: str, frame: DataFrame, schema: Schema) -> PreparedSite:
     )
 
 
-def _declared(sites: tuple[PreparedSite, ...], turns: Mapping[str, Mapping[str, int]]) -> Federation:
+def _declared(
+    sites: tuple[PreparedSite, ...], settings: Partition, turns: Mapping[str, Mapping[str, int]]
+) -> Federation:
     for site in sites:
         if not site.train_rows:
             raise DataError(f"site {site.label!r} has no row to train on")
+    if settings.kind == "virtual":  # what lies in the one folder is what the clients draw from
+        return Federation(population=Population(size=settings.num_clients, rows=settings.rows))
     try:
         return Federation(
             sites=tuple(

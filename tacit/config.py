@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from tacit.data.array_schema import ArraySchema
 from tacit.data.schema import Frozen, Schema
 from tacit.errors import ConfigError
+from tacit.population import Labels
 from tacit.shifts import SHIFT_KINDS, AnyShift
 
 Positive = Annotated[float, Field(gt=0)]
@@ -136,6 +137,7 @@ class Partition(Frozen):
         size_alpha: of "label_quantity": the same for the sizes.
         min_rows: no site has fewer.
         shift: strength of "feature_shift".
+        rows: of "virtual": rows of each client.
         column: of "natural", "grouped" and "continuous".
         classes_per_client: of "pathological" and "distribution".
         shards_per_client: of "shard".
@@ -149,13 +151,14 @@ class Partition(Frozen):
     kind: Literal[
         "iid", "dirichlet", "quantity", "feature_shift", "natural",
         "label_quantity", "pathological", "shard", "sizes", "linear", "square", "exponential",
-        "distribution", "continuous", "grouped",
+        "distribution", "continuous", "grouped", "virtual",
     ] = "iid"  # fmt: skip
     num_clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     alpha: Positive = 0.5
     size_alpha: Positive = 1.0
     min_rows: Annotated[int, Field(ge=1)] = 10
     shift: Annotated[float, Field(ge=0)] = 0.5
+    rows: Count = 32
     column: str = ""
     classes_per_client: Count = 1
     shards_per_client: Count = 2
@@ -172,6 +175,10 @@ class Partition(Frozen):
             raise ValueError(f'kind = "{self.kind}" needs column, the column that {needs[self.kind]}')
         if self.kind == "sizes" and not self.sizes:
             raise ValueError('kind = "sizes" needs sizes, the rows of each site')
+        if self.kind == "virtual" and self.shifts:
+            raise ValueError(
+                'shifts change what sites have; the clients of kind = "virtual" share one pool of rows'
+            )
         if self.sizes and self.kind in ("sizes", "label_quantity") and len(self.sizes) != self.num_clients:
             raise ValueError(f"sizes names {len(self.sizes)} sites, num_clients is {self.num_clients}")
         return self
@@ -325,8 +332,10 @@ class SecureAggregation(Frozen):
                 f"max_corrupt + max_dropouts = {c + d} leaves fewer than 2 honest of {n} clients"
             )
         if n * 2**self.precision_bits >= 2**31:
+            most = (2**31 // n - 1).bit_length() - 1
             raise ValueError(
                 f"precision_bits = {self.precision_bits}: the sum of {n} clients does not fit into 32 bits"
+                + (f"; {most} is the most" if most >= 8 else "")
             )
 
 
@@ -398,24 +407,53 @@ class Site(Frozen):
         return (self.joins or 1) <= round_number and (self.leaves is None or round_number < self.leaves)
 
 
+class Population(Frozen):
+    """`[federation.population]` (simulation): so many clients, each of the same declared size."""
+
+    size: Count
+    rows: Count
+
+
 class Federation(Frozen):
     """`[federation]`: the members and what they declared. A simulation fills this in from its partition."""
 
     sites: Annotated[tuple[Site, ...], Field(strict=False)] = ()
+    population: Population | None = None
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Of the members, in order."""
+        return Labels(self.population.size) if self.population else [site.label for site in self.sites]
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Declared sizes, without repetition where all are equal."""
+        return [self.population.rows] if self.population else [site.rows for site in self.sites]
+
+    @property
+    def num_members(self) -> int:
+        """How many there are."""
+        return self.population.size if self.population else len(self.sites)
 
     @model_validator(mode="after")
     def _distinct(self) -> Federation:
         labels = [site.label for site in self.sites]
         if len(set(labels)) != len(labels):
             raise ValueError("two sites have the same label")
+        if self.sites and self.population:
+            raise ValueError("sites and a population exclude each other")
         return self
 
-    def present(self, round_number: int) -> list[str]:
+    def present(self, round_number: int) -> Sequence[str]:
         """Labels of the members that may be invited to a round, in roster order."""
+        if self.population:
+            return self.labels
         return [site.label for site in self.sites if site.takes_part(round_number)]
 
     def fewest_present(self, rounds: int) -> int:
         """How many members there are in the round that has fewest of them."""
+        if self.population:
+            return self.population.size
         turns = {1, *(t for site in self.sites for t in (site.joins, site.leaves) if t and t <= rounds)}
         return min(len(self.present(turn)) for turn in turns)
 
@@ -441,7 +479,7 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
-        declared = self.federation.sites
+        declared = self.federation.num_members
         known = self._fewest_present if declared else self.partition.num_clients * self.partition.is_counted
         if declared and not known:
             raise ValueError("federation.sites: there is a round that no site takes part in")
@@ -471,14 +509,14 @@ class Experiment(Frozen):
             raise ValueError(
                 "evaluation.metrics in a private run must be paid for: set privacy.record.metrics_share, e.g. 0.1"
             )
-        population = min((site.rows for site in self.federation.sites), default=0)
+        population = min(self.federation.sizes, default=0)
         if population and record.delta >= 1 / population:
             raise ValueError(
                 f"privacy.record.delta must be below 1/{population}, one over the rows of the smallest declared site"
             )
 
     def _check_client_privacy(self, client: ClientPrivacy) -> None:
-        secure, members = self.secure_aggregation, len(self.federation.sites)
+        secure, members = self.secure_aggregation, self.federation.num_members
         if client.noise == "distributed" and not secure.enabled:
             raise ValueError(
                 'privacy.client.noise = "distributed" needs secure_aggregation.enabled: one share of the noise '
@@ -595,11 +633,12 @@ def _override(tables: dict[str, Any], text: str) -> str:
     if value.strip() == "none":
         target.pop(parts[-1], None)
     else:
-        target[parts[-1]] = _value(value)
+        target[parts[-1]] = toml_value(value)
     return ".".join(parts)
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """What a value on a command line means: TOML, or else plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

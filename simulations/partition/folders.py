@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def store(
     out: Path,
     experiment: Experiment,
+    labels: Sequence[str],
     frames: Sequence[DataFrame],
     file: Callable[[DataFrame], bytes],
     *,
@@ -35,7 +36,8 @@ def store(
 
     Args:
         out: the run's folder; created when it does not exist.
-        experiment: with its federation declared, in the order of `frames`; kept as sites/experiment.toml.
+        experiment: with its federation declared; kept as sites/experiment.toml.
+        labels: of the sites.
         frames: the rows of each site.
         file: makes of them what stands in the site's file, whose name the experiment's data say.
         durable: goes into each site.toml: whether its ledger waits for the disk.
@@ -51,7 +53,7 @@ def store(
     try:
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-        _write(unfinished, experiment, frames, file, durable)
+        _write(unfinished, experiment, labels, frames, file, durable)
         fingerprint = _fingerprint(unfinished, len(frames), experiment.data.file)
         if not folder.exists():
             unfinished.rename(folder)
@@ -67,6 +69,7 @@ def store(
 def _write(
     folder: Path,
     experiment: Experiment,
+    labels: Sequence[str],
     frames: Sequence[DataFrame],
     file: Callable[[DataFrame], bytes],
     durable: bool,
@@ -74,11 +77,11 @@ def _write(
     folder.mkdir(mode=0o700)
     name = experiment.data.file
     _private_file(folder / "experiment.toml", experiment.to_toml().encode())
-    for i, (site, frame) in enumerate(zip(experiment.federation.sites, frames, strict=True)):
+    for i, (label, frame) in enumerate(zip(labels, frames, strict=True)):
         (folder / str(i)).mkdir(mode=0o700)
         description: dict[str, object] = {
-            "label": site.label,
-            "data_set": f"{experiment.name}/{site.label}",
+            "label": label,
+            "data_set": f"{experiment.name}/{label}",
             **({} if name == "data.csv" else {"data": name}),
             **({} if durable else {"durable": False}),
         }

@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 
 # A colour stands for one CSS variable of the page. The first three are Okabe and Ito's, which colour-blind
 # readers can tell apart; each also has a line style of its own, for paper.
-_COLOURS = {
+COLOURS = {
     "federated": "#0072b2",
     "pooled": "#d55e00",
     "local": "#009e73",
     "ink": "#123456",
     "grid": "#abcdef",
-}
+    "s0": "#0a0b01", "s1": "#0a0b02", "s2": "#0a0b03", "s3": "#0a0b04", "s4": "#0a0b05", "s5": "#0a0b06",
+    "gain": "#0a0b07", "loss": "#0a0b08",
+}  # fmt: skip
 _STYLES = {"federated": "-", "pooled": "--", "local": ":", "ink": "-"}
-_FONT: dict[str, Any] = {"family": "DejaVu Sans", "size": 9}
+FONT: dict[str, Any] = {"family": "DejaVu Sans", "size": 9}
 
 
 class Line(NamedTuple):
@@ -57,11 +59,11 @@ def line_chart(name: str, lines: Sequence[Line], *, rounds: Sequence[int], from_
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    figure = _figure()
+    figure = blank_figure()
     axes = figure.add_subplot()
     for rank, line in enumerate(lines):
         style: dict[str, Any] = {
-            "color": _COLOURS[line.colour],
+            "color": COLOURS[line.colour],
             "linestyle": _STYLES[line.colour],
             "label": line.label,
         }
@@ -71,7 +73,12 @@ def line_chart(name: str, lines: Sequence[Line], *, rounds: Sequence[int], from_
             marker = "o" if len(rounds) <= 30 else ""
             heights = [_height(y) for y in line.ys]
             axes.plot(rounds, heights, linewidth=1.8, marker=marker, markersize=3.2, zorder=9, **style)
-    _dress(axes, legend=len(lines) > 1, from_zero=from_zero)
+    dress(axes, legend=len(lines) > 1, from_zero=from_zero)
+    return svg_of(figure, name)
+
+
+def svg_of(figure: Figure, name: str) -> str:
+    """A figure as an `<svg>` element; `name` distinguishes its ids from those of other charts on the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True)
     return _inline(buffer.getvalue(), name)
@@ -81,7 +88,8 @@ def _height(value: float | None) -> float:
     return math.nan if value is None or not math.isfinite(value) else value
 
 
-def _figure() -> Figure:
+def blank_figure(width: float = 4.6, height: float = 2.7) -> Figure:
+    """An empty figure of so many inches, drawn by nobody's screen."""
     if "MPLCONFIGDIR" not in os.environ and not os.access(os.path.expanduser("~"), os.W_OK):
         os.environ["MPLCONFIGDIR"] = _temporary_folder()
     try:
@@ -89,7 +97,7 @@ def _figure() -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("a report with plots", "simulation") from None
-    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -102,25 +110,25 @@ def _temporary_folder() -> str:
     return folder
 
 
-def _dress(axes: Axes, *, legend: bool, from_zero: bool) -> None:
+def dress(axes: Axes, *, legend: bool, from_zero: bool, xlabel: str = "round") -> None:
     """Axes, grid and legend: quiet, and in colours of the page."""
     from matplotlib.ticker import MaxNLocator
 
-    ink, grid = _COLOURS["ink"], _COLOURS["grid"]
+    ink, grid = COLOURS["ink"], COLOURS["grid"]
     axes.set_facecolor("none")
     axes.grid(axis="y", color=grid, linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(ink)
-    axes.tick_params(colors=ink, length=0, labelsize=_FONT["size"], labelfontfamily=_FONT["family"])
+    axes.tick_params(colors=ink, length=0, labelsize=FONT["size"], labelfontfamily=FONT["family"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.set_xlabel("round", color=ink, **_FONT)
+    axes.set_xlabel(xlabel, color=ink, **FONT)
     if from_zero:
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     if legend:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=ink, prop=_FONT,
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=ink, prop=FONT,
             handlelength=2.2, columnspacing=1.2, borderaxespad=0.2,
         )  # fmt: skip
 
@@ -139,6 +147,6 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{known[m[1]]}"', svg)
     svg = re.sub(r'(href="|url\()#([^")]+)', lambda m: f"{m[1]}#{known[m[2]]}", svg)
     svg = svg.replace("xlink:href", "href")
-    for variable, colour in _COLOURS.items():
+    for variable, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg.replace("<svg", '<svg aria-hidden="true"', 1)

@@ -30,9 +30,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     assert set(codes.values()) == {0}, federation.said()
 
 
-def check_whole(federation: Federation, run: Run, folder: Path, *overrides: str) -> None:
+def check_whole(
+    federation: Federation, run: Run, folder: Path, *overrides: str, seconds: float = 280
+) -> None:
     """Every round once, and the model that nobody's kill has touched."""
-    federation.wait_end(run)
+    federation.wait_end(run, seconds)
     assert run.status.state == "finished", federation.said()
     rounds = [row["round"] for row in read_rounds(run.folder / "rounds.jsonl")]
     assert rounds == list(range(1, run.status.rounds + 1))
@@ -45,7 +47,7 @@ def with_points(federation: Federation, folder: Path, repeats: int) -> None:
     for number, name in enumerate([*names, *["before-result"] * repeats]):
         (federation.points / f"{number:03d}-{name}").touch()
     run = federation.submit(rounds)
-    check_whole(federation, run, folder, rounds)
+    check_whole(federation, run, folder, rounds, seconds=280 * repeats)
     assert list(federation.points.iterdir()) == [], "every point was reached"
 
 
@@ -57,6 +59,7 @@ def test_D1_the_serverapp_killed_at_each_named_point_loses_no_round(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_D1_the_serverapp_killed_three_times_at_each_named_point(
     federation: Federation, tmp_path: Path
 ) -> None:

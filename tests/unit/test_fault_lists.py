@@ -66,7 +66,7 @@ GOOD: dict[str, Any] = {"round": 1, "site": "site-1", "phase": "vector", "kind":
 OPEN = {**GOOD, "phase": "training"}
 IDEAL, SINGLE = 'secure_aggregation.engine="ideal"', "secure_aggregation.enabled=false"
 MISTAKES: dict[str, tuple[str, str]] = {
-    "unknown key": (entry(**GOOD, sites="x"), "fault 2: sites: unknown key"),
+    "unknown key": (entry(**GOOD, where="x"), "fault 2: where: unknown key"),
     "unknown table": (f"other = 1\n{entry(**GOOD)}", "other: unknown key"),
     "no TOML": ("[[fault", "not valid TOML: "),
     "nothing in it": ("", "there is no [[fault]] in it"),
@@ -77,10 +77,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "kind in another phase": (entry(**{**GOOD, "kind": "swap-key"}), 'fault 2: kind "swap-key" has phase shares'),
     "no phase": (entry(round=1, site="site-1", kind="drop"), "fault 2: phase: required key is missing"),
     "no round": (entry(site="site-1", phase="vector", kind="drop"), "fault 2: needs one of round, rounds and"),
-    "two kinds of round": (entry(**GOOD, every=2), "fault 2: needs one of round, rounds and every"),
+    "two kinds of round": (entry(**GOOD, every=2), "fault 2: needs one of round, rounds, every and since"),
     "round 0": (entry(**{**GOOD, "round": 0}), "fault 2: round: input should be greater than or equal to 1"),
     "a round after the last": (entry(**{**GOOD, "round": 3}), "fault 2: round 3 of a run that has 2"),
-    "site and share": (entry(**GOOD, share=0.5), "fault 2: needs one of site and share"),
+    "site and share": (entry(**GOOD, share=0.5), "fault 2: needs one of site, sites and share"),
     "a share above 1": (entry(round=1, share=1.5, phase="keys", kind="drop"), "fault 2: share: input should be"),
     "a reason without refuse": (entry(**GOOD, reason="x"), 'fault 2: reason belongs to kind = "refuse"'),
     "a factor without boost": (entry(**GOOD, factor=2.0), 'fault 2: factor belongs to kind = "boost"'),
