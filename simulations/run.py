@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import tomli_w
 
@@ -28,6 +28,9 @@ from simulations.sites import PreparedSites, prepare_sites
 from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
 from tacit.report.record import RunRecord
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
 
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
 FAULTS = "faults.toml"
@@ -61,6 +64,7 @@ class Simulation:
         started: when.
         clock: seconds per part.
         faults: what is played, if anything.
+        around: puts something around the `ClientApp`: an audit, which watches the sites and gives some of them canaries.
     """
 
     prepared: PreparedSites
@@ -69,6 +73,7 @@ class Simulation:
     started: datetime
     clock: Clock
     faults: FaultList | None = None
+    around: Callable[[ClientApp], ClientApp] | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -286,8 +291,9 @@ def run_local(simulation: Simulation) -> None:
     run_config = {"experiment": experiment.to_toml()}
     serial, faults = experiment.simulation.executor == "serial", simulation.faults
     app = client_app if faults is None else FaultyApp(client_app, faults, simulation.state / PLAYED)
+    app = app if simulation.around is None else simulation.around(app)
     # A cohort that is trained without messages meets no app, and so no faults.
-    hook = None if serial or faults is not None else train_cohort
+    hook = None if serial or app is not client_app else train_cohort
     ahead = () if serial else (train_ahead,)
     grid = LocalGrid(app, run_config, len(experiment.federation.sites), hook, *ahead)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))

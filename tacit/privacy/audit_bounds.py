@@ -7,7 +7,7 @@ epsilon below some figure. That figure is the bound. It depends on counts alone 
   (Jagielski, Ullman, Oprea, "Auditing differentially private machine learning", NeurIPS 2020; with delta as in Nasr et
   al., "Adversary instantiation", S&P 2021). Rates get bounds of Clopper and Pearson (Biometrika, 1934).
 - `one_run_bound`: one run with many canaries, each of which a coin put in or left out (Steinke, Nasr, Jagielski,
-  "Privacy auditing with one (1) training run", NeurIPS 2023, Theorem 5.2 and its computation in Appendix D).
+  "Privacy auditing with one (1) training run", NeurIPS 2023: the main theorem, computed as in Appendix D).
 
 Guarantees:
     Of a mechanism that is (epsilon, delta)-DP a bound exceeds epsilon with a probability of at most 1 - confidence.
