@@ -216,14 +216,14 @@ def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> Prepa
     table, schema = load_source(experiment.data)
     prepared = prepare_sites(experiment, table, schema, out, durable=durable)
     for i in range(len(prepared.sites)):
-        _write_policy(prepared.folder / str(i), prepared.experiment)
+        write_policy(prepared.folder / str(i), prepared.experiment)
     secure = prepared.experiment.secure_aggregation
     if secure.enabled and secure.engine == "protocol":
         enrol(prepared.folder, prepared.experiment)
     return prepared
 
 
-def _write_policy(folder: Path, experiment: Experiment) -> None:
+def write_policy(folder: Path, experiment: Experiment) -> None:
     """What a real site would have to allow for this experiment, and no more; an operator's own is left alone."""
     path = folder / "policy.toml"
     if path.exists():

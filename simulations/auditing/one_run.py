@@ -86,9 +86,7 @@ def shares(total: int, sites: int) -> list[int]:
     return [total // sites + (i < total % sites) for i in range(sites)]
 
 
-def score(
-    experiment: Experiment, task: Task, canaries: Canaries, updates: Sequence[Seen]
-) -> list[Scores]:
+def score(experiment: Experiment, task: Task, canaries: Canaries, updates: Sequence[Seen]) -> list[Scores]:
     """The score of each canary, site by site."""
     plan = PrivacyPlan.of(experiment)
     model = build_model(task, private=plan.max_grad_norm is not None)
@@ -167,4 +165,3 @@ def claim_of(plan: PrivacyPlan, method: str) -> tuple[str, float, float]:
         client = plan.client
         return ("none", math.inf, DELTA) if client is None else ("client", client.epsilon, client.delta)
     return ("record", plan.epsilon, plan.delta) if plan.unit == "record" else ("none", math.inf, DELTA)
-

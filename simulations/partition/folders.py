@@ -60,14 +60,19 @@ def _write(folder: Path, experiment: Experiment, frames: Sequence[DataFrame], du
     folder.mkdir(mode=0o700)
     _private_file(folder / "experiment.toml", experiment.to_toml())
     for i, (site, frame) in enumerate(zip(experiment.federation.sites, frames, strict=True)):
-        (folder / str(i)).mkdir(mode=0o700)
-        description: dict[str, object] = {
-            "label": site.label,
-            "data_set": f"{experiment.name}/{site.label}",
-            **({} if durable else {"durable": False}),
-        }
-        _private_file(folder / str(i) / "site.toml", tomli_w.dumps(description))
+        write_site(folder / str(i), experiment, site.label, durable=durable)
         _private_file(folder / str(i) / "data.csv", csv_text(frame))
+
+
+def write_site(folder: Path, experiment: Experiment, label: str, *, durable: bool) -> None:
+    """A new site's folder with its description, and no data yet."""
+    folder.mkdir(mode=0o700)
+    description: dict[str, object] = {
+        "label": label,
+        "data_set": f"{experiment.name}/{label}",
+        **({} if durable else {"durable": False}),
+    }
+    _private_file(folder / "site.toml", tomli_w.dumps(description))
 
 
 def csv_text(frame: DataFrame) -> str:
