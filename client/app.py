@@ -111,12 +111,17 @@ def participant(context: Context) -> Participant:
     return participant_of(str(context.run_config["experiment"]), site_folder(context), in_memory)
 
 
-def ready(message: Message, context: Context) -> Participant:
+def ready(message: Message, context: Context, client: Participant | None = None) -> Participant:
     """The participant, with the scaling and the clip norm in force that came with the message, if any.
 
     The later messages of a round bring neither: the round's vector is finished by then.
+
+    Args:
+        message: to this node.
+        context: of the node.
+        client: the node's participant, where it is at hand.
     """
-    client = participant(context)
+    client = client or participant(context)
     if "scaling" in message.content:
         client.scale(_text(message, "scaling", "constants"))
     if "arrays" in message.content:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from client import guard
@@ -29,6 +29,7 @@ from tacit.errors import Refused
 from tacit.privacy.discrete import add_noise
 from tacit.privacy.noise import Keys, SeededKeys, Stream, SystemKeys
 from tacit.privacy.plan import PrivacyPlan, unit_of
+from tacit.privacy.streams import stream_of
 from tacit.secagg.client import ClientMachine
 from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder
@@ -53,6 +54,15 @@ class Run:
     def encoder(self, arrays: Arrays, clip: float | None = None) -> Encoder:
         """The public encoding of this run's updates; with the clip norm in force, where it adapts."""
         return encoder_of(self.experiment, self.plan, self.task, arrays, clip)
+
+    @cached_property
+    def largest_rows(self) -> int:
+        """The largest declared size."""
+        return max(site.rows for site in self.experiment.federation.sites)
+
+    def share_stream(self, site: str, round_number: int, attempt: int) -> Stream:
+        """What a site's share of the sum's noise is drawn from: one stream for each vector."""
+        return Stream(self.keys.key("share", site, round_number, attempt))
 
 
 def keys_for(experiment: Experiment, plan: PrivacyPlan) -> Keys:
@@ -100,7 +110,7 @@ class Participant:
         """This site's public aggregation weight, in (0, 1]: 1, or its declared size over the largest one."""
         if self.run.experiment.strategy.weights == "equal":
             return 1.0
-        return self.declared_rows / max(site.rows for site in self.run.experiment.federation.sites)
+        return self.declared_rows / self.run.largest_rows
 
     def records(self, split: str) -> Records:
         """This site's records; read once."""
@@ -174,7 +184,7 @@ class Participant:
             keys=run.keys,
             site=self.site.label,
         )
-        return LocalUpdate(delta, self.weight, self._metrics(round_number, arrays))
+        return LocalUpdate(delta, self.weight, self.metrics(round_number, arrays))
 
     def encode(self, round_number: int, arrays: Arrays, update: LocalUpdate) -> EncodedUpdate:
         """Clips to the public update norm and rounds to integers.
@@ -183,7 +193,7 @@ class Participant:
         """
         run = self.run
         keys = SeededKeys(run.experiment.seed) if run.plan.client is None else run.keys
-        rounding = Stream(keys.key("rounding", self.site.label, round_number))
+        rounding = stream_of(keys, "rounding", self.site.label, round_number)
         encoder = run.encoder(arrays, float(self.clip) if self.clip else None)
         encoded = encoder.encode(update, rounding.uniform)
         self.num_updates += 1
@@ -211,7 +221,7 @@ class Participant:
         """
         if noise_share == 0:
             return encoded
-        stream = Stream(self.run.keys.key("share", self.site.label, round_number, attempt))
+        stream = self.run.share_stream(self.site.label, round_number, attempt)
         return EncodedUpdate(add_noise(encoded.values, noise_share, stream), encoded.clipped)
 
     def debit(self, run_id: str, round_number: int, attempt: int, *, again: bool = False) -> None:
@@ -244,7 +254,8 @@ class Participant:
                 ledger.debit(run_id, round_number, attempt, purpose, unit, event, delta=delta)
         self._entered = "" if plan.is_private else run_id
 
-    def _metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
+    def metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
+        """Metric sums of the model that came in, within their bounds; none where the plan pays for none."""
         run, noise = self.run, self.run.plan.metrics_noise_multiplier
         if noise is None:
             return {}

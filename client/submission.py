@@ -16,11 +16,11 @@ from client.sessions import Session
 from tacit.audit import Attempted, Receipted, Requested
 from tacit.encoding import config_digest
 from tacit.errors import ProtocolError, Refused
-from tacit.secagg.contexts import Invitation, model_digest
+from tacit.secagg.contexts import Invitation, model_digest, schema_digest
 from tacit.secagg.messages import MaskAnswer, SetupRequest
 from tacit.secagg.parameters import Rules
 from tacit.secagg.receipt import Receipt, check_shown
-from tacit.tasks.weights import Arrays
+from tacit.tasks.weights import Arrays, array_shapes
 
 if TYPE_CHECKING:
     from client.participant import Participant
@@ -135,6 +135,8 @@ def check_agreed(participant: Participant, roster: Roster) -> None:
         epsilon_record=inf if privacy.record is None or known_noise else privacy.record.epsilon,
         epsilon_client=inf if privacy.client is None or known_noise else privacy.client.epsilon,
     )
+    # Of the task that is installed here: the guard has refused a model that is laid out otherwise.
+    roster.check_model_schema(schema_digest(array_shapes(run.trainer.model)))
 
 
 def current(participant: Participant) -> Session:

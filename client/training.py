@@ -28,6 +28,7 @@ from tacit.config import Experiment, Training
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Keys, Stream
 from tacit.privacy.plan import PrivacyPlan
+from tacit.privacy.streams import stream_of
 from tacit.tasks import Records, Task
 from tacit.tasks.weights import Arrays, build_model, load_arrays, read_arrays
 
@@ -115,11 +116,12 @@ class LocalTrainer:
         optimizer = self.optimizer(self._parameters(), round_number)
         normaliser = self.plan.sampling_rate * declared_rows
         fixed = {name: tensor.detach().clone() for name, tensor in self._untrained()}
+        # One stream for all steps of a round: each reads on where the one before has stopped.
+        sampling, noise = (stream_of(keys, purpose, site, round_number) for purpose in ("poisson", "noise"))
         with self._own_generator(keys.key("torch", site, round_number)):
-            for step in range(self.plan.steps_per_round):
-                sampling = Stream(keys.key("poisson", site, round_number, step))
+            for _ in range(self.plan.steps_per_round):
                 batch = poisson_batch(records, self.plan.sampling_rate, sampling)
-                self.gradients.fill(batch, normaliser, Stream(keys.key("noise", site, round_number, step)))
+                self.gradients.fill(batch, normaliser, noise)
                 self._pull_towards(start)
                 optimizer.step()
         if self.plan.max_grad_norm is not None:

@@ -4,6 +4,7 @@
     status.json       queued, running, finished, failed or stopped, since when, and why
     stop              there when somebody has asked for the end
     log.txt           what happened, one line each
+    report.json  report.html  privacy-statement.md   when it has ended (`server.findings`)
     and what `server.state` keeps
 
 The two commands share nothing but these files, so that a run outlives the terminal that asked for it.
@@ -25,10 +26,12 @@ from pathlib import Path
 from typing import Final
 
 from server.checkpoint import write_file
-from server.state import begin, read_rounds
+from server.state import begin, read_rounds, starts_of
 from tacit.config import Experiment
 from tacit.errors import ConfigError, StorageError
 
+PAGE: Final = "report.html"
+STATEMENT: Final = "privacy-statement.md"
 ENDED: Final = ("finished", "failed", "stopped")
 
 
@@ -42,6 +45,7 @@ class Status:
         rounds: rounds that it wants.
         queued: when it was put in the queue, seconds since 1970: the oldest is next.
         reason: why it failed or was stopped; what it waits for; how it has finished.
+        begun: when it was worked on first, seconds since 1970; 0 = not yet.
     """
 
     state: str
@@ -49,6 +53,7 @@ class Status:
     rounds: int
     queued: float
     reason: str = ""
+    begun: float = 0.0
 
     @property
     def has_ended(self) -> bool:
@@ -83,10 +88,20 @@ class Run:
             except (ValueError, TypeError):
                 raise StorageError(f"{path}: damaged") from None
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether its status cannot be read, so that nobody knows where it stands."""
+        try:
+            _ = self.status
+        except StorageError:
+            return True
+        return False
+
     def set(self, state: str, reason: str = "") -> None:
         """Writes where it stands from now on, if that is any news."""
         before = self.status
-        after = replace(before, state=state, reason=reason)
+        begun = before.begun or (time.time() if state == "running" else 0.0)
+        after = replace(before, state=state, reason=reason, begun=begun)
         if after != before:
             self._write(after)
             self.log(f"{state}{': ' if reason else ''}{reason}")
@@ -122,6 +137,20 @@ class Run:
             (self.folder / "failure.json").unlink(missing_ok=True)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a `ServerApp` was started on it, so that something may have left the sites."""
+        try:
+            return starts_of(self.folder) > 0
+        except StorageError:  # nothing can be said of it
+            return False
+
+    @property
+    def page(self) -> Path | None:
+        """What there is to read of it: the report, else the privacy statement; None while there is neither."""
+        found = (self.folder / name for name in (PAGE, STATEMENT))
+        return next((path for path in found if path.exists()), None)
+
+    @property
     def is_asked_to_stop(self) -> bool:
         """Whether somebody wants its end."""
         return (self.folder / "stop").exists()
@@ -130,6 +159,13 @@ class Run:
         """The server will see it."""
         with _usable(self.folder):
             write_file(self.folder / "stop", b"")
+
+
+def outcome_text(state: str, reason: str) -> str:
+    """How a run has ended, as its record says it (`tacit.report.record.RunRecord`)."""
+    if state == "failed":
+        return f"failed: {reason.partition(chr(10))[0] or 'without a reason'}"
+    return "stopped early" if (state, reason) == ("finished", "stopped early") else state
 
 
 class Queue:
@@ -170,13 +206,13 @@ class Queue:
         run.log("queued again")
 
     def runs(self) -> list[Run]:
-        """All of them, in the order in which they were queued."""
+        """All of them, in the order in which they were queued; before them those whose status is damaged."""
         found = [Run(path) for path in self.folder.glob("[!.]*") if (path / "status.json").exists()]
-        return sorted(found, key=lambda run: (run.status.queued, run.id))
+        return sorted(found, key=lambda run: (0.0 if run.is_damaged else run.status.queued, run.id))
 
     def next(self) -> Run | None:
         """The one to work on: that which was begun, else the oldest."""
-        waiting = [(run, run.status.state) for run in self.runs()]
+        waiting = [(run, run.status.state) for run in self.runs() if not run.is_damaged]
         for wanted in ("running", "queued"):
             for run, state in waiting:
                 if state == wanted:

@@ -64,7 +64,7 @@ class Simulation:
         started: when.
         clock: seconds per part.
         faults: what is played, if anything.
-        around: puts something around the `ClientApp`: an audit, which watches the sites and gives some of them canaries.
+        around: puts something around the `ClientApp`: an audit that watches sites and gives some of them canaries.
     """
 
     prepared: PreparedSites
@@ -205,6 +205,7 @@ def one_thread() -> Iterator[None]:
 
 def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> PreparedSites:
     """Loads the data, divides them among sites, and gives each simulated site its policy."""
+    from simulations.array_sources import load_arrays
     from simulations.sources import load_source
 
     private = experiment.privacy.record is not None or experiment.privacy.client is not None
@@ -213,8 +214,9 @@ def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> Prepa
             "a private run needs a declared schema: one inferred from the rows is a statistic of them",
             key="data.schema",
         )
-    table, schema = load_source(experiment.data)
-    prepared = prepare_sites(experiment, table, schema, out, durable=durable)
+    arrays = load_arrays(experiment.data, experiment.seed)
+    table, schema = load_source(experiment.data, experiment.seed) if arrays is None else arrays.table()
+    prepared = prepare_sites(experiment, table, schema, out, durable=durable, arrays=arrays)
     for i in range(len(prepared.sites)):
         write_policy(prepared.folder / str(i), prepared.experiment)
     secure = prepared.experiment.secure_aggregation
@@ -277,7 +279,7 @@ def run_local(simulation: Simulation) -> None:
     from client import participant
     from client.app import app as client_app
     from server.app import app as server_app
-    from simulations.cohort import train_cohort
+    from simulations.cohort import CohortExecutor
     from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
     from simulations.stacked import train_ahead
@@ -292,14 +294,14 @@ def run_local(simulation: Simulation) -> None:
     serial, faults = experiment.simulation.executor == "serial", simulation.faults
     app = client_app if faults is None else FaultyApp(client_app, faults, simulation.state / PLAYED)
     app = app if simulation.around is None else simulation.around(app)
-    # A cohort that is trained without messages meets no app, and so no faults.
-    hook = None if serial or app is not client_app else train_cohort
-    ahead = () if serial else (train_ahead,)
-    grid = LocalGrid(app, run_config, len(experiment.federation.sites), hook, *ahead)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
     sites = str(simulation.prepared.folder)
-    with environment(TACIT_STATE=str(simulation.state), TACIT_SITES=sites, TACIT_FEDERATION=sites):
-        server_app(grid, context)
+    variables = {"TACIT_STATE": str(simulation.state), "TACIT_SITES": sites, "TACIT_FEDERATION": sites}
+    with environment(**variables), CohortExecutor() as executor:
+        # A cohort that is trained without messages meets no app, and so no faults.
+        hook = None if serial or app is not client_app else executor
+        ahead = () if serial else (train_ahead,)
+        server_app(LocalGrid(app, run_config, len(experiment.federation.sites), hook, *ahead), context)
 
 
 @contextmanager

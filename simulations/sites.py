@@ -3,7 +3,7 @@
 A simulated site reads its folder just as a real one reads its own disk; nothing else tells it what it has.
 
 Guarantees:
-    Every row of the table is in exactly one site's file.
+    Every row of the table is in exactly one site's file, but for copies that a shift "duplicates" asks for.
     Rows that are held out are never declared as rows to train on.
 """
 
@@ -16,18 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from simulations.partition import partition
 from simulations.partition.classes import class_indices, is_missing
-from simulations.partition.folders import store
-from simulations.partition.split import held_out
-from tacit.config import Data, Experiment, Federation, Site
+from simulations.partition.folders import csv_bytes, store
+from simulations.partition.library import points
+from simulations.partition.shifts import attendance, shifted
+from simulations.partition.split import held_out, latest
+from tacit.config import Data, Experiment, Federation, Partition, Site, first_problem
 from tacit.data.schema import Schema
 from tacit.errors import ConfigError, DataError
+from tacit.shifts import Duplicates
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.table import Table
+
+    from simulations.array_sources import ArraySet
 
 SPLITS = ("train", "test")
 MOST_LINES = 30  # of a table in the terminal
@@ -72,11 +78,17 @@ class PreparedSites:
 
     def data_path(self, site: int) -> Path:
         """The file of site number `site`, from 0."""
-        return self.folder / str(site) / "data.csv"
+        return self.folder / str(site) / self.experiment.data.file
 
 
 def prepare_sites(
-    experiment: Experiment, table: DataFrame, schema: Schema, out: Path, *, durable: bool = True
+    experiment: Experiment,
+    table: DataFrame,
+    schema: Schema,
+    out: Path,
+    *,
+    durable: bool = True,
+    arrays: ArraySet | None = None,
 ) -> PreparedSites:
     """Divides `table` among sites, splits each site's rows and writes the folders under `out`/sites.
 
@@ -86,6 +98,7 @@ def prepare_sites(
         schema: the columns of `table`; replaces the experiment's own.
         out: the run's folder; may hold the sites of an earlier call with the same experiment and data.
         durable: whether the sites wait for the disk at each debit, as a site that is no simulated one must.
+        arrays: where records are arrays, those that the rows of `table` stand for.
 
     Raises:
         ConfigError: the partition or the split is impossible; the experiment is, with these sites (delta too
@@ -94,20 +107,32 @@ def prepare_sites(
         StorageError: `out` cannot be written.
     """
     table, complete = _usable(table, schema), _with_split(table, schema)
-    slices = partition(table, schema, experiment.partition, experiment.seed)
-    frames, warnings = [], []
-    for part in slices:
-        frame = part.take(table)
+    slices, settings = partition(table, schema, experiment.partition, experiment.seed), experiment.partition
+    labels, seed = [part.label for part in slices], experiment.seed
+    frames = shifted([part.take(table) for part in slices], labels, schema, settings.shifts, seed)
+    warnings = _notes(settings)
+    for label, frame in zip(labels, frames, strict=True):
         if not schema.split:
-            frame[complete.split], warning = _drawn(frame, schema, experiment.data, part.label)
+            frame[complete.split], warning = _drawn(frame, schema, experiment.data, label)
             warnings += [warning] if warning else []
-        frames.append(frame)
-    sites = tuple(_counted(p.label, f, complete) for p, f in zip(slices, frames, strict=True))
+    sites = tuple(_counted(label, f, complete) for label, f in zip(labels, frames, strict=True))
+    turns = attendance(settings.shifts, labels, seed, experiment.training.rounds)
+    described = {"columns": complete, "arrays": None if arrays is None else arrays.schema}
     resolved = experiment.with_tables(
-        data=experiment.data.model_copy(update={"columns": complete}), federation=_declared(sites)
+        data=experiment.data.model_copy(update=described), federation=_declared(sites, turns)
     )
-    fingerprint = store(out, resolved, frames, durable=durable)
+    file = csv_bytes if arrays is None else arrays.file
+    fingerprint = store(out, resolved, frames, file, durable=durable)
     return PreparedSites(out / "sites", sites, resolved, fingerprint, tuple(warnings))
+
+
+def _notes(settings: Partition) -> list[str]:
+    if any(isinstance(shift, Duplicates) for shift in settings.shifts):
+        return [
+            "some rows are at two sites: the promise is for one row, and a person with two of them has twice "
+            "its epsilon; a copy may also be held out at one site and trained on at another"
+        ]
+    return []
 
 
 def _usable(table: DataFrame, schema: Schema) -> DataFrame:
@@ -139,6 +164,12 @@ def _with_split(table: DataFrame, schema: Schema) -> Schema:
 
 def _drawn(frame: DataFrame, schema: Schema, data: Data, label: str) -> tuple[NDArray[np.str_], str]:
     """ "train" or "test" for each row of one site, shape (rows,), and a warning or ""."""
+    if data.split_by:
+        if data.split_by not in frame.columns:
+            raise ConfigError(f"the table has no column {data.split_by!r}", key="data.split_by")
+        return np.where(
+            latest(points(frame[data.split_by]), data.test_fraction, site=label), "test", "train"
+        ), ""
     classes = class_indices(frame, schema)
     test, warning = held_out(classes, data.test_fraction, data.split_seed, site=label)
     return np.where(test, "test", "train"), warning
@@ -156,11 +187,18 @@ def _counted(label: str, frame: DataFrame, schema: Schema) -> PreparedSite:
     )
 
 
-def _declared(sites: tuple[PreparedSite, ...]) -> Federation:
+def _declared(sites: tuple[PreparedSite, ...], turns: Mapping[str, Mapping[str, int]]) -> Federation:
     for site in sites:
         if not site.train_rows:
             raise DataError(f"site {site.label!r} has no row to train on")
-    return Federation(sites=tuple(Site(label=site.label, rows=site.train_rows) for site in sites))
+    try:
+        return Federation(
+            sites=tuple(
+                Site(label=site.label, rows=site.train_rows, **turns.get(site.label, {})) for site in sites
+            )
+        )
+    except ValidationError as error:
+        raise ConfigError(first_problem(error, "").reason, key="partition.shifts") from None
 
 
 def partition_table(prepared: PreparedSites) -> list[dict[str, Any]]:

@@ -132,8 +132,9 @@ class Rounds:
         return self.release(before, arrays, sums, cohort, time.perf_counter() - started)
 
     def draw(self, number: int) -> list[str]:
-        """The cohort of a round: labels in roster order, drawn by seed and round alone."""
-        labels = list(self.nodes)
+        """The cohort of a round: labels in roster order, drawn by seed and round from those who take part in it."""
+        present = set(self.experiment.federation.present(number))
+        labels = [label for label in self.nodes if label in present]
         size = self.experiment.cohort_size
         if size >= len(labels):
             return labels
@@ -152,12 +153,13 @@ class Rounds:
         messages = list(self.strategy.configure_train(number, record, ConfigRecord(), view))
         if sorted(message.metadata.dst_node_id for message in messages) != sorted(nodes):
             raise ConfigError("must ask the whole cohort: fraction_train = 1", key="strategy.name")
-        for message in messages:
-            message.content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
+        # Flower's strategies give one content to all of their messages.
+        for content in {id(message.content): message.content for message in messages}.values():
+            content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
             if self.scaling:
-                message.content["scaling"] = ConfigRecord({"constants": self.scaling})
+                content["scaling"] = ConfigRecord({"constants": self.scaling})
             if clip:
-                message.content["clip"] = ConfigRecord({"norm": clip_text(clip)})
+                content["clip"] = ConfigRecord({"norm": clip_text(clip)})
         return messages
 
     def collect(self, messages: list[Message]) -> list[Message]:

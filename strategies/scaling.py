@@ -31,7 +31,9 @@ def learn_scaling(
             "tacit": ConfigRecord({"run": run, "round": STATISTICS_ROUND}),
         }
     )
-    messages = [Message(content=content, message_type="train", dst_node_id=node) for node in nodes.values()]
+    first = set(experiment.federation.present(1))  # a site that joins later is scaled as these are
+    asked = [node for label, node in nodes.items() if label in first]
+    messages = [Message(content=content, message_type="train", dst_node_id=node) for node in asked]
     replies = list(grid.send_and_receive(messages, timeout=experiment.secure_aggregation.deadline_seconds))
     if not replies:
         raise RunFailed("no site sent statistics for the scaling")

@@ -27,6 +27,7 @@ INTERRUPTED = 128 + signal.SIGINT
 COMMANDS = {
     "init": ("tacit.starter:init", "Write a commented experiment file to begin with."),
     "simulate": ("simulations.cli:simulate", "Try a federation on this machine, with a report."),
+    "scenarios": ("simulations.scenarios.cli:app", "Stories of health and finance to try it on."),
     "partition": ("simulations.cli:partition", "Divide a data set among site folders, without training."),
     "provision": ("server.provision_cli:app", "Make a federation's kits, and keep its roster."),
     "server": ("server.cli:command", "Coordinate a federation."),
@@ -34,6 +35,7 @@ COMMANDS = {
     "submit": ("server.submit_cli:submit", "Have a federation run an experiment, and follow it."),
     "runs": ("server.submit_cli:runs", "List a federation's runs."),
     "logs": ("server.submit_cli:logs", "Show what happened in a run."),
+    "report": ("server.submit_cli:report", "Write the report and the privacy statement of a run anew."),
     "stop": ("server.submit_cli:stop", "End a run; what was complete is kept."),
     "rehearse": ("simulations.cli:rehearse", "Try a whole federation, secured, on this machine."),
     "audit": ("tacit.audit_cli:app", "Look into the audit logs of both sides."),

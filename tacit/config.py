@@ -17,27 +17,45 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from tacit.data.array_schema import ArraySchema
 from tacit.data.schema import Frozen, Schema
 from tacit.errors import ConfigError
+from tacit.shifts import SHIFT_KINDS, AnyShift
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Kind = TypeVar("Kind", bound=Frozen)
+KINDS = (
+    "numeric",
+    "categorical",
+    *SHIFT_KINDS,
+)  # what pydantic puts into the place of a problem, and no key is
+
+BUILT_IN = ("tabular", "array_classification", "array_regression")  # kinds of task that are Tacit's own
 
 
 class Model(Frozen):
-    """`[task.model]`: a built-in model and its size. Ignored by a task of your own."""
+    """`[task.model]`: a built-in model and its size. Ignored by a task of your own.
 
-    name: Literal["mlp", "logistic"] = "mlp"
-    hidden: Annotated[tuple[Count, ...], Field(strict=False)] = (16,)
+    Attributes:
+        name: tables take mlp and logistic; arrays any whose records have the right number of axes.
+        hidden: widths of an mlp's layers; the last one is the width of a gru's or lstm's state.
+        channels: of a cnn's or cnn1d's layers.
+    """
+
+    name: Literal["mlp", "logistic", "cnn", "cnn1d", "gru", "lstm"] = "mlp"
+    hidden: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (16,)
+    channels: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (8, 16)
     activation: Literal["relu", "tanh", "gelu", "elu"] = "relu"
 
 
 class Task(Frozen):
-    """`[task]`: what is trained. `kind` is "tabular" or "module:object" of a task of your own.
+    """`[task]`: what is trained.
 
     Attributes:
+        kind: "tabular" (classes of table rows), "array_classification", "array_regression", or "module:object" of a
+            task of your own.
         options: passed to your own task as keyword arguments.
     """
 
@@ -49,63 +67,119 @@ class Task(Frozen):
     def _known(self) -> Task:
         module, _, name = self.kind.partition(":")
         if self.is_own and not (module and name):
-            raise ValueError(f'kind must be "tabular" or "module:object", not {self.kind!r}')
+            raise ValueError(f'kind must be {", ".join(BUILT_IN)} or "module:object", not {self.kind!r}')
         return self
 
     @property
     def is_own(self) -> bool:
         """Whether `kind` names a task of the user's own."""
-        return self.kind != "tabular"
+        return self.kind not in BUILT_IN
 
 
 class Data(Frozen):
     """`[data]`: where the rows come from and which of them are held out.
 
     Attributes:
-        source: a built-in data set, or "csv" / "parquet" with `path`.
-        path: the file, for "csv" and "parquet".
+        source: a built-in data set; "csv", "parquet" or "npz" with `path`; "generated" with `generator`.
+        path: the file, for "csv", "parquet" and "npz".
+        generator: name of a generated scenario, whose truth is known (tacit scenarios list).
+        rows: how many a generator makes; 0 = as many as its story has.
         dir: folder with a built-in source's files; empty = the user's cache, filled by a download.
         split_seed: seed of the train/test split of each site (simulation).
         test_fraction: share of each site's rows held out; they are no part of the privacy statement.
+        split_by: column with the time: each site's latest rows are held out; empty = drawn (simulation).
         schema: the columns; empty = the source's own, or inferred from the file (not in a private run).
+        arrays: shape and scaling of records that are arrays; empty = the source's own.
     """
 
-    source: Literal["breast_cancer", "heart_disease", "credit_default", "csv", "parquet", "task"] = (
-        "breast_cancer"
-    )
+    source: Literal[
+        "breast_cancer",
+        "heart_disease",
+        "credit_default",
+        "csv",
+        "parquet",
+        "npz",
+        "medmnist",
+        "generated",
+        "task",
+    ] = "breast_cancer"
     path: str = ""
+    generator: str = ""
+    rows: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     dir: str = ""
     split_seed: int = 42
     test_fraction: Fraction = 0.25
+    split_by: str = ""
     columns: Annotated[Schema | None, Field(alias="schema")] = None
+    arrays: ArraySchema | None = None
 
     @model_validator(mode="after")
     def _path(self) -> Data:
-        if self.source in ("csv", "parquet") and not self.path:
+        if self.source in ("csv", "parquet", "npz") and not self.path:
             raise ValueError(f'source = "{self.source}" needs path')
+        if (self.source == "generated") != bool(self.generator):
+            raise ValueError('source = "generated" and generator belong together')
         return self
+
+    @property
+    def file(self) -> str:
+        """What a site's file is called."""
+        return "data.csv" if self.arrays is None else "data.npz"
 
 
 class Partition(Frozen):
     """`[partition]` (simulation): how one table becomes sites. Seeded by the experiment's `seed`.
 
     Attributes:
-        kind: iid; dirichlet (label skew, smaller alpha = more skew); quantity (sizes from a Dirichlet);
-            feature_shift (sites see shifted, rescaled numbers); natural (one site per value of `column`).
+        kind: see docs/partitions.md.
+        alpha: of "dirichlet", "quantity" and "label_quantity": smaller is more unequal.
+        size_alpha: of "label_quantity": the same for the sizes.
+        min_rows: no site has fewer.
+        shift: strength of "feature_shift".
+        column: of "natural", "grouped" and "continuous".
+        classes_per_client: of "pathological" and "distribution".
+        shards_per_client: of "shard".
+        sizes: of "sizes" and, instead of drawn ones, of "label_quantity": rows of each site.
+        strictness: of "continuous": 0 = at random, 1 = in the order of the column.
+        group_size: of "grouped": how many values of the column make a site.
+        sigma: of "distribution": of the log-normal law of the sizes.
+        shifts: what is changed at which sites besides, in this order.
     """
 
-    kind: Literal["iid", "dirichlet", "quantity", "feature_shift", "natural"] = "iid"
+    kind: Literal[
+        "iid", "dirichlet", "quantity", "feature_shift", "natural",
+        "label_quantity", "pathological", "shard", "sizes", "linear", "square", "exponential",
+        "distribution", "continuous", "grouped",
+    ] = "iid"  # fmt: skip
     num_clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     alpha: Positive = 0.5
+    size_alpha: Positive = 1.0
     min_rows: Annotated[int, Field(ge=1)] = 10
     shift: Annotated[float, Field(ge=0)] = 0.5
     column: str = ""
+    classes_per_client: Count = 1
+    shards_per_client: Count = 2
+    sizes: Annotated[tuple[Count, ...], Field(strict=False)] = ()
+    strictness: Annotated[float, Field(ge=0, le=1)] = 0.7
+    group_size: Count = 2
+    sigma: Annotated[float, Field(gt=0, le=10)] = 2.0
+    shifts: Annotated[tuple[AnyShift, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
-    def _column(self) -> Partition:
-        if self.kind == "natural" and not self.column:
-            raise ValueError('kind = "natural" needs column, the column that names the site')
+    def _complete(self) -> Partition:
+        needs = {"natural": "names the site", "grouped": "names what is grouped", "continuous": "rows go by"}
+        if self.kind in needs and not self.column:
+            raise ValueError(f'kind = "{self.kind}" needs column, the column that {needs[self.kind]}')
+        if self.kind == "sizes" and not self.sizes:
+            raise ValueError('kind = "sizes" needs sizes, the rows of each site')
+        if self.sizes and self.kind in ("sizes", "label_quantity") and len(self.sizes) != self.num_clients:
+            raise ValueError(f"sizes names {len(self.sizes)} sites, num_clients is {self.num_clients}")
         return self
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether `num_clients` is the number of sites, and not the data say it."""
+        return self.kind not in ("natural", "grouped")
 
 
 class Training(Frozen):
@@ -285,6 +359,7 @@ class Simulation(Frozen):
 
     Attributes:
         baselines: also train the pooled and the local-only models that federation is compared with.
+        tune_baselines: choose each one's learning rate, on a quarter of its own training records held back.
         executor: how the local engine trains a cohort: all clients at once, or one after the other through the
             `ClientApp`; "auto" stacks them where the model allows it.
         faults: a file of failures and lies to play (docs/faults.md); empty = none.
@@ -292,16 +367,35 @@ class Simulation(Frozen):
     """
 
     baselines: bool = True
+    tune_baselines: bool = True
     faults: str = ""
     executor: Literal["auto", "stacked", "serial"] = "auto"
     durable_ledgers: bool = False
 
 
 class Site(Frozen):
-    """One member of the federation, as declared: both fields are public."""
+    """One member of the federation, as declared: all of it is public.
+
+    Attributes:
+        rows: to train on.
+        joins: the first round that it is invited to; None = 1.
+        leaves: the first round that it is not invited to any more; None = never.
+    """
 
     label: Annotated[str, Field(min_length=1)]
     rows: Count
+    joins: Count | None = None
+    leaves: Count | None = None
+
+    @model_validator(mode="after")
+    def _present(self) -> Site:
+        if self.leaves is not None and self.leaves <= (self.joins or 1):
+            raise ValueError(f"{self.label!r} leaves in round {self.leaves}, and joins in {self.joins or 1}")
+        return self
+
+    def takes_part(self, round_number: int) -> bool:
+        """Whether it may be invited to this round."""
+        return (self.joins or 1) <= round_number and (self.leaves is None or round_number < self.leaves)
 
 
 class Federation(Frozen):
@@ -315,6 +409,15 @@ class Federation(Frozen):
         if len(set(labels)) != len(labels):
             raise ValueError("two sites have the same label")
         return self
+
+    def present(self, round_number: int) -> list[str]:
+        """Labels of the members that may be invited to a round, in roster order."""
+        return [site.label for site in self.sites if site.takes_part(round_number)]
+
+    def fewest_present(self, rounds: int) -> int:
+        """How many members there are in the round that has fewest of them."""
+        turns = {1, *(t for site in self.sites for t in (site.joins, site.leaves) if t and t <= rounds)}
+        return min(len(self.present(turn)) for turn in turns)
 
 
 class Experiment(Frozen):
@@ -338,12 +441,14 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
-        known = len(self.federation.sites) or (
-            0 if self.partition.kind == "natural" else self.partition.num_clients
-        )
+        declared = self.federation.sites
+        known = self._fewest_present if declared else self.partition.num_clients * self.partition.is_counted
+        if declared and not known:
+            raise ValueError("federation.sites: there is a round that no site takes part in")
         if known and self.training.clients_per_round > known:
             raise ValueError(f"training.clients_per_round is above the {known} clients there are")
-        if not self.task.is_own and self.data.columns is not None and not self.data.columns.columns:
+        tabular, columns = self.task.kind == "tabular", self.data.columns
+        if tabular and columns is not None and not columns.columns and self.data.arrays is None:
             raise ValueError("data.schema.columns: a tabular task needs at least one column")
         cohort = self.training.clients_per_round or known
         if cohort and self.secure_aggregation.enabled:
@@ -390,8 +495,16 @@ class Experiment(Frozen):
 
     @property
     def cohort_size(self) -> int:
-        """Clients per round, with 0 resolved to all declared sites."""
-        return self.training.clients_per_round or len(self.federation.sites)
+        """Clients per round, with 0 resolved to all declared sites.
+
+        Where sites join late or leave it is as many as there are in every round: threshold, words and noise of a
+        sum follow from this one number.
+        """
+        return self.training.clients_per_round or self._fewest_present
+
+    @property
+    def _fewest_present(self) -> int:
+        return self.federation.fewest_present(self.training.rounds)
 
     def to_toml(self) -> str:
         """Canonical TOML text: equal experiments give equal bytes."""
@@ -503,7 +616,7 @@ def _key_at(text: str, error: Exception) -> str:
 def first_problem(error: ValidationError, source: str) -> ConfigError:
     """The first problem of a validation error, in the words of the file."""
     problem = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"] if part not in ("numeric", "categorical"))
+    key = ".".join(str(part) for part in problem["loc"] if part not in KINDS)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "unknown key"

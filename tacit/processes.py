@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -130,6 +130,11 @@ def flower_environment(home: Path, variables: Mapping[str, str] | None = None) -
         "NO_PROXY": local,
         "no_proxy": local,
     }
+
+
+def tacit_command(arguments: Iterable[str]) -> list[str]:
+    """A command of this installation's `tacit`, whatever is first on the path."""
+    return [str(Path(sysconfig.get_path("scripts")) / "tacit"), *arguments]
 
 
 def free_port(port: int = 0) -> int:

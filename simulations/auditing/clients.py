@@ -118,8 +118,9 @@ def audit_clients(
     for site in joined.federation.sites[real:]:
         number = joined.federation.sites.index(site)
         target = prepared.folder / str(number)
-        write_site(target, joined, site.label, durable=False)
-        shutil.copyfile(prepared.data_path(0), target / "data.csv")  # never read
+        example = prepared.data_path(0)
+        write_site(target, joined, site.label, data=example.name, durable=False)
+        shutil.copyfile(example, target / example.name)  # never read
         write_policy(target, joined)
     on_part(f"training with {members.count} canary clients")
     state = train(prepared, joined, out, members.replace)

@@ -20,8 +20,9 @@ from client.participant import Participant
 from client.training import LocalTrainer, record_losses
 from simulations.auditing.one_run import Scores, attack_of
 from simulations.auditing.watched import attempt, divided, train, with_rows
+from simulations.batches import Job
 from simulations.evaluate import union
-from simulations.stacked import Job, StackedTrainer, unstackable
+from simulations.stacked import StackedTrainer, unstackable
 from tacit.config import Experiment
 from tacit.errors import ConfigError
 from tacit.privacy.noise import SystemKeys

@@ -1,7 +1,7 @@
 """One training, many canary records, and as many coins: how often does an auditor guess right?
 
-Steinke, Nasr, Jagielski, "Privacy auditing with one (1) training run", NeurIPS 2023. The auditor sees every update of every
-site, which is what a promise for records covers: an update is private before it leaves its site.
+Steinke, Nasr, Jagielski, "Privacy auditing with one (1) training run", NeurIPS 2023. The auditor sees every update of
+every site, which is what a promise for records covers: an update is private before it leaves its site.
 """
 
 from __future__ import annotations

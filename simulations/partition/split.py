@@ -61,3 +61,28 @@ def held_out(
         test,
         f"site {site!r} has too few rows of some class for a stratified split: drawn without regard to class",
     )
+
+
+def latest(times: NDArray[np.float64], fraction: float, *, site: str = "") -> NDArray[np.bool_]:
+    """The ceil(fraction * rows) latest rows of one site: a model is tried on what came after its training.
+
+    Args:
+        times: of each row, shape (rows,); of equal ones the later in the file is the later.
+        fraction: share of the rows to hold out, in [0, 1).
+        site: the site's label, for messages.
+
+    Returns:
+        Whether each row is held out, shape (rows,).
+
+    Raises:
+        ConfigError: no row would be left to train on.
+    """
+    num_test = ceil(fraction * len(times))
+    if num_test >= len(times) > 0 and fraction:
+        raise ConfigError(
+            f"site {site!r} has {len(times)} rows: holding out {num_test} leaves none to train on",
+            key="data.test_fraction",
+        )
+    test = np.zeros(len(times), dtype=np.bool_)
+    test[np.argsort(times, kind="stable")[len(times) - num_test :]] = True
+    return test

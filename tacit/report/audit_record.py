@@ -146,7 +146,7 @@ class AuditRecord(Part):
     attacks: tuple[Attack, ...] = ()
     inversion: Inversion | None = None
     skipped: tuple[str, ...] = ()
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @property
     def crossed(self) -> tuple[Attack, ...]:

@@ -60,7 +60,7 @@ class Roster:
         n_min, n_max: clients that send keys, fewest and most.
         max_corrupt: c, members of the whole roster that may collude with the coordinator.
         max_dropouts: D, clients that may vanish.
-        model_schemas: digests of the model schemas that may be trained.
+        model_schemas: digests of the model schemas that may be trained; empty = any.
         bundles: hashes of the app bundles that may be run.
         clip: smallest and largest clip norm.
         noise: smallest and largest noise multiplier.
@@ -170,9 +170,11 @@ class Roster:
                 raise ProtocolError("limits", f"{name} = {value}, outside {low} to {high}")
 
     def check_model_schema(self, digest: bytes) -> None:
-        """Refuses a model whose names, shapes and types nobody has agreed on: "model-schema"."""
-        if digest not in self.model_schemas:
-            raise ProtocolError("model-schema", "the roster does not list this model's schema")
+        """Refuses a model whose names and shapes nobody has agreed on, where the members name any: "model-schema"."""
+        if self.model_schemas and digest not in self.model_schemas:
+            raise ProtocolError(
+                "model-schema", f"the roster does not list this model's schema, {digest.hex()}"
+            )
 
     def check_bundle(self, digest: bytes) -> None:
         """Refuses code that nobody has agreed on: "bundle"."""

@@ -21,7 +21,8 @@ from torch import nn
 from client.bookkeeping import BookKeeping
 from client.private_gradients import PrivateGradients
 from client.training import LocalTrainer
-from simulations.stacked import Job, StackedTrainer
+from simulations.batches import Job
+from simulations.stacked import StackedTrainer
 from tacit import config
 from tacit.privacy.accountant import Event, epsilon_pld
 from tacit.privacy.audit_bounds import Counts, threshold_bound

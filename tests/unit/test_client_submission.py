@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,16 +13,22 @@ from client import submission
 from client.participant import Run
 from client.sessions import FolderSessions, Session
 from tacit.errors import ProtocolError, Refused, StorageError
+from tacit.secagg.contexts import schema_digest
 from tacit.secagg.encoder import Encoder
+from tacit.secagg.identity import Identity
+from tacit.secagg.signed_roster import SignedRoster
 from tests.unit.client_sites import (
+    LABELS,
     Round,
     answer,
     debits,
     experiment,
+    fixed,
     model,
     participant,
     participants,
     setup_request,
+    signed_roster,
     write_site,
     write_sites,
 )
@@ -83,6 +90,30 @@ def test_the_ledger_is_written_and_fsynced_before_the_first_byte_of_an_update_le
     submission.mask(clients[0], round_.mask_request)
     ledger = str(tmp_path / "north" / "ledger" / "ledger.jsonl")
     assert at_mask and ledger in at_mask[0]  # before the masked vector exists at all
+
+
+def test_B25_a_model_whose_schema_the_members_did_not_agree_on_is_refused_before_it_is_trained(
+    tmp_path, run, arrays
+):
+    folder = write_site(tmp_path / "north")
+    own = schema_digest({name: array.shape for name, array in arrays.items()})
+    other = schema_digest({name: (*array.shape, 1) for name, array in arrays.items()})
+    identities = [Identity.generate(fixed(label)) for label in LABELS]
+    for listed, refused in (({other}, True), ({other, own}, False)):
+        signed = SignedRoster(replace(signed_roster().roster, model_schemas=frozenset(listed)))
+        for identity in identities:
+            signed = signed.sign(identity)
+        (folder / "roster.json").write_bytes(signed.encode())
+        client = participant(folder, run.experiment)
+        request = setup_request(run, arrays, roster=signed.roster.digest())
+        if refused:
+            with pytest.raises(ProtocolError) as error:
+                submission.setup(client, request, arrays)
+            assert error.value.reason == "model-schema" and own.hex() in str(error.value)
+            assert client.session() is None
+        else:
+            assert submission.setup(client, request, arrays)
+    assert debits(folder) == []
 
 
 def test_without_a_debit_no_byte_leaves_and_none_is_kept_to_be_sent_later(tmp_path, run, arrays):

@@ -36,6 +36,16 @@ KINDS = [
     Partition(kind="quantity", num_clients=7, alpha=0.1, min_rows=25),
     Partition(kind="feature_shift", num_clients=7),
     Partition(kind="natural", column="hospital"),
+    Partition(kind="label_quantity", num_clients=7, alpha=0.5, size_alpha=0.5, min_rows=25),
+    Partition(kind="pathological", num_clients=7, classes_per_client=1),
+    Partition(kind="shard", num_clients=6, shards_per_client=3),
+    Partition(kind="sizes", num_clients=3, sizes=(300, 80, 20)),
+    Partition(kind="linear", num_clients=7),
+    Partition(kind="square", num_clients=7),
+    Partition(kind="exponential", num_clients=4),
+    Partition(kind="distribution", num_clients=6, classes_per_client=1, min_rows=8),
+    Partition(kind="continuous", num_clients=7, column="age"),
+    Partition(kind="grouped", column="hospital", group_size=2),
 ]
 
 
@@ -62,7 +72,8 @@ def test_every_row_is_at_exactly_one_site_and_no_site_has_fewer_than_min_rows(se
     sites = partition(table, SCHEMA, settings, seed=3)
     assert sorted(np.concatenate([s.rows for s in sites])) == list(range(len(table)))
     assert all(len(s.rows) >= settings.min_rows for s in sites)
-    assert len({s.label for s in sites}) == len(sites) == (3 if settings.kind == "natural" else 7)
+    assert len({s.label for s in sites}) == len(sites)
+    assert len(sites) == {"natural": 3, "grouped": 2}.get(settings.kind, settings.num_clients)
     assert all((np.diff(s.rows) > 0).all() for s in sites)
 
 
@@ -191,7 +202,7 @@ def test_the_same_seed_gives_the_same_partition_in_another_process_and_says_noth
     )
     assert child.stderr == ""
     assert json.loads(child.stdout) == rows(5)
-    assert all(a != b for a, b, k in zip(rows(5), rows(6), KINDS, strict=True) if k.kind != "natural")
+    assert all(a != b for a, b, k in zip(rows(5), rows(6), KINDS, strict=True) if k.is_counted)
 
 
 @pytest.mark.parametrize("settings", KINDS, ids=lambda s: s.kind)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tacit.privacy.noise import SeededKeys, Stream, SystemKeys
+from tacit.privacy.normals import gaussians
 from tacit.secagg.prg import keystream
 
 KEY = bytes(range(32))
@@ -50,6 +51,38 @@ def test_gaussian_is_the_documented_function_of_the_stream(n: int) -> None:
                 for i in range(half)
             ][: size if turn is math.cos else size - half]
     assert np.allclose(Stream(KEY).gaussian(n, 3.0), np.array(expected) * 1.5, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("n", [0, 1, 737, 5000, 16384, 40_001])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gaussians_of_many_streams_are_those_of_each(n: int, threads: int) -> None:
+    """Bit for bit, whatever the number of threads, and each stream goes on where it was."""
+
+    def streams() -> list[Stream]:
+        return [Stream(bytes([i]) * 32) for i in range(7)]
+
+    together, alone = streams(), streams()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = gaussians(together, n, 2.5)
+    finally:
+        torch.set_num_threads(before)
+    assert rows.shape == (7, n)
+    assert np.array_equal(rows, [stream.gaussian(n, 2.5) for stream in alone])
+    assert [s.bytes(8) for s in together] == [s.bytes(8) for s in alone]
+
+
+def test_no_streams_and_no_noise_are_no_draws() -> None:
+    stream = Stream(KEY)
+    assert gaussians([], 5, 1.0).shape == (0, 5)
+    assert not gaussians([stream], 5, 0.0).any()
+    assert stream.bytes(8) == Stream(KEY).bytes(8)
+
+
+def test_an_idle_client_does_not_load_torch_for_its_streams() -> None:
+    script = "import sys, tacit.privacy.noise as n; n.Stream(bytes(32)).uniform(3); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_no_noise_is_zero_and_uses_nothing_of_the_stream() -> None:

@@ -24,7 +24,7 @@ from tacit.secagg.messages import (
 )
 from tacit.secagg.parameters import Parameters, Rules
 from tacit.secagg.prg import add_masks
-from tacit.secagg.ring import add_packed, centre
+from tacit.secagg.ring import centre, unpack
 from tacit.secagg.shamir import join
 from tacit.secagg.sharing import Opening, point_of
 from tests.unit.lying_server import C_INT, LENGTH, VICTIM, vector
@@ -203,8 +203,7 @@ def test_B29_without_the_count_of_neighbours_the_victims_vector_is_recovered_and
         pair = {"ctx2": shown, "u": min(v, VICTIM), "v": max(v, VICTIM)}
         seed = KeyPair(secret(v)).mask_seed(stage.cohort.entries[VICTIM].mask_pk, **pair)
         masks.append((seed, -1 if v > VICTIM else 1))
-    total = np.zeros(LENGTH, dtype=np.uint32)
-    add_packed(total, words, stage.cohort.parameters.bits)
+    total = unpack(words, stage.cohort.parameters.bits, LENGTH)
     add_masks(total, masks)
     recovered = centre(total, stage.cohort.parameters.bits)
     assert np.array_equal(recovered, vector(VICTIM).values)

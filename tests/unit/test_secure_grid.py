@@ -345,7 +345,7 @@ def test_the_cohort_hook_trains_as_often_as_messages_do(
         return real(self, *args, site=site, round_number=round_number, **rest)
 
     monkeypatch.setattr(LocalTrainer, "train", noting)
-    federation = make("secure_aggregation.engine=ideal")
+    federation = make("secure_aggregation.engine=ideal", "simulation.executor=serial")
     app = Misbehaving(lambda message, real, site: None)
     federation.run(tmp_path / "run", executor=train_cohort, app=app)
     assert trained == [(label, number) for number in (1, 2, 3) for label in federation.labels]
