@@ -1,9 +1,9 @@
 """Canary clients: members of the federation that a coin has send a random vector as long as it may be, or zeros.
 
-That is the neighbouring relation of a promise for clients. From one training come two figures: the bound of Steinke et al.
-(2023) from guessed coins, and the estimate of Andrew, Kairouz, Oh, Oprea, McMahan, Suriyakumar ("One-shot empirical
-privacy estimation for federated learning", ICLR 2024) from the cosines of canaries with what was released. Theirs is for one
-vector a client; here a canary sends a fresh direction in each round that it is in, so that all rounds speak.
+That is the neighbouring relation of a promise for clients. From one training come two figures: the bound of Steinke et
+al. (2023) from guessed coins, and the estimate of Andrew, Kairouz, Oh, Oprea, McMahan, Suriyakumar ("One-shot empirical
+privacy estimation for federated learning", ICLR 2024) from the cosines of canaries with what was released. Theirs is
+for one vector a client; here a canary sends a fresh direction in each round that it is in, so that all rounds speak.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # A colour stands for one CSS variable of the page. The first three are Okabe and Ito's, which colour-blind
 # readers can tell apart; each also has a line style of its own, for paper.
-_COLOURS = {
+COLOURS = {
     "federated": "#0072b2",
     "pooled": "#d55e00",
     "local": "#009e73",
@@ -61,7 +61,7 @@ def line_chart(name: str, lines: Sequence[Line], *, rounds: Sequence[int], from_
     axes = figure.add_subplot()
     for rank, line in enumerate(lines):
         style: dict[str, Any] = {
-            "color": _COLOURS[line.colour],
+            "color": COLOURS[line.colour],
             "linestyle": _STYLES[line.colour],
             "label": line.label,
         }
@@ -72,6 +72,32 @@ def line_chart(name: str, lines: Sequence[Line], *, rounds: Sequence[int], from_
             heights = [_height(y) for y in line.ys]
             axes.plot(rounds, heights, linewidth=1.8, marker=marker, markersize=3.2, zorder=9, **style)
     _dress(axes, legend=len(lines) > 1, from_zero=from_zero)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    return _inline(buffer.getvalue(), name)
+
+
+def drawing(
+    name: str, draw: Callable[[Axes], None], *, across: str, up: str = "", legend: bool = True
+) -> str:
+    """An `<svg>` element of anything else: the caller draws, in colours of `COLOURS`.
+
+    Args:
+        name: distinguishes the ids of this chart from those of others on the page.
+        draw: gets axes that are dressed as those of `line_chart`.
+        across: what the horizontal axis shows.
+        up: what the vertical one shows.
+        legend: whether there is one.
+    """
+    figure = _figure()
+    axes = figure.add_subplot()
+    _dress(axes, legend=False, from_zero=False)
+    axes.set_xlabel(across, color=COLOURS["ink"], **_FONT)
+    axes.set_ylabel(up, color=COLOURS["ink"], **_FONT)
+    draw(axes)
+    axes.tick_params(which="both", colors=COLOURS["ink"], length=0, labelfontfamily=_FONT["family"])
+    if legend:
+        _legend(axes)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True)
     return _inline(buffer.getvalue(), name)
@@ -106,7 +132,7 @@ def _dress(axes: Axes, *, legend: bool, from_zero: bool) -> None:
     """Axes, grid and legend: quiet, and in colours of the page."""
     from matplotlib.ticker import MaxNLocator
 
-    ink, grid = _COLOURS["ink"], _COLOURS["grid"]
+    ink, grid = COLOURS["ink"], COLOURS["grid"]
     axes.set_facecolor("none")
     axes.grid(axis="y", color=grid, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -119,10 +145,14 @@ def _dress(axes: Axes, *, legend: bool, from_zero: bool) -> None:
     if from_zero:
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     if legend:
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=ink, prop=_FONT,
-            handlelength=2.2, columnspacing=1.2, borderaxespad=0.2,
-        )  # fmt: skip
+        _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=COLOURS["ink"], prop=_FONT,
+        handlelength=2.2, columnspacing=1.2, borderaxespad=0.2,
+    )  # fmt: skip
 
 
 def _inline(svg: str, name: str) -> str:
@@ -139,6 +169,6 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{known[m[1]]}"', svg)
     svg = re.sub(r'(href="|url\()#([^")]+)', lambda m: f"{m[1]}#{known[m[2]]}", svg)
     svg = svg.replace("xlink:href", "href")
-    for variable, colour in _COLOURS.items():
+    for variable, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg.replace("<svg", '<svg aria-hidden="true"', 1)
