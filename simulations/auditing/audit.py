@@ -17,12 +17,12 @@ from simulations.auditing.clients import audit_clients
 from simulations.auditing.inversion import audit_inversion
 from simulations.auditing.membership import audit_membership
 from simulations.auditing.one_run import audit_records
-from simulations.findings import versions
 from tacit.config import Experiment
 from tacit.errors import ConfigError
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report.audit_page import write_audit_page
 from tacit.report.audit_record import Attack, AuditRecord, Inversion
+from tacit.report.rows import versions
 from tacit.report.storage import write_json
 from tacit.tasks import load_task
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap  # type: ignore[attr-defined]
+from torch.func import functional_call, grad, vmap
 
 from client.training import record_losses
 from tacit.tasks import Records, Task
@@ -55,7 +55,7 @@ class Decoder:
 
     def scores(self) -> Matrix:
         """Estimate of each coin less 1/2, shape (count,): above 0 speaks for "in"."""
-        return np.linalg.solve(self._precision, self._evidence)
+        return np.asarray(np.linalg.solve(self._precision, self._evidence), dtype=np.float64)
 
 
 def coordinates(size: int) -> NDArray[np.int64] | slice:

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.participant import Participant
 from client.training import learning_rate
 from simulations.auditing.canaries import Canaries
 from simulations.auditing.decoding import Decoder, coordinates, gradients
@@ -22,7 +23,8 @@ from simulations.auditing.watched import Seen, attempt, divided, train, watching
 from tacit.config import Experiment
 from tacit.privacy.audit_bounds import CONFIDENCE, one_run_bound
 from tacit.privacy.plan import PrivacyPlan
-from tacit.report.audit_record import Attack
+from tacit.report.audit_record import Attack, Method
+from tacit.report.record import Unit
 from tacit.tasks import Task, load_task
 from tacit.tasks.weights import build_model, load_arrays
 
@@ -64,8 +66,13 @@ def audit_records(
     resolved = with_rows(resolved, rows)
     updates: list[Seen] = []
     watch = watching(updates)
+
+    def prepare(client: Participant) -> None:
+        drawn.give(client)
+        watch(client)
+
     on_part("training with canary records")
-    train(prepared, resolved, out, lambda client: (drawn.give(client), watch(client))[1])
+    train(prepared, resolved, out, prepare)
     on_part("guessing coins")
     scores = score(resolved, task, drawn, updates)
     coins = np.concatenate([drawn.coins(i) for i in range(len(counts))])
@@ -125,7 +132,7 @@ def _noise(plan: PrivacyPlan, canaries: Scores, others: Scores) -> float:
 
 
 def attack_of(
-    method: str,
+    method: Method,
     plan: PrivacyPlan,
     scores: Scores,
     coins: NDArray[np.bool_],
@@ -133,7 +140,6 @@ def attack_of(
     guesses: int = 0,
     view: str,
     seconds: float,
-    **more: object,
 ) -> Attack:
     """The result of guesses: half of them "in", at the highest scores, half of them "out", at the lowest."""
     number = min(guesses or max(50, coins.size // 10), coins.size)
@@ -155,11 +161,10 @@ def attack_of(
         scores_out=tuple(scores[~coins].tolist()),
         view=view,
         seconds=seconds,
-        **more,
     )
 
 
-def claim_of(plan: PrivacyPlan, method: str) -> tuple[str, float, float]:
+def claim_of(plan: PrivacyPlan, method: Method) -> tuple[Unit, float, float]:
     """Unit, epsilon and delta that an attack is held against."""
     if method == "clients":
         client = plan.client

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from client.app import participant
 from client.participant import Participant
@@ -26,7 +27,7 @@ from simulations.trial import try_task
 from tacit.config import Experiment, Federation, Site
 from tacit.errors import TacitError
 from tacit.tasks.weights import Arrays
-from tacit.update import Floats, LocalUpdate
+from tacit.update import LocalUpdate
 
 Prepare = Callable[[Participant], None]
 
@@ -37,7 +38,7 @@ class Seen(NamedTuple):
     site: int
     round: int
     arrays: Arrays
-    delta: dict[str, Floats]
+    delta: dict[str, NDArray[np.float64]]
 
 
 class WatchedApp(ClientApp):
@@ -71,7 +72,7 @@ def watching(updates: list[Seen]) -> Prepare:
 
         def update(round_number: int, arrays: Arrays) -> LocalUpdate:
             released = honest(round_number, arrays)
-            kept = {name: np.array(values) for name, values in released.delta.items()}
+            kept = {name: np.array(values, dtype=np.float64) for name, values in released.delta.items()}
             updates.append(Seen(site, round_number, dict(arrays), kept))
             return released
 

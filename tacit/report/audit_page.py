@@ -78,12 +78,12 @@ def _bounds(attacks: tuple[Attack, ...]) -> str:
         places = np.arange(len(attacks))
         measured = [attack.lower_bound for attack in attacks]
         axes.barh(places, measured, 0.5, color=COLOURS["federated"], label="measured, at least")
-        for place, attack in zip(places, attacks, strict=True):
-            if math.isfinite(attack.claim):
-                label = "claimed, at most" if "claimed" not in axes.get_legend_handles_labels()[1] else None
-                axes.vlines(
-                    attack.claim, place - 0.4, place + 0.4, color=COLOURS["pooled"], linewidth=3, label=label
-                )
+        claims = [(place, a.claim) for place, a in enumerate(attacks) if math.isfinite(a.claim)]
+        if claims:
+            rows, bounds = np.array(claims).T
+            axes.vlines(
+                bounds, rows - 0.4, rows + 0.4, color=COLOURS["pooled"], linewidth=3, label="claimed, at most"
+            )
         axes.set_yticks(places, [attack.method for attack in attacks])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
@@ -96,7 +96,7 @@ def _charts(number: int, attack: Attack) -> list[Chart]:
         groups = {"out": (attack.scores_out, "pooled"), "in": (attack.scores_in, "federated")}
         values = np.array([*attack.scores_in, *attack.scores_out])
         low, high = np.quantile(values, (0.005, 0.995))
-        bins = np.linspace(low, max(high, low + 1e-9), 30)
+        bins = np.linspace(low, max(high, low + 1e-9), 30).tolist()
         for label, (group, colour) in groups.items():
             shown = np.clip(group, bins[0], bins[-1])
             axes.hist(

@@ -241,6 +241,7 @@ def _percent(value: float, scale: float) -> str:
 
 
 def seconds(value: float) -> str:
+    """A time as a reader says it."""
     if value < 60:
         return f"{value:.2f} s"
     return f"{int(value // 60)} min {int(value % 60):02d} s"
