@@ -184,15 +184,7 @@ def score(
         for canary in here:
             directions[canary] = members.clip * members.direction(canary, number, step.size)[chosen]
         observed = (weight * step - others)[chosen]
-        decoder.add(directions, observed, _noise(experiment, plan, members.clip))
+        decoder.add(directions / 2, observed - directions.sum(axis=0) / 2)
         dots += directions @ observed / members.clip
         square, rounds, before = square + float(observed @ observed), rounds + 1, after
-    return decoder.scores(), dots / math.sqrt(max(square * rounds, 1e-30))
-
-
-def _noise(experiment: Experiment, plan: PrivacyPlan, clip: float) -> float:
-    """Standard deviation of a coordinate of a round's sum, in the unit of an update."""
-    if plan.client is None:
-        return 0.0
-    share = 1.0 if plan.metrics_noise_multiplier is None else experiment.privacy.client.model_share  # type: ignore[union-attr]
-    return plan.client.noise_multiplier * clip / share
+    return decoder.estimates(), dots / math.sqrt(max(square * rounds, 1e-30))

@@ -2,15 +2,18 @@
 
 The auditor models what was released, in units of a gradient sum, as
 
-    y_t = sum over others of g_t + sum over canaries i of b_i g_it + noise of standard deviation sigma_t
+    y = sum over records j of c_j g_j + noise of some variance s in each coordinate
 
-with coins b_i in {0, 1} of mean 1/2 and variance 1/4, and gradients g_it that he can compute himself. He estimates all
-coins together: canaries whose gradients resemble each other would drown one another otherwise. A lower bound holds for
-any score that does not look at the coins, so that a poor model costs strength and never truth.
+with gradients g_j that he can compute himself, and c_j unknown, of a mean and a variance that he knows: a canary is in
+by a coin, and who is in is drawn into batches by chance. He estimates all c_j together, because records whose gradients
+resemble each other would drown one another otherwise, and takes for s what makes y most probable: he trusts nobody's
+word that there is noise. A lower bound holds for any score that does not look at the coins, so that a poor model costs
+strength and never truth.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -25,37 +28,59 @@ from tacit.tasks import Records, Task
 
 Matrix = NDArray[np.float64]
 
-MOST_COORDINATES: Final = 20_000  # of a gradient; of more a fixed choice is looked at
+MOST_COORDINATES: Final = 4_000  # of a gradient; of more a fixed choice is looked at
 _ROWS: Final = 64  # gradients made at a time
 
 
 class Decoder:
-    """Gathers rounds and estimates the coins of `count` canaries.
+    """Gathers what was released and estimates `count` unknowns of mean 0 and variance 1.
 
     Args:
         count: how many.
     """
 
     def __init__(self, count: int) -> None:
-        self._precision, self._evidence = 4.0 * np.eye(count), np.zeros(count)
+        self._gram, self._evidence = np.zeros((count, count)), np.zeros(count)
+        self._energy, self._size = 0.0, 0
 
-    def add(self, directions: Matrix, observed: Matrix, std: float) -> None:
-        """One round.
+    def add(self, directions: Matrix, observed: Matrix) -> None:
+        """One more release that the same unknowns are in.
 
         Args:
-            directions: what each canary adds if it is in, shape (count, coordinates).
-            observed: what was released, less what others added, shape (coordinates,).
-            std: of the noise in a coordinate.
+            directions: what each unknown adds, times its standard deviation; shape (count, coordinates).
+            observed: what was released less what was to be expected of it; shape (coordinates,).
         """
-        # A floor, so that a sum without noise is read to six digits and not to the last bit of a float32.
-        floor = 1e-6 * float((directions**2).sum()) / max(1, directions.shape[1])
-        variance = std**2 + floor + 1e-30
-        self._precision += directions @ directions.T / variance
-        self._evidence += directions @ (observed - 0.5 * directions.sum(axis=0)) / variance
+        self._gram += directions @ directions.T
+        self._evidence += directions @ observed
+        self._energy += float(observed @ observed)
+        self._size += observed.size
 
-    def scores(self) -> Matrix:
-        """Estimate of each coin less 1/2, shape (count,): above 0 speaks for "in"."""
-        return np.asarray(np.linalg.solve(self._precision, self._evidence), dtype=np.float64)
+    def estimates(self) -> Matrix:
+        """Each unknown, in its standard deviations; shape (count,)."""
+        return self.solution()[0]
+
+    def solution(self) -> tuple[Matrix, float]:
+        """The same, and how surprising what was released is under this model: minus twice its log-likelihood."""
+        values, vectors = np.linalg.eigh(self._gram)
+        values, rotated = np.maximum(values, 0.0), vectors.T @ self._evidence
+        # The part of y in the span of the directions, in its own coordinates; what is left is noise alone.
+        seen = np.divide(rotated**2, values, out=np.zeros_like(values), where=values > 1e-9 * values.max())
+        rest = max(self._energy - float(seen.sum()), 0.0)
+        noise, surprise = self._noise(values, seen, rest)
+        return np.asarray(vectors @ (rotated / (values + noise)), dtype=np.float64), surprise
+
+    def _noise(self, values: Matrix, seen: Matrix, rest: float) -> tuple[float, float]:
+        """The variance s of highest likelihood, from a millionth of what is seen upwards."""
+        mean = max(self._energy / max(1, self._size), 1e-30)
+        candidates = mean * np.geomspace(1e-6, 1.0, 61)
+        others = self._size - values.size  # below 0 where the same coordinates hold many unknowns
+
+        def surprise(s: float) -> float:
+            inside = float((seen / (values + s) + np.log(values + s)).sum())
+            return inside + rest / s + others * math.log(s)
+
+        least, best = min((surprise(float(s)), float(s)) for s in candidates)
+        return best, least
 
 
 def coordinates(size: int) -> NDArray[np.int64] | slice:

@@ -2,10 +2,10 @@
 
 One record is all that a site has, and it makes one step: the worst case, and the usual demonstration (Zhu, Liu, Han,
 "Deep leakage from gradients", NeurIPS 2019). Where the first layer is linear and has biases no search is needed: the
-gradient of row i of its weights is g_i x and that of bias i is g_i, so that their ratio is the record x itself (Phong et
-al., "Privacy-preserving deep learning via additively homomorphic encryption", IEEE TIFS 2018). Other models are searched
-through: features whose gradient points in the direction of the one seen (Geiping et al., "Inverting gradients", NeurIPS
-2020), for a target that is known.
+gradient of row i of its weights is g_i x and that of bias i is g_i, so that their ratio is the record x itself (Phong
+et al., "Privacy-preserving deep learning via additively homomorphic encryption", IEEE TIFS 2018). Other models are
+searched through: features whose gradient points in the direction of the one seen (Geiping et al., "Inverting
+gradients", NeurIPS 2020), for a target that is known.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ every site, which is what a promise for records covers: an update is private bef
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from client.participant import Participant
 from client.training import learning_rate
 from simulations.auditing.canaries import Canaries
-from simulations.auditing.decoding import Decoder, coordinates, gradients
+from simulations.auditing.decoding import Decoder, coordinates, cut, gradients
 from simulations.auditing.watched import Seen, attempt, divided, train, watching, with_rows
 from tacit.config import Experiment
 from tacit.privacy.audit_bounds import CONFIDENCE, one_run_bound
@@ -30,6 +29,7 @@ from tacit.tasks.weights import build_model, load_arrays
 
 CANARIES: Final = 1000
 DELTA: Final = 1e-5  # of the bound, where nothing is claimed
+MOST_OTHERS: Final = 1000  # records of a site whose draws are estimated too; of more they count as noise
 VIEW: Final = "every update of every site, in every round; all records but the coins"
 
 Scores = NDArray[np.float64]
@@ -96,39 +96,44 @@ def shares(total: int, sites: int) -> list[int]:
 def score(experiment: Experiment, task: Task, canaries: Canaries, updates: Sequence[Seen]) -> list[Scores]:
     """The score of each canary, site by site."""
     plan = PrivacyPlan.of(experiment)
-    model = build_model(task, private=plan.max_grad_norm is not None)
+    clip = plan.max_grad_norm
+    model = build_model(task, private=clip is not None)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
-    by_site = defaultdict(list)
+    scores = [np.zeros(count) for count in canaries.counts]
     for seen in updates:
-        by_site[seen.site].append(seen)
-    scores = []
-    for site, count in enumerate(canaries.counts):
-        decoder = Decoder(count)
-        for seen in by_site[site] if count else ():
-            load_arrays(model, seen.arrays)
-            own, others = (
-                gradients(model, task, records, plan.max_grad_norm) for records in canaries.known(site)
-            )
-            rate = learning_rate(experiment.training, seen.round)
-            normaliser = plan.sampling_rate * experiment.federation.sites[site].rows
-            flat = np.concatenate([np.ravel(seen.delta[name]) for name in names]).astype(np.float64)
-            moved = -flat[coordinates(flat.size)] * normaliser / max(rate * plan.steps_per_round, 1e-12)
-            decoder.add(
-                plan.sampling_rate * own,
-                moved - plan.sampling_rate * others.sum(axis=0),
-                _noise(plan, own, others),
-            )
-        scores.append(decoder.scores())
+        count = canaries.counts[seen.site]
+        if not count:
+            continue
+        load_arrays(model, seen.arrays)
+        own, others = (gradients(model, task, records, None) for records in canaries.known(seen.site))
+        rate = learning_rate(experiment.training, seen.round)
+        normaliser = plan.sampling_rate * experiment.federation.sites[seen.site].rows
+        flat = np.concatenate([np.ravel(seen.delta[name]) for name in names])
+        moved = -flat[coordinates(flat.size)] * normaliser / max(rate * plan.steps_per_round, 1e-12)
+        # Nobody's word is taken for the clipping either: what was released says which it was.
+        guesses = [
+            decoded(plan, cut(own, bound), cut(others, bound), moved) for bound in dict.fromkeys((clip, None))
+        ]
+        scores[seen.site] += min(guesses, key=lambda guess: guess[1])[0]
     return scores
 
 
-def _noise(plan: PrivacyPlan, canaries: Scores, others: Scores) -> float:
-    """Standard deviation of a coordinate of the sum: the noise, and who was drawn into the batches."""
+def decoded(plan: PrivacyPlan, canaries: Scores, others: Scores, observed: Scores) -> tuple[Scores, float]:
+    """How often each canary was drawn into the batches of a round, less what is expected; and the surprise.
+
+    A record that is in is in a share of the K batches that has mean q and variance q (1 - q) / K.
+    """
     q = plan.sampling_rate
-    squares = float((others**2).sum() + (canaries**2).sum() / 2)
-    drawn = q * (1 - q) * squares / max(1, canaries.shape[1])
-    noise = plan.noise_multiplier * (plan.max_grad_norm or 0.0)
-    return math.sqrt((noise**2 + drawn) / plan.steps_per_round)
+    drawn = q * (1 - q) / plan.steps_per_round
+    by_coin = math.sqrt((drawn + q * q) / 2 - q * q / 4)
+    directions = [by_coin * canaries]
+    if drawn and len(others) <= MOST_OTHERS:
+        directions.append(math.sqrt(drawn) * others)
+    together = np.concatenate(directions)
+    decoder = Decoder(len(together))
+    decoder.add(together, observed - q * others.sum(axis=0) - q / 2 * canaries.sum(axis=0))
+    estimates, surprise = decoder.solution()
+    return estimates[: len(canaries)], surprise
 
 
 def attack_of(

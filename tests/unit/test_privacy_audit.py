@@ -64,9 +64,9 @@ def test_the_decoder_tells_canaries_apart_that_drown_one_another_in_an_inner_pro
     for _ in range(4):
         directions = rng.standard_normal((count, 100)) / 10 + 0.1  # all of them point the same way a little
         observed = coins @ directions + std * rng.standard_normal(100)
-        decoder.add(directions, observed, std)
+        decoder.add(directions / 2, observed - directions.sum(axis=0) / 2)
         products += directions @ observed
-    scores = decoder.scores()
+    scores = decoder.estimates()
     assert ((scores > 0) == coins).mean() >= right
     assert ((products > np.median(products)) == coins).mean() < 0.9
 
@@ -74,8 +74,8 @@ def test_the_decoder_tells_canaries_apart_that_drown_one_another_in_an_inner_pro
 def test_the_decoder_finds_nothing_in_noise() -> None:
     rng, count = np.random.default_rng(3), 400
     coins, decoder = rng.random(count) < 0.5, Decoder(count)
-    decoder.add(rng.standard_normal((count, 50)), 20 * rng.standard_normal(50), 20.0)
-    assert abs(((decoder.scores() > 0) == coins).mean() - 0.5) < 0.1
+    decoder.add(rng.standard_normal((count, 50)), 20 * rng.standard_normal(50))
+    assert abs(((decoder.estimates() > 0) == coins).mean() - 0.5) < 0.1
 
 
 def test_canaries_are_records_like_others_and_in_by_a_fair_coin() -> None:
