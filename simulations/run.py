@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import tomli_w
 
@@ -29,6 +29,9 @@ from simulations.sites import PreparedSites, prepare_sites
 from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
 from tacit.report.record import RunRecord
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
 
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
 FAULTS, DRAWN = "faults.toml", "faults-drawn.toml"
@@ -64,6 +67,7 @@ class Simulation:
         clock: seconds per part.
         faults: what is played, if anything.
         executor: how the local engine has trained its cohorts, and why; known once it has.
+        around: puts something around the `ClientApp`: an audit that watches sites and gives some of them canaries.
     """
 
     prepared: PreparedSites
@@ -73,6 +77,7 @@ class Simulation:
     clock: Clock
     faults: FaultList | None = None
     executor: list[str] = field(default_factory=list)
+    around: Callable[[ClientApp], ClientApp] | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -249,14 +254,14 @@ def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> Prepa
     table, schema = load_source(experiment.data, experiment.seed) if arrays is None else arrays.table()
     prepared = prepare_sites(experiment, table, schema, out, durable=durable, arrays=arrays)
     for i in range(len(prepared.sites)):
-        _write_policy(prepared.folder / str(i), prepared.experiment)
+        write_policy(prepared.folder / str(i), prepared.experiment)
     secure = prepared.experiment.secure_aggregation
     if secure.enabled and secure.engine == "protocol":
         enrol(prepared.folder, prepared.experiment)
     return prepared
 
 
-def _write_policy(folder: Path, experiment: Experiment) -> None:
+def write_policy(folder: Path, experiment: Experiment) -> None:
     """What a real site would have to allow for this experiment, and no more; an operator's own is left alone."""
     path = folder / "policy.toml"
     if path.exists():
@@ -326,6 +331,7 @@ def run_local(simulation: Simulation) -> None:
     run_config = {"experiment": experiment.to_toml()}
     serial, faults = experiment.simulation.executor == "serial", simulation.faults
     app = client_app if faults is None else FaultyApp(client_app, faults, simulation.state / PLAYED)
+    app = app if simulation.around is None else simulation.around(app)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
     sites = str(simulation.prepared.folder)
     variables = {"TACIT_STATE": str(simulation.state), "TACIT_SITES": sites, "TACIT_FEDERATION": sites}
@@ -335,7 +341,7 @@ def run_local(simulation: Simulation) -> None:
         VirtualExecutor(experiment, Path(sites)) if virtual else CohortExecutor() as executor,
     ):
         # A cohort that is trained without messages meets no app, and so no faults. Virtual clients have no app.
-        hook = executor if virtual or not (serial or faults is not None) else None
+        hook = executor if virtual or not (serial or app is not client_app) else None
         ahead = () if serial else (stacked.train_ahead,)
         kind = VirtualGrid if virtual else LocalGrid
         durable = experiment.simulation.durable_ledgers

@@ -388,7 +388,9 @@ class World:
 
         def write(descriptor: int, data: Any) -> int:
             if self._acting.tick():
-                if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND:  # a head is replaced whole or not at all
+                if (
+                    fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
+                ):  # a head is replaced whole or not at all
                     real_write(descriptor, data[: len(data) // 2])
                 raise Killed
             return real_write(descriptor, data)
