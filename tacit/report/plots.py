@@ -96,9 +96,9 @@ def drawing(
         up: what the vertical one shows.
         legend: whether there is one.
     """
-    figure = _figure()
+    figure = blank_figure()
     axes = figure.add_subplot()
-    _dress(axes, legend=False, from_zero=False)
+    dress(axes, legend=False, from_zero=False)
     axes.set_xlabel(across, color=COLOURS["ink"], **FONT)
     axes.set_ylabel(up, color=COLOURS["ink"], **FONT)
     draw(axes)
