@@ -70,6 +70,8 @@ class WorkersTrainer(LocalTrainer):
 
     def train_ahead(self, arrays: Arrays, jobs: Sequence[Job], round_number: int, keys: Keys) -> None:
         """Hands these clients to the workers; what nobody asked for of an earlier call is forgotten."""
+        if self._pool not in _OPEN:  # there is none, or the last run that had it is over
+            self._pool = None
         if self._pool is None and self.patience <= 0 and len(jobs) > 1:
             LOG.info("executor workers: %d processes", num_workers())
             self._pool, self.has_started = Pool(self.text, arrays), True
@@ -88,7 +90,7 @@ class WorkersTrainer(LocalTrainer):
         site: str,
     ) -> Deltas:
         """See `LocalTrainer.train`. What was trained ahead from the same arrays is handed over, once."""
-        if self._pool is not None and _same(self._origin, arrays):
+        if self._pool in _OPEN and _same(self._origin, arrays):
             delta = self._attempt(lambda pool: pool.take(site, round_number))
             if delta is not None:
                 return delta
@@ -106,8 +108,9 @@ class WorkersTrainer(LocalTrainer):
             answer: Deltas | None = ask(self._pool)
         except (EOFError, OSError) as error:
             LOG.warning(
-                "executor serial: a worker has ended (%s)", self._pool.close() or type(error).__name__
+                "executor serial: a worker has ended (%s)", self._pool.ended() or type(error).__name__
             )
+            self._pool.close()
             self._pool, self.patience = None, float("inf")
             return None
         return answer
@@ -147,7 +150,7 @@ class Pool:
         self._waiting: deque[tuple[Job, int, Keys]] = deque()
         self._due: set[tuple[str, int]] = set()
         self._results: dict[tuple[str, int], Deltas] = {}
-        start = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+        start: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
         if os.name == "posix":  # the server of forks loads torch once for all workers
             start.set_forkserver_preload(["client.participant", "client.choice"])
         self._workers: dict[Connection, Any] = {}
@@ -212,9 +215,14 @@ class Pool:
             self._free.append(slot)
         self._feed()
 
-    def close(self) -> str:
-        """Ends the workers; says of those that had ended before how they did."""
-        ended = [f"exit code {p.exitcode}" for p in self._workers.values() if p.exitcode is not None]
+    def ended(self) -> str:
+        """How those workers ended that have."""
+        for process in self._workers.values():
+            process.join(0.5)
+        return ", ".join(f"exit code {p.exitcode}" for p in self._workers.values() if p.exitcode is not None)
+
+    def close(self) -> None:
+        """Ends the workers."""
         for connection, process in self._workers.items():
             process.kill()
             process.join()
@@ -224,7 +232,6 @@ class Pool:
         self._memory.close()
         self._memory.unlink()
         _OPEN.discard(self)
-        return ", ".join(ended)
 
 
 def close_pools() -> None:

@@ -15,7 +15,7 @@ import torch
 from client.participant import Run
 from simulations import stacked, workers
 from simulations.batches import Job
-from simulations.cohort import train_cohort
+from simulations.cohort import CohortExecutor
 from simulations.workers import WorkersTrainer, close_pools
 from tacit.errors import ConfigError
 from tacit.privacy.noise import SeededKeys
@@ -190,6 +190,10 @@ def test_workers_are_demanded_and_refused_by_name(monkeypatch):
         stacked.executor_for(run(simulation__executor="workers"), 5)
 
 
+def hooks(name, cohorts):
+    return {"workers": {"executor": cohorts}, "ahead": {"ahead": stacked.train_ahead}}.get(name, {})
+
+
 def test_a_run_is_the_serial_one_bit_for_bit_and_each_site_pays_once_for_a_round(tmp_path: Path):
     """Privacy, dropout, a site that refuses: through the hook of the grid and through messages."""
     models, entries = [], []
@@ -201,11 +205,12 @@ def test_a_run_is_the_serial_one_bit_for_bit_and_each_site_pays_once_for_a_round
         )  # fmt: skip
         policy = federation.sites / "2" / "policy.toml"
         policy.write_text(policy.read_text() + "epsilon_ceiling = 0.01\ndelta = 1e-5\n")
-        hook = {"workers": {"executor": train_cohort}, "ahead": {"ahead": stacked.train_ahead}}
-        with federation.rounds(tmp_path / name / "run", **hook.get(name, {})) as rounds:
+        with (
+            CohortExecutor() as cohorts,
+            federation.rounds(tmp_path / name / "run", **hooks(name, cohorts)) as rounds,
+        ):
             models.append(rounds.run(federation.initial()).arrays)
             assert rounds.grid.facts.refusals == {"budget": 1}
         entries.append([ledger_entries(federation.sites / str(i)) for i in range(6)])
-        close_pools()
     assert same(models[0], models[1]) and same(models[0], models[2])
     assert entries == [[3, 3, 0, 3, 3, 3]] * 3
