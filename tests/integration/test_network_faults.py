@@ -7,13 +7,15 @@ network does, every round is the exact sum of its survivors, and no sum is opene
 from __future__ import annotations
 
 import os
+import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_network import Network, weather
+from bad_network import FAIR, Link, Network, Weather, weather
 from loopback import EXPERIMENT, still_running
 from secured import Federation, wait_for
 from undisturbed import undisturbed_model
@@ -186,3 +188,87 @@ def test_E5_who_is_cut_off_is_missing_and_too_many_are_waited_for(federation: Ba
     print(before, after, rows)
     assert after <= before + 1
     assert survivors(rows)[-1] >= 3
+
+
+def test_E7_a_slow_line_makes_an_upload_slow_and_no_more(federation: BadFederation) -> None:
+    """What a site sends takes as long as its bandwidth says, and is sent once."""
+    slow, bandwidth = federation.links[1], 1000.0
+    with weather(slow, bandwidth=bandwidth):
+        rows = federation.more_rounds(2)
+    assert survivors(rows) == [4, 4]
+    assert [row["attempts"] for row in rows] == [1, 1]
+    check_uploads(slow, bandwidth)
+
+
+def check_uploads(link: Link, bandwidth: float) -> None:
+    """The large ones, each once."""
+    objects = [upload for upload in link.uploads if upload.path.endswith("/push-object")]
+    largest = max(upload.num_bytes for upload in objects)
+    for upload in objects:
+        if upload.num_bytes > largest / 2:
+            assert (
+                upload.num_bytes / bandwidth * 0.8
+                <= upload.seconds
+                <= upload.num_bytes / bandwidth * 1.2 + 0.5
+            )
+    assert sum(upload.num_bytes > largest / 2 for upload in objects) <= 3, "one for each round that was seen"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_E7_three_megabytes_over_one_megabit_a_second_take_25_seconds(tmp_path: Path) -> None:
+    with BadFederation(tmp_path / "wide", "task.model={hidden=[1000, 967]}") as federation:
+        federation.begin("training.rounds=10000", "secure_aggregation.deadline_seconds=300")
+        with weather(federation.links[1], bandwidth=125_000.0):
+            rows = federation.more_rounds(2)
+        assert survivors(rows) == [4, 4]
+        assert [row["attempts"] for row in rows] == [1, 1]
+        check_uploads(federation.links[1], 125_000.0)
+        print(
+            rows[-1]["bytes_up"],
+            "bytes;",
+            max(federation.links[1].uploads, key=lambda upload: upload.num_bytes),
+        )
+        federation.end()
+
+
+STORMS: list[dict[str, Any]] = [
+    {},
+    {"delay": (0.1, 5.0)},
+    {"loses_request": 0.2},
+    {"loses_answer": 0.2},
+    {"repeats": 0.3, "is_late": 0.2},
+    {"resets": 0.3},
+    {"half_open": True},
+    {"trickles": True},
+    {"is_cut": True},
+    {"bandwidth": 2000.0},
+    {"delay": (0.0, 1.0), "loses_request": 0.05, "loses_answer": 0.05, "repeats": 0.1, "is_late": 0.05},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_E1_to_E7_whatever_the_weather_no_round_is_lost(tmp_path: Path) -> None:
+    """Another weather on each link every half minute, for as long as TACIT_SOAK_MINUTES says."""
+    rng, minutes = random.Random(7), float(os.environ.get("TACIT_SOAK_MINUTES", "2"))
+    with BadFederation(tmp_path / "stormy") as federation:
+        federation.begin("training.rounds=100000", "secure_aggregation.deadline_seconds=60")
+        assert federation.run is not None
+        end, before = time.monotonic() + 60 * minutes, federation.run.num_rounds
+        while time.monotonic() < end:
+            # At most one site has the worst of it: more than D that cannot answer would end an unprivate run.
+            worst = rng.choice(federation.links)
+            for link in federation.links:
+                link.change(Weather(**rng.choice(STORMS if link is worst else STORMS[:5])))
+            time.sleep(min(rng.uniform(10, 50), max(end - time.monotonic(), 0.1)))
+            assert not federation.run.status.has_ended, federation.said()
+        for link in federation.links:
+            link.change(FAIR)
+        federation.more_rounds(1)
+        print(
+            federation.run.num_rounds - before,
+            "rounds;",
+            sum((link.num for link in federation.links), Counter()),
+        )
+        federation.end()

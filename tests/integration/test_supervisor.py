@@ -44,8 +44,10 @@ def check_whole(
 def with_points(federation: Federation, folder: Path, repeats: int) -> None:
     names = [name for name in POINTS if name != "before-result"] * repeats
     rounds = f"training.rounds={len(names) + 1}"
-    for number, name in enumerate([*names, *["before-result"] * repeats]):
+    for number, name in enumerate(names):
         (federation.points / f"{number:03d}-{name}").touch()
+    for i in range(repeats):
+        (federation.points / f"{len(names):03d}-before-result.{i}").touch()
     run = federation.submit(rounds)
     check_whole(federation, run, folder, rounds, seconds=280 * repeats)
     assert list(federation.points.iterdir()) == [], "every point was reached"

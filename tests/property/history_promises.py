@@ -15,7 +15,8 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from history_world import FIRST_NODE, NUM_SITES, World
+from history_link import NUM_SITES
+from history_world import FIRST_NODE, World
 
 from client.journal import SiteJournal
 from client.participant import run_of

@@ -14,28 +14,24 @@ import os
 import shutil
 import tempfile
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.app.message import remove_content_from_message
-from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.app import Context, RecordDict
+from history_link import NUM_SITES, HeldGrid, HeldWire, Idle, Link
 
 import client.participant
 from client.agent import Agent, Pace
-from client.flower_wire import Delivery, Lost, Over, RunInfo
+from client.flower_wire import Lost, Over
 from client.follower import Follower
 from client.participant import Participant, run_of
 from client.sessions import FolderSessions
 from client.site import Site
 from server.app import app as server_app
-from simulations.local_grid import SERVER_NODE, LocalGrid
+from simulations.local_grid import SERVER_NODE
 from simulations.run import one_thread, prepare
 from strategies import exchange, secure_grid
 from tacit import config
@@ -47,7 +43,7 @@ from tacit.tasks.weights import initial_arrays
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
-NUM_SITES, ROUNDS, DEADLINE = 4, 6, 8.0
+ROUNDS, DEADLINE = 6, 8.0
 FIRST_NODE = SERVER_NODE + 1
 EXPERIMENT = f"""
 name = "history"
@@ -63,6 +59,8 @@ learning_rate = 0.5
 [secure_aggregation]
 max_dropouts = 1
 deadline_seconds = {DEADLINE}
+[checkpoints]
+keep = 0
 [simulation]
 baselines = false
 """
@@ -71,10 +69,6 @@ PRIVATE = ("privacy.record={epsilon=20.0, delta=1e-5, reserve=3.0}", "insecure_s
 
 class Killed(BaseException):
     """`kill -9`: nothing of ours may catch it."""
-
-
-class Idle(Exception):
-    """There is nothing to be taken."""
 
 
 class Fuse:
@@ -102,97 +96,6 @@ class Prepared:
         self.records: list[dict[str, Records]] = [{} for _ in range(NUM_SITES)]
         private = self.experiment.privacy.record is not None
         self.initial = initial_arrays(run.task, private=private, seed=self.experiment.seed)
-
-
-class Link:
-    """What a SuperLink remembers: messages that nobody has taken, and answers that nobody has pulled."""
-
-    def __init__(self) -> None:
-        self.forget()
-        self.run = 0
-        self.sent: dict[int, list[Message]] = defaultdict(list)  # to each node, ever
-        self.answered: list[Message] = []  # what sites have sent, ever
-        self.look: Callable[[Message], None] = lambda answer: None  # at whatever leaves a site
-        self.cut: set[int] = set()
-        self.reverses = False
-
-    def forget(self) -> None:
-        self.waiting: dict[int, list[Message]] = defaultdict(list)
-        self.answers: dict[str, Message] = {}
-
-
-class HeldGrid(LocalGrid):
-    """The server's end of a link."""
-
-    def __init__(self, link: Link) -> None:
-        super().__init__(ClientApp(), {}, NUM_SITES)
-        self._link = link
-        link.run += 1
-        link.forget()  # answers to an earlier run come too late
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        pushed = []
-        for message in messages:
-            name, node = f"{self._link.run:03d}-{next(self._numbers):05d}", message.metadata.dst_node_id
-            message.metadata.__dict__.update(_message_id=name, _run_id=self._link.run)
-            self._link.sent[node].append(message)
-            if node in self._link.cut:
-                gone = Error(ErrorCode.NODE_UNAVAILABLE, "gone")
-                self._link.answers[name] = Message(gone, reply_to=message)
-            else:
-                self._link.waiting[node].append(message)
-            pushed.append(name)
-        return pushed
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        ids = [name for name in message_ids if name in self._link.answers]
-        return [self._link.answers.pop(name) for name in (reversed(ids) if self._link.reverses else ids)]
-
-
-class HeldWire:
-    """A node's end of a link, in place of `client.flower_wire.Wire`.
-
-    Attributes:
-        fate: of the next answer: "arrives", "lost", or "not acknowledged".
-    """
-
-    def __init__(self, link: Link, node: int, experiment: str) -> None:
-        self._link, self.node_id, self._experiment, self.fate = link, node, experiment, "arrives"
-
-    def receive(self) -> Delivery | None:
-        waiting = self._link.waiting[self.node_id]
-        if not waiting or self.node_id in self._link.cut:
-            raise Idle
-        message = waiting.pop(0)
-        bare = remove_content_from_message(message) if message.has_content() else message
-        return Delivery(bare, ObjectTree(object_id="all"))
-
-    def run(self, run_id: int) -> RunInfo:
-        return RunInfo("00" * 32, {"experiment": self._experiment}, 0)
-
-    def fetch(self, delivery: Delivery) -> Message:
-        number = delivery.message.metadata.message_id
-        found = [m for m in self._link.sent[self.node_id] if m.metadata.message_id == number]
-        if not found:
-            raise Over("gone")
-        return found[0]
-
-    def answer(self, delivery: Delivery, reply: Message, seconds: float) -> int:
-        fate, self.fate = self.fate, "arrives"
-        asked = delivery.message.metadata
-        self._link.look(reply)  # it leaves the site, wherever it ends
-        self._link.answered.append(reply)
-        if fate == "lost" or self.node_id in self._link.cut:
-            raise Lost("on its way")
-        if asked.run_id != self._link.run:
-            raise Over("the run has ended")
-        self._link.answers.setdefault(asked.message_id, reply)
-        if fate == "not acknowledged":
-            raise Lost("on its way back")
-        return 1
-
-    def done(self, delivery: Delivery) -> None:
-        pass
 
 
 class Silence:

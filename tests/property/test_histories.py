@@ -18,9 +18,10 @@ from typing import ClassVar
 
 import pytest
 from flwr.app import Message
+from history_link import NUM_SITES
 from history_promises import Promises
-from history_world import DEADLINE, FIRST_NODE, NUM_SITES, PRIVATE, Prepared, World
-from hypothesis import HealthCheck, seed, settings
+from history_world import DEADLINE, FIRST_NODE, PRIVATE, Prepared, World
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -192,13 +193,15 @@ def again(answer: Message, message: Message) -> Message:
     return copy
 
 
-def play(number: int, steps: int, histories: int) -> None:
-    """So many histories of so many moves; which they are follows from `number`."""
+def play(number: int, steps: int, histories: int, *, shrink: bool = True) -> None:
+    """So many histories of so many moves; which they are follows from `number`. To shrink one takes minutes."""
+    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
     batch = seed(number)(type("Batch", (Histories,), {}))
     run_state_machine_as_test(
         batch,
         settings=settings(
             max_examples=histories,
+            phases=phases,
             stateful_step_count=steps,
             derandomize=False,
             database=None,
@@ -210,9 +213,44 @@ def play(number: int, steps: int, histories: int) -> None:
 
 def test_E8_no_history_of_kills_and_losses_breaks_a_promise() -> None:
     before = Counter(Histories.counts)
-    play(8, steps=30, histories=10)
+    play(8, steps=30, histories=3, shrink=False)
     seen = Histories.counts - before
-    assert seen["histories"] >= 10 and seen["rounds"] >= 10 and seen["kills"] >= 20
+    assert seen["histories"] >= 3 and seen["rounds"] >= 3 and seen["kills"] >= 6, seen
+
+
+def sweep(victim: int, calls: range) -> None:
+    """A round for each of these calls: it kills the victim (a site, or -1: the server), and the round is complete."""
+    with World(prepared(*PRIVATE, f"training.rounds={len(calls) + 2}")) as world:
+        promises = Promises(world)
+        killed = world.server if victim < 0 else world.members[victim]
+        for number, call in enumerate(calls, start=1):
+            killed.fuse.left = call
+            for _ in range(60):
+                if not world.server.lives:
+                    world.server.start()
+                for member in world.members:
+                    member.work()
+                world.server.work()
+                promises.check()
+                if num_rounds(world) >= number:
+                    break
+            assert num_rounds(world) >= number, f"lost with call {call}"
+        assert killed.num_kills > len(calls) / 2
+        promises.check_debits()
+        promises.check_models()
+
+
+def num_rounds(world: World) -> int:
+    path = world.state / "rounds.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_E8_a_site_killed_at_any_call_of_a_round_has_paid_for_what_left_it() -> None:
+    sweep(1, range(1, 61))
+
+
+def test_E8_a_server_killed_at_any_call_of_a_round_opens_its_sum_once() -> None:
+    sweep(-1, range(1, 61))
 
 
 LONG = 10_000  # histories
