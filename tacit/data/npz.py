@@ -29,13 +29,13 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """
     key = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError("holds a single array: an .npz archive with x and y is needed", path=path)
+        # Opened here, so that it is closed too where it turns out to be no archive.
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+        with np.load(path, allow_pickle=False) as arrays:
             found = {}
-            for key in keys:
-                if key in archive.files:
-                    found[key] = np.asarray(archive[key])
+            for key in (key for key in keys if key in names):
+                found[key] = np.asarray(arrays[key])
             return found
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", path=path) from None

@@ -1,7 +1,7 @@
 """The truth of each generated scenario is what its generator says: labels are drawn with it, and nothing beats it.
 
-A posterior that is off in any region shows as a bin in which more, or fewer, labels are 1 than it says. Seeds are fixed,
-and each bound is met by chance with a probability of about 1e-5.
+A posterior that is off in any region shows as a bin in which more, or fewer, labels are 1 than it says. Seeds are
+fixed, and each bound is met by chance with a probability of about 1e-5.
 """
 
 from typing import Any

@@ -317,7 +317,7 @@ def said(status: int, headers: dict[str, str], body: bytes = b"") -> Any:
         (said(200, {"Content-Length": "9"}, b"no protobuf"[:9]), Lost),
     ],
 )
-def test_no_answer_of_a_server_is_more_than_lost_or_over(
+def test_J9_no_answer_of_a_server_is_more_than_lost_or_over_and_no_redirect_is_followed(
     answer: Any, kind: type[Exception], tmp_path: Path
 ) -> None:
     with (
@@ -328,7 +328,7 @@ def test_no_answer_of_a_server_is_more_than_lost_or_over(
         with pytest.raises(kind):
             wire.receive()
         assert time.monotonic() - began < 10
-        assert asked == ["/v1/fleet/pull-messages"]  # J9: a redirect is not followed
+        assert asked == ["/v1/fleet/pull-messages"]
 
 
 @pytest.mark.parametrize(
