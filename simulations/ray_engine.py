@@ -96,4 +96,3 @@ def _federation(num_clients: int, settings: Ray) -> str:
     if own and most < (os.cpu_count() or 1):
         keys["init-args-num-cpus"] = most
     return " ".join(f"{key}={value}" for key, value in keys.items())
-
