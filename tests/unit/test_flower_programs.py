@@ -1,5 +1,6 @@
 """What Flower's programs are started with, and that they end with us."""
 
+import json
 import os
 import signal
 import socket
@@ -63,6 +64,8 @@ def test_a_ray_of_our_own_reports_nothing_and_wants_a_fresh_token(
     monkeypatch.delenv("RAY_ADDRESS")
     named = ray_engine.ray_variables(tmp_path, tmp_path, "scratch", "other.example:6379")
     assert named["RAY_ADDRESS"] == "other.example:6379"
+    handed = json.loads(named["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]["env_vars"]
+    assert handed["TACIT_SITES"] == str(tmp_path)  # a cluster's workers do not have our environment
     assert "RAY_AUTH_TOKEN" not in named
 
 
