@@ -57,9 +57,14 @@ class Run:
         return encoder_of(self.experiment, self.plan, self.task, arrays, clip)
 
     @cached_property
+    def sizes(self) -> Sequence[int]:
+        """Declared sizes; see `Federation`."""
+        return self.experiment.federation.sizes
+
+    @cached_property
     def largest_rows(self) -> int:
         """The largest declared size."""
-        return max(self.experiment.federation.sizes)
+        return max(self.sizes)
 
     def share_stream(self, site: str, round_number: int, attempt: int) -> Stream:
         """What a site's share of the sum's noise is drawn from: one stream for each vector."""
@@ -120,7 +125,7 @@ class Participant:
     @property
     def declared_rows(self) -> int:
         """The size that this site declared."""
-        sizes = self.run.experiment.federation.sizes
+        sizes = self.run.sizes
         return sizes[self.position if len(sizes) > 1 else 0]
 
     @property

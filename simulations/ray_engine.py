@@ -9,6 +9,7 @@ the metadata services of three clouds whether it runs there, and has no setting 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import secrets
 import tempfile
@@ -78,7 +79,11 @@ def ray_variables(state: Path, sites: Path, scratch: str, address: str = "") -> 
     }
     if address:
         variables["RAY_ADDRESS"] = address
-    elif "RAY_ADDRESS" not in os.environ:
+    if address or "RAY_ADDRESS" in os.environ:
+        # The workers of a running cluster have its environment, not ours; Ray hands these to those of this job.
+        handed = {key: variables[key] for key in ("TACIT_SITES", "TACIT_FEDERATION")}
+        variables["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"env_vars": handed}})
+    else:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         variables |= {"RAY_TMPDIR": scratch, **token}
     return variables

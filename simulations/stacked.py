@@ -10,7 +10,7 @@ floating-point sums.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from client.participant import Participant, Run
 
 LOG: Final = logging.getLogger(__name__)
+_KEPT: Final = 8  # stacks
 _LARGE: Final = 1e20  # squared norms below it are safe in float32
 _VANISHED: Final = 1e-34  # of the squares of up to ten thousand numbers: 1.2e-38 each
 _BYTES: Final = 1 << 24  # of one stack: parameters, gradients and activations, near the size of a cache
@@ -92,22 +93,23 @@ class StackedTrainer(LocalTrainer):
         named = zip(self.model.named_parameters(), parts, strict=True)
         return {name: part.reshape(tuple(p.shape)) for (name, p), part in named}
 
-    def stacks(self, jobs: Sequence[Job]) -> list[Stack]:
-        """The clients in portions that fit into the cache; made once for a cohort that comes again."""
+    def stacks(self, jobs: Sequence[Job]) -> Iterator[Stack]:
+        """The clients in portions that fit into the cache; a few portions are kept for a cohort that comes again."""
         known = [job for part in self._stacks for job in part.jobs]
-        same = len(known) == len(jobs) and all(
+        if len(known) == len(jobs) and all(
             a.records is b.records and a.site == b.site and a.declared_rows == b.declared_rows
             for a, b in zip(known, jobs, strict=True)
-        )
-        if not same:
-            size = self._clients_at_once(jobs)
-            parts = pairwise([*range(0, len(jobs), size), len(jobs)])
-            self._stacks = [Stack(self, jobs[start:end]) for start, end in parts]
-        return self._stacks
-
-    def forget(self, site: str, round_number: int) -> None:
-        """Lets go of what one client has trained ahead, if anything: it will train on something else."""
-        self._ahead.pop((site, round_number), None)
+        ):
+            yield from self._stacks
+            return
+        self._stacks, size = [], self._clients_at_once(jobs)
+        made = []
+        for start, end in pairwise([*range(0, len(jobs), size), len(jobs)]):
+            one = Stack(self, jobs[start:end])
+            if len(jobs) <= _KEPT * size:  # of a larger cohort only one portion is in memory at a time
+                made.append(one)
+            yield one
+        self._stacks = made
 
     def _clients_at_once(self, jobs: Sequence[Job]) -> int:
         widths = sum(p.shape[0] for p in self.model.parameters())  # activations of a record, and a bit more

@@ -1,5 +1,6 @@
 """What Flower's programs are started with, and that they end with us."""
 
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from flwr.common.config import parse_config_args
 import client.node
 import server.superlink
 from simulations import ray_engine
+from tacit.config import Ray
 from tacit.errors import ConfigError, StorageError
 from tacit.processes import Group, flower_environment
 
@@ -59,6 +61,21 @@ def test_a_ray_of_our_own_reports_nothing_and_wants_a_fresh_token(
     assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
     monkeypatch.setenv("RAY_ADDRESS", "cluster.example:6379")
     assert "RAY_AUTH_TOKEN" not in ray_engine.ray_variables(tmp_path, tmp_path, "scratch")
+    monkeypatch.delenv("RAY_ADDRESS")
+    named = ray_engine.ray_variables(tmp_path, tmp_path, "scratch", "other.example:6379")
+    assert named["RAY_ADDRESS"] == "other.example:6379"
+    handed = json.loads(named["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]["env_vars"]
+    assert handed["TACIT_SITES"] == str(tmp_path)  # a cluster's workers do not have our environment
+    assert "RAY_AUTH_TOKEN" not in named
+
+
+def test_what_a_client_gets_of_ray_is_the_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    shared = Ray(cpus_per_client=2, gpus_per_client=0.25)
+    text = "num-supernodes=3 client-resources-num-cpus=2 client-resources-num-gpus=0.25"
+    assert ray_engine._federation(3, shared) == f"{text} init-args-num-cpus=6"
+    assert ray_engine._federation(3, shared.model_copy(update={"address": "there:1"})) == text
 
 
 @pytest.mark.parametrize("name", ["plain", "two words", "größe, 数据", "a=b", 'double"quote', "back\\slash"])
