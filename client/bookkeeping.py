@@ -1,24 +1,24 @@
-"""One step's private gradient by book-keeping: gradients are clipped per record and never made per record.
+"""One step's private gradient by book-keeping: one backward pass to the outputs of the layers, and a rule for each.
 
-For a layer z = W a + b with the gradient g = dL/dz, one record's gradient is g a^T (and g for the bias). So its
-squared norm is (|a|^2 + 1) |g|^2 (Goodfellow, "Efficient Per-Example Gradient Computations", 2015), and with clip
-factors c the clipped sum is (c g)^T a: one product of matrices per layer, after one backward pass to the layers'
-outputs (Bu et al., "Differentially Private Optimization on Large Model at Small Cost", 2022).
-
-In a small model Opacus' hooks cost several times the arithmetic, and this saves them. Whatever `supports` does not
-know is left to `PrivateGradients`.
+The gradients with respect to the layers' outputs and the layers' inputs are all that is needed to clip per record
+(`client.layer_rules`); the parameters' own gradients are never made by autograd. In a small model Opacus' hooks cost
+several times the arithmetic, in a large one they write out what need not be written; this saves both. Whatever
+`unknown` names is left to `PrivateGradients`.
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from collections.abc import Callable
 from functools import reduce
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from client.layer_rules import RULES, Passed, trained
 from client.noised import NoisedSum
 from client.training import record_losses
 from tacit.privacy.noise import Stream
@@ -34,44 +34,33 @@ ELEMENTWISE = frozenset(
 MARGIN = 1e-6  # added to a norm before it divides, as Opacus does
 
 
-class Passed(NamedTuple):
-    """What passed one Linear layer.
+class NoRule(Exception):
+    """The model does in its forward pass what book-keeping has no rule for; the message says what."""
 
-    Attributes:
-        inputs: shape (rows, ..., in).
-        gradient: of the summed loss at the layer's output, shape (rows, ..., out).
+
+class _Call(NamedTuple):
+    """One call of a layer: its input, the version of it, and where its output hangs in autograd's graph.
+
+    The edge is taken before anything can write over the output, so it stays that of the layer.
     """
 
     inputs: Tensor
-    gradient: Tensor
-
-    def __repr__(self) -> str:
-        return f"<Passed: {len(self.inputs)} rows>"
-
-    def squared_norms(self, bias: bool) -> Tensor:
-        """Squared Euclidean norm of each record's gradient, shape (rows,), in float64."""
-        # Not in float32: |a|^2 could overflow while |g|^2 vanishes, and a long gradient would pass for a short one.
-        if self.inputs.ndim == 2:
-            norms = [torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in self]
-            a, g = (norm * norm for norm in norms)
-            squared: Tensor = (a + bias) * g
-            return squared
-        # Several positions in a record: |sum g a^T|^2 is a sum over pairs of positions, of (a.a' + 1)(g.g').
-        a, g = (x.flatten(1, -2).double() for x in self)
-        return ((a @ a.mT + bias) * (g @ g.mT)).sum((1, 2))
+    version: int
+    edge: GradientEdge
 
 
 class BookKeeping:
     """Clipped, noised gradient sums over a public normaliser, equal to those of `PrivateGradients`.
 
     Args:
-        model: trained in place; one that `supports` accepts.
+        model: trained in place; one in which `unknown` finds nothing.
         task: gives the loss of each record.
         max_grad_norm: clip norm of one record's gradient over all parameters.
         noise_multiplier: noise standard deviation over `max_grad_norm`.
 
     Raises:
-        ValueError: `supports` does not accept the model.
+        ValueError: `unknown` finds something.
+        NoRule: in `fill`, before anything is written: the forward pass does what no rule is for.
         ConfigError: in `fill`, a built-in model meets records of another width, or the loss is not per record.
 
     Guarantees:
@@ -81,28 +70,36 @@ class BookKeeping:
     """
 
     def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
-        if not supports(model):
-            raise ValueError("the model is not a plain stack of Linear layers and element-wise activations")
+        if reason := unknown(model):
+            raise ValueError(reason)
         self.task, self.max_grad_norm, self.noise_multiplier = task, max_grad_norm, noise_multiplier
         self.model = model
-        self.layers = stack(model)
-        self.biases = [layer.bias is not None for layer in self.layers if isinstance(layer, nn.Linear)]
-        self.total = NoisedSum(list(model.parameters()))
+        self.stack = stack(model) if supports(model) else []
+        self.layers = [layer for layer in model.modules() if type(layer) in RULES and any(trained(layer))]
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.total = NoisedSum(parameters)
+        place: dict[Any, Tensor] = dict(zip(parameters, self.total.sums, strict=True))
+        self.places = [
+            tuple(place.get(getattr(layer, name, None)) for name in ("weight", "bias"))
+            for layer in self.layers
+        ]
+        # What a plain stack calls, and how often, it shows before it is called.
+        self.checked = bool(self.stack)
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """Sets `.grad` to (clipped sum + noise) / normaliser; skips the forward pass of an empty batch."""
         if batch.num_rows:
-            self._add_up(self._pass(batch))
+            self._add_up(self._stacked_pass(batch) if self.stack else self._pass(batch))
         else:
             self.total.clear()
         self.total.fill(noise, self.noise_multiplier, normaliser / self.max_grad_norm)
 
-    def _pass(self, batch: Records) -> list[Passed]:
-        """Forward through all layers, back to the output of each Linear one."""
+    def _stacked_pass(self, batch: Records) -> list[Passed | None]:
+        """Through a plain stack without hooks, which in a small model cost as much as the layers."""
         features, inputs, outputs = batch.features, [], []
         if isinstance(self.model, Classifier):
             self.model.check_width(features)
-        for layer in self.layers:
+        for layer in self.stack:
             if isinstance(layer, nn.Linear):
                 inputs.append(features.detach())
                 outputs.append(features := layer(features))
@@ -111,20 +108,143 @@ class BookKeeping:
         loss = record_losses(self.task, features, batch.targets).sum()
         return [Passed(a, g) for a, g in zip(inputs, torch.autograd.grad(loss, outputs), strict=True)]
 
-    def _add_up(self, passed: list[Passed]) -> None:
+    def _pass(self, batch: Records) -> list[Passed | None]:
+        """Through any model, watched by hooks; None for a layer that this batch does not call."""
+        calls: list[list[_Call]] = [[] for _ in self.layers]
+        hooks = [
+            layer.register_forward_hook(_watch(own)) for layer, own in zip(self.layers, calls, strict=True)
+        ]
+        try:
+            losses = record_losses(self.task, self.model(batch.features), batch.targets)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not self.checked:
+            self._check_uses(losses, calls)
+            self.checked = True
+        edges = [call.edge for own in calls for call in own]
+        gradients = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
+        return [
+            _merged(layer, own, [next(gradients) for _ in own], batch.num_rows)
+            for layer, own in zip(self.layers, calls, strict=True)
+        ]
+
+    def _check_uses(self, losses: Tensor, calls: list[list[_Call]]) -> None:
+        """Raises `NoRule` if a parameter reaches the losses otherwise than through the calls of its layer."""
+        uses = _uses(losses)
+        for layer, own in zip(self.layers, calls, strict=True):
+            for parameter in layer._parameters.values():
+                if parameter is not None and uses[parameter] > len(own):
+                    raise NoRule(
+                        f"a parameter of a {type(layer).__name__} is used past the layer it belongs to"
+                    )
+
+    def _add_up(self, passed: list[Passed | None]) -> None:
         """Writes each parameter's clipped sum, in units of `max_grad_norm`."""
-        squared = [layer.squared_norms(bias) for layer, bias in zip(passed, self.biases, strict=True)]
-        norms = reduce(torch.add, squared).to(passed[0].gradient.dtype).sqrt()
-        if not math.isfinite(norms.sum().item()):
-            finite = norms.isfinite()
-            norms, passed = norms[finite], [Passed(a[finite], g[finite]) for a, g in passed]
+        if None in passed:
+            self.total.clear()
+        shares = [
+            (RULES[type(layer)](layer, p), places)
+            for layer, p, places in zip(self.layers, passed, self.places, strict=True)
+            if p is not None
+        ]
+        if not shares:
+            return
+        squared = reduce(torch.add, [share.squared for share, _ in shares])
+        norms = squared.to(
+            self.total.sums[0].dtype
+        ).sqrt()  # no number where its square is none, as in Opacus
+        finite = norms.isfinite()
+        if not finite.any():
+            self.total.clear()
+            return
+        if not finite.all():
+            self._add_up([p and Passed(p.inputs[finite], p.gradient[finite]) for p in passed])
+            return
         divisors = (norms + MARGIN).clamp(min=self.max_grad_norm)
-        sums = iter(self.total.sums)
-        for (a, g), bias in zip(passed, self.biases, strict=True):
-            g = (g / divisors.view(-1, *[1] * (g.ndim - 1))).flatten(0, -2)
-            torch.mm(g.T, a.flatten(0, -2), out=next(sums))
-            if bias:
-                torch.sum(g, 0, out=next(sums))
+        for share, (weight, bias) in shares:
+            share.add_up(divisors, weight, bias)
+
+
+def _watch(calls: list[_Call]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    """A forward hook that writes a layer's calls down."""
+
+    def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if len(args) != 1 or not isinstance(output, Tensor) or not output.requires_grad:
+            raise NoRule(f"a {type(layer).__name__} is called with keywords, or without a gradient")
+        calls.append(_Call(args[0].detach(), args[0]._version, get_gradient_edge(output)))
+
+    return hook
+
+
+def _merged(
+    layer: nn.Module, calls: list[_Call], gradients: list[Tensor | None], num_rows: int
+) -> Passed | None:
+    """All calls of a layer as one.
+
+    Raises:
+        NoRule: it cannot be told which part of an input is of which record, or an input was written over.
+    """
+    kind = type(layer).__name__
+    used = [(call, g) for call, g in zip(calls, gradients, strict=True) if g is not None]
+    for call, g in used:
+        if call.inputs._version != call.version:
+            raise NoRule(f"the input of a {kind} is written over")
+        if not len(call.inputs) == len(g) == num_rows or call.inputs.ndim < _least_dimensions(layer):
+            raise NoRule(f"the input of a {kind} has other than one entry for each record")
+    if len(used) > 1 and type(layer) is not nn.Linear:
+        raise NoRule(f"a {kind} is called more than once")
+    if len(used) < 2:
+        return Passed(used[0][0].inputs, used[0][1]) if used else None
+    columns = [call.inputs for call, _ in used], [g for _, g in used]
+    return Passed(*(torch.cat([x.reshape(num_rows, -1, x.shape[-1]) for x in xs], 1) for xs in columns))
+
+
+def _least_dimensions(layer: nn.Module) -> int:
+    if isinstance(layer, nn.LayerNorm):
+        return 1 + len(layer.normalized_shape)
+    return {nn.Conv1d: 3, nn.Conv2d: 4, nn.Embedding: 1}.get(type(layer), 2)
+
+
+def _uses(losses: Tensor) -> Counter[Any]:
+    """How often each leaf of the graph that made the losses is an operand."""
+    uses: Counter[Any] = Counter()
+    nodes, seen = [losses.grad_fn], {losses.grad_fn}
+    while nodes:
+        node = nodes.pop()
+        for operand, _ in node.next_functions if node else ():
+            if operand is not None and hasattr(operand, "variable"):
+                uses[operand.variable] += 1
+            elif operand is not None and operand not in seen:
+                seen.add(operand)
+                nodes.append(operand)
+    return uses
+
+
+def unknown(model: nn.Module) -> str:
+    """What in the model book-keeping has no rule for, in words; empty if nothing."""
+    owners: Counter[Any] = Counter()
+    for name, layer in model.named_modules():
+        own = [p for p in layer._parameters.values() if p is not None and p.requires_grad]
+        owners.update(own)
+        where = f"layer {name or 'model'!r} ({type(layer).__name__})"
+        if isinstance(layer, nn.modules.batchnorm._NormBase):
+            return f"{where} mixes records or keeps something of them"
+        if own and not (type(layer) in RULES and _as_it_comes(layer)):
+            return f"no rule for {where}"
+    if not owners:
+        return "nothing is trained"
+    return "two layers share a parameter" if max(owners.values()) > 1 else ""
+
+
+def _as_it_comes(layer: nn.Module) -> bool:
+    """Whether nothing was hung on the layer that changes what it computes, or ties records together."""
+    bare = (
+        set(layer._parameters) <= {"weight", "bias"} and not layer._buffers and "forward" not in vars(layer)
+    )
+    if isinstance(layer, nn.Embedding):  # a table that is scaled by its use, or renormed, by the batch
+        bare = bare and layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+    return bare and not layer._forward_pre_hooks and not layer._forward_hooks
 
 
 def supports(model: nn.Module) -> bool:

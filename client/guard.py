@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.rate import FILE, count_round
 from client.site import Site
 from tacit.config import Experiment
 from tacit.encoding import STATISTICS, STATISTICS_ROUND, empty_statistics, needs_statistics
@@ -37,6 +38,30 @@ def admit(site: Site, experiment: Experiment) -> None:
         raise Refused("not-private", "the experiment's noise follows from a seed that the server knows")
 
 
+class Received(NamedTuple):
+    """What a model that came in says to every site of a process alike.
+
+    Attributes:
+        num_parameters: its size.
+        norm: Euclidean.
+        problem: why no site trains from it in this round; None where nothing speaks against it.
+    """
+
+    num_parameters: int
+    norm: float
+    problem: Refused | None
+
+    @classmethod
+    def of(cls, run: Run, round_number: int, arrays: Arrays) -> Received:
+        """Looks at each value once, however many sites are asked."""
+        size = sum(array.size for array in arrays.values())
+        try:
+            _check_round(run, round_number, arrays)
+        except Refused as problem:
+            return cls(size, math.inf, problem)
+        return cls(size, _norm(arrays), None)
+
+
 def check(run: Run, site: Site, run_id: str, round_number: int, arrays: Arrays) -> None:
     """Raises `Refused` with a reason code unless this site may take part in this round.
 
@@ -44,7 +69,27 @@ def check(run: Run, site: Site, run_id: str, round_number: int, arrays: Arrays) 
         A site whose budget is spent refuses, in every run and after every restart.
     """
     admit(site, run.experiment)
-    site.policy.check_model(sum(array.size for array in arrays.values()))
+    check_received(site, Received.of(run, round_number, arrays))
+    if run.plan.is_private:
+        with site.ledger() as ledger:
+            check_budget(run, site, ledger, run_id, round_number)
+    count_round(site.folder / FILE, site.policy.max_rounds_per_hour)
+
+
+def check_received(site: Site, model: Received) -> None:
+    """Raises `Refused` unless this site trains from the model that came in."""
+    site.policy.check_model(model.num_parameters)
+    if model.problem is not None:
+        raise model.problem
+    # From a longer one an update says what the server chose, not what the records say.
+    if model.norm > (largest := site.policy.max_model_norm):
+        raise Refused(
+            "model-norm", f"the model received has norm {model.norm:g}; at most {largest:g} is allowed"
+        )
+
+
+def _check_round(run: Run, round_number: int, arrays: Arrays) -> None:
+    """Refuses a round that the experiment does not have, and arrays that are not that round's."""
     is_statistics = round_number == STATISTICS_ROUND and needs_statistics(run.experiment)
     if not (is_statistics or 1 <= round_number <= run.experiment.training.rounds):
         raise Refused("round", f"round {round_number} is not one of the experiment's")
@@ -56,10 +101,6 @@ def check(run: Run, site: Site, run_id: str, round_number: int, arrays: Arrays) 
         if is_statistics
         else array_shapes(run.trainer.model),
     )
-    _check_norm(arrays, site.policy.max_model_norm)
-    if run.plan.is_private:
-        with site.ledger() as ledger:
-            check_budget(run, site, ledger, run_id, round_number)
 
 
 def check_budget(
@@ -68,15 +109,14 @@ def check_budget(
     """Raises `Refused` unless the site's ledger allows one more of this round's releases, now."""
     releases = priced(run.plan, round_number, again=again)
     for purpose in releases:
-        made = sum(entry.run == run_id and entry.purpose == purpose for entry in ledger.entries)
+        made = ledger.num_debits(run_id, purpose)
         if made >= (1 if round_number == STATISTICS_ROUND else run.plan.debits_of(purpose)):
             raise PrivacyBudgetExceeded(f"all debits of this run for {purpose} are made")
     for unit in sorted({unit_of(purpose) for purpose in releases}):
         events = [event for purpose, event in releases.items() if unit_of(purpose) == unit]
         _check_ceiling(run, site, ledger, run_id, unit, events)
     first = next(iter(releases))
-    times = [entry.time for entry in ledger.entries if entry.purpose == first]
-    hourly = site.policy.max_rounds_per_hour
+    times, hourly = ledger.times_of(first), site.policy.max_rounds_per_hour
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
     if len(times) >= hourly and datetime.fromisoformat(times[-hourly]) > an_hour_ago:
         raise Refused("rate", f"{hourly} rounds within the last hour")
@@ -133,8 +173,6 @@ def _check_arrays(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None
             raise Refused("model-values", f"array {name!r} has a value that is not finite")
 
 
-def _check_norm(arrays: Arrays, largest: float) -> None:
-    """Refuses a model so long that an update from it says what the server chose, not what the records say."""
-    norm = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values()))
-    if norm > largest:
-        raise Refused("model-norm", f"the model received has norm {norm:g}; at most {largest:g} is allowed")
+def _norm(arrays: Arrays) -> float:
+    """Euclidean norm over all arrays."""
+    return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values()))

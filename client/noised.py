@@ -40,7 +40,7 @@ class NoisedSum:
         The noise of all parameters is one draw of the stream; it is added in float64.
 
         Args:
-            noise: serves this step alone.
+            noise: read on from where the step before has stopped.
             std: standard deviation in each coordinate; 0 adds nothing.
             normaliser: public; no function of the records.
         """

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from client import guard
 from client.evaluation import metric_sums
 from client.journal import SiteJournal
 from client.sessions import FolderSessions, MemorySessions, Session, Sessions
-from client.site import Site
+from client.site import Site, policy_stamp
 from client.statistics import scaled, statistics
 from client.training import LocalTrainer
 from tacit import config
@@ -29,6 +30,7 @@ from tacit.errors import Refused
 from tacit.privacy.discrete import add_noise
 from tacit.privacy.noise import Keys, SeededKeys, Stream, SystemKeys
 from tacit.privacy.plan import PrivacyPlan, unit_of
+from tacit.privacy.streams import stream_of
 from tacit.secagg.client import ClientMachine
 from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder
@@ -54,6 +56,15 @@ class Run:
         """The public encoding of this run's updates; with the clip norm in force, where it adapts."""
         return encoder_of(self.experiment, self.plan, self.task, arrays, clip)
 
+    @cached_property
+    def largest_rows(self) -> int:
+        """The largest declared size."""
+        return max(self.experiment.federation.sizes)
+
+    def share_stream(self, site: str, round_number: int, attempt: int) -> Stream:
+        """What a site's share of the sum's noise is drawn from: one stream for each vector."""
+        return Stream(self.keys.key("share", site, round_number, attempt))
+
 
 def keys_for(experiment: Experiment, plan: PrivacyPlan) -> Keys:
     """The operating system's keys; seeded ones where nothing is private, or where the user asked for that.
@@ -77,30 +88,47 @@ class Participant:
 
     def __init__(self, run: Run, site: Site, sessions: Sessions) -> None:
         self.run, self.site, self.sessions = run, site, sessions
-        labels = [declared.label for declared in run.experiment.federation.sites]
-        if site.label not in labels:
-            raise Refused("not-a-member", f"the experiment declares no site {site.label!r}")
-        self.position = labels.index(site.label)
+        try:
+            self.position = run.experiment.federation.labels.index(site.label)
+        except ValueError:
+            raise Refused("not-a-member", f"the experiment declares no site {site.label!r}") from None
         self.task, self.scaling, self.clip = run.task, "", ""
         # Where sessions end with the process, the journal may as well.
         in_memory = isinstance(sessions, MemorySessions)
         self._journal = MemoryJournal() if in_memory else SiteJournal(site.folder, durable=site.durable)
         self.audit = NoAudit() if in_memory else AuditLog(site.folder / SITE_FILE, durable=site.durable)
         self._records: dict[str, Records] = {}
+        self.known_receipts: set[str] | None = None  # those in its audit log, once they were looked for
         self._entered = ""  # id of the run without privacy that the ledger knows of
         self.num_updates = self.num_clipped = 0  # stay at the site
+
+    def look_again(self) -> None:
+        """Takes the site's policy as it is now; to be called before each request.
+
+        Raises:
+            ConfigError: it cannot be read: nothing is answered until it can.
+            Refused: it does not allow this experiment any more.
+
+        Guarantees:
+            A changed policy counts from the next request on.
+        """
+        if policy_stamp(self.site.folder) != self.site.stamp:
+            site = Site.open(self.site.folder)
+            guard.admit(site, self.run.experiment)
+            self.site = replace(self.site, policy=site.policy, stamp=site.stamp)
 
     @property
     def declared_rows(self) -> int:
         """The size that this site declared."""
-        return self.run.experiment.federation.sites[self.position].rows
+        sizes = self.run.experiment.federation.sizes
+        return sizes[self.position if len(sizes) > 1 else 0]
 
     @property
     def weight(self) -> float:
         """This site's public aggregation weight, in (0, 1]: 1, or its declared size over the largest one."""
         if self.run.experiment.strategy.weights == "equal":
             return 1.0
-        return self.declared_rows / max(site.rows for site in self.run.experiment.federation.sites)
+        return self.declared_rows / self.run.largest_rows
 
     def records(self, split: str) -> Records:
         """This site's records; read once."""
@@ -174,7 +202,7 @@ class Participant:
             keys=run.keys,
             site=self.site.label,
         )
-        return LocalUpdate(delta, self.weight, self._metrics(round_number, arrays))
+        return LocalUpdate(delta, self.weight, self.metrics(round_number, arrays))
 
     def encode(self, round_number: int, arrays: Arrays, update: LocalUpdate) -> EncodedUpdate:
         """Clips to the public update norm and rounds to integers.
@@ -183,7 +211,7 @@ class Participant:
         """
         run = self.run
         keys = SeededKeys(run.experiment.seed) if run.plan.client is None else run.keys
-        rounding = Stream(keys.key("rounding", self.site.label, round_number))
+        rounding = stream_of(keys, "rounding", self.site.label, round_number)
         encoder = run.encoder(arrays, float(self.clip) if self.clip else None)
         encoded = encoder.encode(update, rounding.uniform)
         self.num_updates += 1
@@ -211,7 +239,7 @@ class Participant:
         """
         if noise_share == 0:
             return encoded
-        stream = Stream(self.run.keys.key("share", self.site.label, round_number, attempt))
+        stream = self.run.share_stream(self.site.label, round_number, attempt)
         return EncodedUpdate(add_noise(encoded.values, noise_share, stream), encoded.clipped)
 
     def debit(self, run_id: str, round_number: int, attempt: int, *, again: bool = False) -> None:
@@ -244,7 +272,8 @@ class Participant:
                 ledger.debit(run_id, round_number, attempt, purpose, unit, event, delta=delta)
         self._entered = "" if plan.is_private else run_id
 
-    def _metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
+    def metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
+        """Metric sums of the model that came in, within their bounds; none where the plan pays for none."""
         run, noise = self.run, self.run.plan.metrics_noise_multiplier
         if noise is None:
             return {}

@@ -1,7 +1,7 @@
 """Local training at one site: Poisson-sampled steps, clipped per record and noised where the plan says so.
 
 One path serves private and non-private runs. The plan decides whether a step's gradient sum is clipped and noised
-(`BookKeeping` for plain stacks of layers, else `PrivateGradients` through Opacus) or taken as it is (`PlainGradients`).
+(`client.choice`) or taken as it is (`PlainGradients`).
 
 Guarantees:
     The sampling rate, the number of steps and the normaliser come from the plan and the declared size; none of
@@ -28,6 +28,7 @@ from tacit.config import Experiment, Training
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Keys, Stream
 from tacit.privacy.plan import PrivacyPlan
+from tacit.privacy.streams import stream_of
 from tacit.tasks import Records, Task
 from tacit.tasks.weights import Arrays, build_model, load_arrays, read_arrays
 
@@ -76,14 +77,9 @@ class LocalTrainer:
     def _gradients(self) -> Gradients:
         if self.plan.max_grad_norm is None:
             return PlainGradients(self.model, self.task)
-        bounds = self.plan.max_grad_norm, self.plan.noise_multiplier
-        from client.bookkeeping import BookKeeping, supports
+        from client.choice import private_gradients
 
-        if supports(self.model):
-            return BookKeeping(self.model, self.task, *bounds)
-        from client.private_gradients import PrivateGradients
-
-        return PrivateGradients(self.model, self.task, *bounds)
+        return private_gradients(self.model, self.task, self.plan.max_grad_norm, self.plan.noise_multiplier)
 
     def train(
         self,
@@ -115,11 +111,12 @@ class LocalTrainer:
         optimizer = self.optimizer(self._parameters(), round_number)
         normaliser = self.plan.sampling_rate * declared_rows
         fixed = {name: tensor.detach().clone() for name, tensor in self._untrained()}
+        # One stream for all steps of a round: each reads on where the one before has stopped.
+        sampling, noise = (stream_of(keys, purpose, site, round_number) for purpose in ("poisson", "noise"))
         with self._own_generator(keys.key("torch", site, round_number)):
-            for step in range(self.plan.steps_per_round):
-                sampling = Stream(keys.key("poisson", site, round_number, step))
+            for _ in range(self.plan.steps_per_round):
                 batch = poisson_batch(records, self.plan.sampling_rate, sampling)
-                self.gradients.fill(batch, normaliser, Stream(keys.key("noise", site, round_number, step)))
+                self.gradients.fill(batch, normaliser, noise)
                 self._pull_towards(start)
                 optimizer.step()
         if self.plan.max_grad_norm is not None:

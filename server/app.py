@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from server.attempts import AttemptFile
 from server.receipts import AuditedStore, ReceiptFile, audit_file, spelled_epsilon
 from server.state import RunState
-from server.sums import SumFile
+from server.sums import COUNTERS_FILE, SumFile
 from strategies.coordinator import Coordinator, SumMemory
 from strategies.exchange import find_members
 from strategies.factory import make_strategy
@@ -32,10 +33,11 @@ from tacit.audit import SERVER_FILE, AuditLog
 from tacit.config import Experiment
 from tacit.encoding import encoder_of, needs_statistics
 from tacit.errors import ConfigError, ProtocolError, RunFailed, StorageError, TacitError
+from tacit.population import Labels, Nodes
 from tacit.privacy.central import CentralNoise
 from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.identity import Identity
-from tacit.secagg.members import Member
+from tacit.secagg.members import Member, Unenrolled
 from tacit.secagg.parameters import Rules
 from tacit.secagg.roster import Roster
 from tacit.secagg.signed_roster import SignedRoster
@@ -54,7 +56,8 @@ def main(grid: Grid, context: Context) -> None:
     if "TACIT_STATE" not in os.environ:
         raise ConfigError("names no folder for the run", key="TACIT_STATE")
     folder = Path(os.environ["TACIT_STATE"]).resolve()  # a link, perhaps, that will name the next run
-    state = RunState(folder, experiment.to_toml(), experiment.checkpoints.keep)
+    durable = getattr(grid, "durable", True)  # a simulation's grid may say no
+    state = RunState(folder, experiment.to_toml(), experiment.checkpoints.keep, durable=durable)
     try:
         serve(steady(grid), experiment, state)
     except TacitError as error:
@@ -69,16 +72,17 @@ def main(grid: Grid, context: Context) -> None:
 
 def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     """Plan, members, grid, strategy, rounds, result."""
-    if not experiment.federation.sites:
+    if not experiment.federation.num_members:
         raise ConfigError("declares no sites", key="federation.sites")
     plan, task = PrivacyPlan.of(experiment), load_task(experiment)
+    log = AuditLog(audit_file(state.folder), durable=state.durable)
     check_monitor(experiment, task)
     nodes = nodes_of(grid, experiment)
     strategy = make_strategy(experiment)
     grid = wrap(grid, experiment, plan, strategy, nodes, state)
     if needs_statistics(experiment) and not state.scaling:
         state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
-    store = AuditedStore(state, state.run_id, AuditLog(audit_file(state.folder)), attempts_of(state))
+    store = AuditedStore(state, state.run_id, log, attempts_of(state))
     rounds = Rounds(experiment, plan, strategy, grid, nodes, store, state.run_id, state.scaling)
     private = plan.max_grad_norm is not None  # record-level noise alone changes what a model may be made of
     progress = rounds.run(initial_arrays(task, private=private, seed=experiment.seed))
@@ -88,13 +92,15 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     attempts_of(state).drop()
 
 
-def nodes_of(grid: Grid, experiment: Experiment) -> dict[str, int]:
-    """Node id of each declared site.
+def nodes_of(grid: Grid, experiment: Experiment) -> Mapping[str, int]:
+    """Node id of each declared site; of a population that is simulated, by number.
 
     By the registration of `tacit server`, where there is one: a node cannot claim the label of another then, and a
     site that is away is no reason to wait. Else from the nodes themselves.
     """
-    labels = [site.label for site in experiment.federation.sites]
+    labels = experiment.federation.labels
+    if isinstance(labels, Labels):
+        return Nodes(labels, min(grid.get_node_ids()))
     if "TACIT_NODES" not in os.environ:
         return find_members(grid, labels, experiment.secure_aggregation.deadline_seconds)
     registered = json.loads(Path(os.environ["TACIT_NODES"]).read_text(encoding="utf-8"))
@@ -121,7 +127,7 @@ def wrap(
     experiment: Experiment,
     plan: PrivacyPlan,
     strategy: Strategy,
-    nodes: dict[str, int],
+    nodes: Mapping[str, int],
     state: RunState,
 ) -> Grid:
     """The grid that the strategy speaks to: with the secure sum inside, or without."""
@@ -130,7 +136,7 @@ def wrap(
         return PlainGrid(grid, {node: label for label, node in nodes.items()}, settings.deadline_seconds)
     task = load_task(experiment)
 
-    def agreement(members: dict[int, Member]) -> Agreement:
+    def agreement(members: Mapping[int, Member]) -> Agreement:
         return Agreement(
             run=state.run_id,
             config=experiment.to_toml(),
@@ -143,11 +149,9 @@ def wrap(
         )
 
     if settings.engine == "ideal" or not settings.enabled:
-        anyone = {node: Member(i, label, b"") for i, (label, node) in enumerate(nodes.items())}
-        return IdealSumGrid(grid, agreement(anyone))
-    coordinator = coordinator_of(
-        Path(os.environ.get("TACIT_FEDERATION", ".")), SumFile(state.folder / "sums.json")
-    )
+        return IdealSumGrid(grid, agreement(anyone(nodes)))
+    kit = Path(os.environ.get("TACIT_FEDERATION", "."))
+    coordinator = coordinator_of(kit, SumFile(state.folder / "sums.json", kit / COUNTERS_FILE))
     if "TACIT_NODES" in os.environ:  # sites that remember: only they can answer a second time as they did
         coordinator = replace(coordinator, attempts=attempts_of(state))
     roster = coordinator.roster
@@ -156,6 +160,13 @@ def wrap(
         raise ConfigError(f"the roster has no {', '.join(missing)}", key="federation.sites")
     members = {node: enrolled[label] for label, node in nodes.items()}
     return SecureAggregationGrid(grid, strategy, agreement(members), coordinator)
+
+
+def anyone(nodes: Mapping[str, int]) -> Mapping[int, Member]:
+    """The members by node, where nobody is enrolled."""
+    if isinstance(nodes, Nodes):
+        return Unenrolled(nodes)
+    return {node: Member(i, label, b"") for i, (label, node) in enumerate(nodes.items())}
 
 
 def coordinator_of(folder: Path, memory: SumMemory) -> Coordinator:

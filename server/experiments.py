@@ -11,6 +11,7 @@ from server.provisioning import CoordinatorKit
 from tacit.config import Experiment, Federation, Site
 from tacit.errors import ConfigError, ProtocolError
 from tacit.privacy.plan import PrivacyPlan
+from tacit.secagg.contexts import schema_digest
 from tacit.secagg.parameters import Rules
 from tacit.secagg.roster import Roster
 
@@ -58,7 +59,7 @@ def check_kind(experiment: Experiment) -> None:
         raise ConfigError("real sites play no faults: tacit simulate does", key="simulation.faults")
     if experiment.secure_aggregation.enabled and experiment.secure_aggregation.engine != "protocol":
         raise ConfigError('must be "protocol": "ideal" is for simulations', key="secure_aggregation.engine")
-    if not experiment.task.is_own and experiment.data.columns is None:
+    if experiment.task.kind == "tabular" and experiment.data.columns is None:
         raise ConfigError(
             "is needed: no site can infer what all of them have. tacit partition and tacit simulate write it out",
             key="data.schema",
@@ -106,8 +107,19 @@ def check_rules(experiment: Experiment, roster: Roster) -> None:
             epsilon_record=inf if privacy.record is None or known_noise else privacy.record.epsilon,
             epsilon_client=inf if privacy.client is None or known_noise else privacy.client.epsilon,
         )
+        if roster.model_schemas:  # to know the model's own takes torch
+            roster.check_model_schema(schema_of(experiment))
     except ProtocolError as error:
         raise ConfigError(f"the members have agreed otherwise: {error}") from None
+
+
+def schema_of(experiment: Experiment) -> bytes:
+    """The digest of the model's schema, as a roster lists it."""
+    from tacit.tasks import load_task
+    from tacit.tasks.weights import array_shapes, build_model
+
+    private = PrivacyPlan.of(experiment).max_grad_norm is not None
+    return schema_digest(array_shapes(build_model(load_task(experiment), private=private)))
 
 
 def _usable(roster: Roster) -> dict[str, int]:

@@ -9,6 +9,7 @@ Guarantees:
     A request passes only if its method and its target, undecoded, are on the list.
     A body passes only if its length is declared and within its limit, which is checked before any of it is read.
     Who is slower than the least rate, or opens too many connections, is cut off; others do not notice.
+    What one node has the SuperLink keep is bounded by the hour, what all of them do is bounded in all.
     The SuperLink is shown no header but Flower's own, and the peer none of a server's.
 """
 
@@ -100,6 +101,7 @@ class Front:
         ca: Path | None = None,
         desk: Desk | None = None,
         nodes: Callable[[], Mapping[str, Path]] | None = None,
+        stored: Callable[[], int] = lambda: 0,
         limits: Limits | None = None,
         on_refusal: Callable[[str, str, str], None] = lambda remote, kind, reason: None,
     ) -> None:
@@ -113,7 +115,8 @@ class Front:
             desk: answers `GET` and `POST /tacit/roster`.
             nodes: the public keys of those that may connect, files by label, asked for again and again; who
                 shows none of them is turned away before a body is read. None: all are passed on to the SuperLink.
-            limits: what a stranger can use up.
+            stored: bytes in the SuperLink's database, asked for again and again.
+            limits: what a stranger, or a node, can use up.
             on_refusal: told the address, what was asked for, and a reason; in the front's thread, and of one
                 address and reason once a minute at most, so that nobody can fill a log.
 
@@ -129,6 +132,8 @@ class Front:
         self._on_refusal = on_refusal
         self._rate = Allowance(self._limits.rate, self._limits.burst)
         self._reports = Allowance(1 / 60, 1)
+        self._uploads = Allowance(self._limits.node_bytes / 3600, self._limits.node_bytes)
+        self._stored = stored
         self._open: Counter[str] = Counter()
         self._counters: Counter[str] = Counter()
         self._in_flight = self._to_desk = 0
@@ -282,6 +287,8 @@ class Front:
                 raise Refusal(401, "unknown-node")
             limit = FLEET[request.target]
             length = self._check_length(request, getattr(self._limits, limit))
+            if limit != "small_bytes":
+                self._check_room(request, length)
             await self._forward(peer, request, length, length if limit == "object_bytes" else 0)
         else:
             raise Refusal(404, "path")
@@ -296,6 +303,13 @@ class Front:
         if length > limit:
             raise Refusal(413, "too-large")
         return length
+
+    def _check_room(self, request: h11.Request, length: int) -> None:
+        """Before a body is read that the SuperLink would keep. 503: the site asks again, and waits longer each time."""
+        if self._stored() > self._limits.store_bytes:
+            raise Refusal(503, "store-full")
+        if not self._uploads.take(dict(request.headers).get(b"flwr-public-key", b""), length):
+            raise Refusal(503, "node-bytes")
 
     async def _forward(self, peer: Peer, request: h11.Request, length: int, held: int) -> None:
         if held and self._in_flight + held > self._limits.in_flight_bytes:

@@ -26,6 +26,9 @@ class Limits:
             each in memory until it is complete, and asks who sends it only then.
         desk_bytes: all rosters together that are on their way to the desk at one time, which strangers may send, too;
             one alone may be longer.
+        node_bytes: bodies of one node's requests within an hour, all together; what it has not used counts for an hour.
+        store_bytes: what the SuperLink's database may hold before nothing more is put in. It holds what is under way;
+            of a run that has ended, Flower deletes all messages.
         connections: open at one time; each takes two files of the process.
         connections_each: of them from one address.
         rate, burst: connections and requests per second from one address, and how many it may save up.
@@ -40,6 +43,8 @@ class Limits:
     object_bytes: int = 16 << 20
     in_flight_bytes: int = 256 << 20
     desk_bytes: int = 32 << 20
+    node_bytes: int = 4 << 30
+    store_bytes: int = 16 << 30
     connections: int = 400
     connections_each: int = 200
     rate: float = 200.0
@@ -53,7 +58,12 @@ class Limits:
     def of_model(cls, num_bytes: int) -> Limits:
         """For a model of this many bytes: an update is not longer, and what is around it has room."""
         most = max(cls.object_bytes, 2 * num_bytes)
-        return cls(object_bytes=most, in_flight_bytes=max(cls.in_flight_bytes, 8 * most))
+        return cls(
+            object_bytes=most,
+            in_flight_bytes=max(cls.in_flight_bytes, 8 * most),
+            node_bytes=max(cls.node_bytes, 256 * most),
+            store_bytes=max(cls.store_bytes, 1024 * most),
+        )
 
 
 class Allowance:
@@ -63,13 +73,13 @@ class Allowance:
         self._rate, self._burst = rate, burst
         self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
 
-    def take(self, key: Hashable) -> bool:
-        """Whether this key may do it once more."""
+    def take(self, key: Hashable, amount: float = 1) -> bool:
+        """Whether this key may do it once more, or have so much of it."""
         now = time.monotonic()
         tokens, since = self._buckets.pop(key, (self._burst, now))
         tokens = min(self._burst, tokens + (now - since) * self._rate)
-        allowed = tokens >= 1
-        self._buckets[key] = (tokens - allowed, now)
+        allowed = tokens >= amount
+        self._buckets[key] = (tokens - allowed * amount, now)
         if len(self._buckets) > _MAX_KEYS:
             self._buckets.popitem(last=False)
         return allowed

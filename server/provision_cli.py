@@ -146,6 +146,23 @@ def show(kit: Kit = DEFAULT_KIT) -> None:
         typer.echo(f"warning: {line}")
 
 
+@app.command()
+def schema(
+    experiment: Annotated[Path, typer.Argument(help="An experiment of the task and model in question.")],
+) -> None:
+    """Print the digest of a model's schema: in rules.model_schemas, it says what may be trained and nothing else."""
+    from server.experiments import schema_of
+    from tacit import config
+
+    loaded = config.load(experiment)
+    if not loaded.federation.sites:  # of them nothing in a model depends
+        from tacit.config import Federation, Site
+
+        sites = tuple(Site(label=f"site-{i}", rows=10**6) for i in range(10))
+        loaded = loaded.with_tables(federation=Federation(sites=sites))
+    typer.echo(schema_of(loaded).hex())
+
+
 @app.command("make-root")
 def make_root(
     key: Annotated[Path, typer.Argument(help="File for the secret key; its public half goes to FILE.pub.")],

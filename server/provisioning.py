@@ -116,6 +116,10 @@ def provision(
     """
     federation, now = FederationFile.load(file), now or datetime.now(UTC)
     folder = out / COORDINATOR
+    if (root is not None or (folder / "root.pub").exists()) and not federation.root_holder:
+        raise ConfigError(
+            "is missing: an offline root signs, so say who holds its key", source=file, key="root_holder"
+        )
     make_folder(out)
     make_folder(folder)
     check_private_folder(folder)

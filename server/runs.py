@@ -4,6 +4,7 @@
     status.json       queued, running, finished, failed or stopped, since when, and why
     stop              there when somebody has asked for the end
     log.txt           what happened, one line each
+    report.json  report.html  privacy-statement.md   when it has ended (`server.findings`)
     and what `server.state` keeps
 
 The two commands share nothing but these files, so that a run outlives the terminal that asked for it.
@@ -25,10 +26,12 @@ from pathlib import Path
 from typing import Final
 
 from server.checkpoint import write_file
-from server.state import begin, read_rounds
+from server.state import begin, read_rounds, starts_of
 from tacit.config import Experiment
 from tacit.errors import ConfigError, StorageError
 
+PAGE: Final = "report.html"
+STATEMENT: Final = "privacy-statement.md"
 ENDED: Final = ("finished", "failed", "stopped")
 
 
@@ -42,6 +45,7 @@ class Status:
         rounds: rounds that it wants.
         queued: when it was put in the queue, seconds since 1970: the oldest is next.
         reason: why it failed or was stopped; what it waits for; how it has finished.
+        begun: when it was worked on first, seconds since 1970; 0 = not yet.
     """
 
     state: str
@@ -49,6 +53,7 @@ class Status:
     rounds: int
     queued: float
     reason: str = ""
+    begun: float = 0.0
 
     @property
     def has_ended(self) -> bool:
@@ -86,10 +91,11 @@ class Run:
     def set(self, state: str, reason: str = "") -> None:
         """Writes where it stands from now on, if that is any news."""
         before = self.status
-        after = replace(before, state=state, reason=reason)
+        begun = before.begun or (time.time() if state == "running" else 0.0)
+        after = replace(before, state=state, reason=reason, begun=begun)
         if after != before:
             self._write(after)
-            self.log(f"{state}{': ' if reason else ''}{reason}")
+            self.log(state if reason in ("", state) else f"{state}: {reason}")
 
     def _write(self, status: Status) -> None:
         with _usable(self.folder):
@@ -122,6 +128,20 @@ class Run:
             (self.folder / "failure.json").unlink(missing_ok=True)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a `ServerApp` was started on it, so that something may have left the sites."""
+        try:
+            return starts_of(self.folder) > 0
+        except StorageError:  # nothing can be said of it
+            return False
+
+    @property
+    def page(self) -> Path | None:
+        """What there is to read of it: the report, else the privacy statement; None while there is neither."""
+        found = (self.folder / name for name in (PAGE, STATEMENT))
+        return next((path for path in found if path.exists()), None)
+
+    @property
     def is_asked_to_stop(self) -> bool:
         """Whether somebody wants its end."""
         return (self.folder / "stop").exists()
@@ -130,6 +150,13 @@ class Run:
         """The server will see it."""
         with _usable(self.folder):
             write_file(self.folder / "stop", b"")
+
+
+def outcome_text(state: str, reason: str) -> str:
+    """How a run has ended, as its record says it (`tacit.report.record.RunRecord`)."""
+    if state == "failed":
+        return f"failed: {reason.partition(chr(10))[0] or 'without a reason'}"
+    return "stopped early" if (state, reason) == ("finished", "stopped early") else state
 
 
 class Queue:
@@ -169,17 +196,23 @@ class Queue:
         run._write(replace(status, state="queued", reason="", queued=time.time()))
         run.log("queued again")
 
-    def runs(self) -> list[Run]:
-        """All of them, in the order in which they were queued."""
+    def known(self) -> list[tuple[Run, Status | None]]:
+        """All of them with where they stand, in the order in which they were queued; first, and with None, those
+        whose status is damaged."""
         found = [Run(path) for path in self.folder.glob("[!.]*") if (path / "status.json").exists()]
-        return sorted(found, key=lambda run: (run.status.queued, run.id))
+        pairs = [(run, _status_of(run)) for run in found]
+        return sorted(pairs, key=lambda pair: (pair[1].queued if pair[1] else 0.0, pair[0].id))
+
+    def runs(self) -> list[Run]:
+        """All of them, in that order."""
+        return [run for run, _ in self.known()]
 
     def next(self) -> Run | None:
         """The one to work on: that which was begun, else the oldest."""
-        waiting = [(run, run.status.state) for run in self.runs()]
+        known = self.known()
         for wanted in ("running", "queued"):
-            for run, state in waiting:
-                if state == wanted:
+            for run, status in known:
+                if status is not None and status.state == wanted:
                     return run
         return None
 
@@ -195,6 +228,13 @@ class Queue:
         if len(found) != 1:
             raise ConfigError(f"{len(found) or 'no'} runs begin with {start!r}", source=self.folder)
         return found[0]
+
+
+def _status_of(run: Run) -> Status | None:
+    try:
+        return run.status
+    except StorageError:
+        return None
 
 
 def _read(path: Path) -> dict[str, object] | None:

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import logging
 import os
+import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
@@ -19,21 +20,24 @@ from typing import Any
 
 from server.checkpoint import write_file
 from server.epochs import active_nodes, in_force, missing_signatures, proposal, warnings
+from server.flower_files import watched
 from server.front import Front
 from server.metrics import Metrics, serve_metrics
 from server.provisioning import CoordinatorKit, loopback_certificate
 from server.roster_desk import RosterDesk
+from server.runs import Run
 from server.state import locked
-from server.superlink import Tls
+from server.superlink import DATABASE, Tls
 from server.supervisor import Supervisor, Watch
 from tacit import __version__
 from tacit.audit import SERVER_FILE, AuditLog, RosterAccepted, Started, Stopped
 from tacit.errors import ConfigError
 from tacit.health import Health, serve_health
-from tacit.processes import LOOPBACK, free_port, interrupted_once
+from tacit.processes import LOOPBACK, Group, free_port, interrupted_once, leave_no_core, tacit_command
 from tacit.secagg.identity import readable
 
 LOCK_SECONDS = 10.0  # a server that was killed needs a moment to be gone
+REPORT_SECONDS = 120.0
 SERVICE = "server"  # its name in grpc.health.v1: whether sites can be served
 LOG = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ def serve(folder: Path, *, host: str, port: int | None, health_port: int, metric
         ConfigError: the kit is not complete, or the address cannot be used.
         StorageError: another server works on it, or a secret is open to others.
     """
+    leave_no_core()  # SuperLink and ServerApp inherit it
     kit = CoordinatorKit.open(folder.resolve())
     state = kit.folder / "state"
     state.mkdir(mode=0o700, exist_ok=True)
@@ -65,16 +70,18 @@ def serve(folder: Path, *, host: str, port: int | None, health_port: int, metric
         audit = AuditLog(kit.folder / SERVER_FILE)
         audit.write(Started("server", __version__))
         stack.callback(audit.write, Stopped("server", "stopped"))
-        watch = stack.enter_context(closing(Looking(audit, health_port, metrics_port)))
-        link = free_port()
+        watch = stack.enter_context(closing(Looking(kit.folder, audit, health_port, metrics_port)))
+        listening = kit.federation.port if port is None else port
+        link = next(other for other in iter(free_port, 0) if other != listening)
         front = Front(
             f"https://{LOOPBACK}:{link}",
             host=host or listening_host(kit.federation.host),
-            port=kit.federation.port if port is None else port,
+            port=listening,
             tls=(kit.folder / "tls.pem", kit.folder / "tls.key"),
             ca=kit.folder / "ca.pem",
             desk=RosterDesk(kit.folder / "roster.json"),
             nodes=lambda: active_nodes(kit),
+            stored=watched(state / "flower" / DATABASE),
             on_refusal=lambda remote, kind, reason: LOG.warning(
                 "turned away %s: %s, %s", remote, kind, reason
             ),
@@ -126,8 +133,8 @@ class Members:
 class Looking(Watch):
     """Logs, metrics, health and audit log of what the supervisor does."""
 
-    def __init__(self, audit: AuditLog, health_port: int, metrics_port: int) -> None:
-        self._audit, self._metrics = audit, Metrics()
+    def __init__(self, kit: Path, audit: AuditLog, health_port: int, metrics_port: int) -> None:
+        self._kit, self._audit, self._metrics = kit, audit, Metrics()
         self._stack = ExitStack()
         self._health: Health | None = None
         with ExitStack() as stack:
@@ -162,6 +169,24 @@ class Looking(Watch):
     def round(self, run: str, record: Mapping[str, Any]) -> None:
         """See `Watch`."""
         self._metrics.round(run, record)
+
+    def write_report(self, run: Run, outcome: str) -> None:
+        """See `Watch`. By a process of its own: what plotting needs does not stay in this one's memory."""
+        output = run.folder / ".report.txt"
+        command = tacit_command(("report", run.id, "--kit", str(self._kit), "--outcome", outcome))
+        try:
+            with (
+                output.open("wb") as file,
+                Group(command, environment=os.environ, folder=run.folder, output=file) as group,
+            ):
+                code = group.leader.wait(REPORT_SECONDS)
+            said = output.read_text(encoding="utf-8", errors="replace").strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            code, said = 1, type(error).__name__
+        if code:
+            LOG.warning("run %s has no report: tacit report %s says why", run.id[:8], run.id[:8])
+        run.log("\n".join(filter(None, ("report" if not code else "no report", said))))
+        output.unlink(missing_ok=True)
 
     def ended(self, run: str, outcome: str) -> None:
         """See `Watch`."""

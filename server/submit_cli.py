@@ -20,6 +20,7 @@ POLL_SECONDS = 0.2
 SHOWN = 8  # digits of a run's id that tell it from others
 
 Kit = Annotated[Path, typer.Option(help="The coordinator's kit.")]
+Outcome = Annotated[str, typer.Option(hidden=True)]  # for the server, while a run's status is not its last
 RunStart = Annotated[str, typer.Argument(metavar="[RUN]", help="First digits of its id; the newest without.")]
 KIT = Path("kits/coordinator")
 
@@ -59,12 +60,31 @@ def submit(
 
 
 def runs(kit: Kit = KIT) -> None:
-    """List a federation's runs, the newest last."""
-    for run in queue_of(kit).runs():
-        status = run.status
+    """List a federation's runs, the newest last: state, rounds, name, why, and the report of what has ended."""
+    found = queue_of(kit).known()
+    if not found:
+        typer.echo(f"no runs yet: tacit submit EXPERIMENT.toml --kit {kit}")
+    for run, status in found:
+        if status is None:
+            typer.echo(f"{run.id[:SHOWN]}  damaged   {run.folder / 'status.json'}")
+            continue
         done = f"{run.num_rounds}/{status.rounds}"
         reason = status.reason.partition("\n")[0]
-        typer.echo(f"{run.id[:SHOWN]}  {status.state:<8}  {done:>9}  {status.name}  {reason}".rstrip())
+        said = "" if reason == status.state else reason
+        page = run.page if status.has_ended else None
+        parts = (f"{run.id[:SHOWN]}  {status.state:<8}  {done:>9}  {status.name}", said, str(page or ""))
+        typer.echo("  ".join(filter(None, parts)))
+
+
+def report(run: RunStart = "", kit: Kit = KIT, outcome: Outcome = "") -> None:
+    """Write a run's report and its privacy statement anew; tacit server does it when a run ends."""
+    from server.findings import write_report
+
+    found = queue_of(kit).find(run)
+    missing = write_report(found, kit, outcome)
+    echo_report(found)
+    for line in missing:
+        typer.echo(line, err=True)
 
 
 def logs(
@@ -144,8 +164,19 @@ def follow(run: Run, kit: Path) -> None:
         rounds()
         progress.update(task, total=rounds.num_rounds or status.rounds)
     if status.state != "finished":
+        echo_report(run)
         raise RunFailed(f"run {run.id[:SHOWN]} {status.state}: {status.reason}")
     typer.echo(f"run {run.id[:SHOWN]} finished: {rounds.num_rounds} of {status.rounds} rounds, {run.folder}")
+    echo_report(run)
+
+
+def echo_report(run: Run) -> None:
+    """Says where a run's report and its statement are, if there are any."""
+    from server.runs import PAGE, STATEMENT
+
+    for name, title in ((PAGE, "report"), (STATEMENT, "privacy statement")):
+        if (run.folder / name).exists():
+            typer.echo(f"{title}: {run.folder / name}")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import tomli_w
 
+from server.flower_files import rotate, set_aside, trim
 from tacit.errors import ConfigError, RunFailed, StorageError
 from tacit.processes import (
     LOOPBACK,
@@ -39,6 +40,7 @@ from tacit.processes import (
 
 CONNECTION = "tacit"  # name of this SuperLink in its own config.toml
 START_SECONDS = 60.0
+DATABASE = "superlink.db"
 LINK, EXECUTOR = "flower-superlink", "flower-superexec"
 
 
@@ -112,6 +114,7 @@ class SuperLink:
         with ExitStack() as stack:
             self._lock = stack.enter_context(_locked(self.home, self._patience))
             self._write_files()
+            trim(self.home / DATABASE)
             stack.enter_context(interrupted_once())
             self._start(stack, LINK, *self._link_options())
             self._wait_until_listening()
@@ -139,7 +142,7 @@ class SuperLink:
             return [*options, "--insecure"]
         options += ["--ssl-ca-certfile", str(self.tls.ca), "--ssl-certfile", str(self.tls.certificate)]
         options += ["--ssl-keyfile", str(self.tls.key), "--enable-supernode-auth"]
-        return [*options, "--database", str(self.home / "superlink.db")]
+        return [*options, "--database", str(self.home / DATABASE)]
 
     @property
     def _secret(self) -> tuple[str, str]:
@@ -151,8 +154,9 @@ class SuperLink:
         self._leave.close()
 
     def check(self) -> None:
-        """Raises `ProgramEnded`, with the end of its log, when one of the two programs has ended."""
+        """Raises `ProgramEnded`, with the end of its log, when one of the two programs has ended. Keeps logs short."""
         for name, group in self._groups.items():
+            rotate(self.home / f"{name}.log")
             if (code := group.leader.poll()) is not None:
                 raise ProgramEnded(f"{name} ended with code {code}\n{self.log_tail(name)}")
 
@@ -171,7 +175,12 @@ class SuperLink:
         key.write_bytes(secrets.token_bytes(32))
 
     def _start(self, stack: ExitStack, *command: str) -> None:
-        with (self.home / f"{command[0]}.log").open("wb") as log, postponed_interrupt():
+        path = self.home / f"{command[0]}.log"
+        set_aside(path)
+        with (
+            path.open("ab") as log,
+            postponed_interrupt(),
+        ):  # appended to, so that it can be cut while it grows
             # Ray puts this folder first on its workers' path, and `client` is a common name for a folder.
             group = Group(
                 command, environment=self.environment, folder=self.home, output=log, inherits=[self._lock]

@@ -8,13 +8,15 @@ ours is a row of Flower runs, each of which goes on after the last complete roun
 Guarantees:
     A `ServerApp` or SuperLink that ends, killed or by itself, is started again, and no complete round is lost.
     Two `ServerApp`s never work on one run.
+    A run that cannot go on, whatever is wrong with it or its folder, does not keep the others from theirs.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,7 +24,7 @@ from server import bundle
 from server.checkpoint import write_file
 from server.flower_wire import Control, load_key
 from server.following import round_text
-from server.runs import Queue, Run
+from server.runs import Queue, Run, outcome_text
 from server.state import is_worked_on, read_rounds, starts_of
 from server.superlink import EXECUTOR, ProgramEnded, SuperLink, Tls
 from tacit import config
@@ -75,8 +77,15 @@ class Watch:
     def round(self, run: str, record: Mapping[str, Any]) -> None:
         """A round is complete."""
 
+    def write_report(self, run: Run, outcome: str) -> None:
+        """A run that had begun is about to end, and its report is due; `outcome` in the words of a record."""
+
     def ended(self, run: str, outcome: str) -> None:
         """A run has ended."""
+
+
+class ServerFailed(RunFailed):
+    """What all runs need is not there any more: the server ends."""
 
 
 class Supervisor:
@@ -121,6 +130,7 @@ class Supervisor:
         self._next_look = 0.0
         self._waits: dict[str, float] = {}
         self._registered: dict[str, bytes] = {}
+        self._complaints: set[str] = set()
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Works until `until` says so; a `KeyboardInterrupt` ends it at any point, and no process is left."""
@@ -144,12 +154,27 @@ class Supervisor:
         """What there is to do now: one look around, or one run."""
         self.link.check()
         self._look(control)
-        for run in self.queue.runs():
-            if run.is_asked_to_stop and not run.status.has_ended:
+        for run, status in self.queue.known():
+            if status is None:
+                self._complain(f"run {run.id[:8]}: status.json is damaged; it is left alone")
+            elif not status.has_ended and run.is_asked_to_stop:
                 self._end(run, "stopped", "by tacit stop")
         chosen = self.queue.next()
-        if chosen is not None and self._is_ready(chosen):
-            self._carry_out(chosen, control)
+        if chosen is None:
+            return
+        try:
+            if self._is_ready(chosen):
+                self._carry_out(chosen, control)
+        except (ProgramEnded, ServerFailed):
+            raise
+        except TacitError as error:  # damaged files of this run, or what Flower refuses of it
+            self._end(chosen, "failed", str(error))
+
+    def _complain(self, text: str) -> None:
+        """Says what has to be mended by somebody, once."""
+        if text not in self._complaints:
+            self._complaints.add(text)
+            self._watch.say(text)
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
@@ -157,7 +182,18 @@ class Supervisor:
         """Registers the nodes of today's members, takes others out, and sees who is connected."""
         if time.monotonic() < self._next_look:
             return
-        wanted = {label: load_key(path) for label, path in self._members.nodes().items()}
+        with self._needed():
+            files = self._members.nodes()
+        try:
+            self._register(files, control)
+        except ProgramEnded:
+            raise
+        except TacitError as error:  # of one node's key, perhaps; the others stay as they are
+            self._complain(f"nodes are not registered as the roster says: {error}")
+            self._next_look = time.monotonic() + LAZY_SECONDS
+
+    def _register(self, files: Mapping[str, Path], control: Control) -> None:
+        wanted = {label: load_key(path) for label, path in files.items()}
         known = {node.key: node for node in control.nodes()}
         for key, node in known.items():
             if key not in wanted.values():
@@ -178,11 +214,23 @@ class Supervisor:
         pause = NODES_SECONDS if self._waits else LAZY_SECONDS
         self._online, self._next_look = online, time.monotonic() + pause
 
+    def _epoch(self) -> bytes:
+        with self._needed():
+            return self._members.epoch()
+
+    @contextmanager
+    def _needed(self) -> Iterator[None]:
+        """Around what no run can do without."""
+        try:
+            yield
+        except TacitError as error:
+            raise ServerFailed(str(error)) from None
+
     def _is_ready(self, run: Run) -> bool:
         """Whether it makes sense to begin with it now; if not, its status says what it waits for."""
         if run.outcome is not None:
             return True
-        if not self._members.epoch():
+        if not self._epoch():
             run.set(run.status.state, f"waits for {self._members.missing()}")
             return False
         try:
@@ -219,7 +267,7 @@ class Supervisor:
         self._end_serverapp(control, run)
         run.set("running")
         self._watch.begins(run.id)
-        epoch, seen, told = self._members.epoch(), starts_of(run.folder), run.num_rounds
+        epoch, seen, told = self._epoch(), starts_of(run.folder), run.num_rounds
         try:
             flower = self._submit(run, control)
         except ProgramEnded:
@@ -237,7 +285,7 @@ class Supervisor:
                 self._end_serverapp(control, run)
                 self._end(run, "stopped", "by tacit stop")
                 return False
-            if self._members.epoch() != epoch:
+            if self._epoch() != epoch:
                 self._end_serverapp(control, run)
                 run.log("goes on under another epoch of the roster")
                 return False
@@ -253,8 +301,11 @@ class Supervisor:
         return len(records)
 
     def _end(self, run: Run, state: str, reason: str) -> None:
+        if run.has_begun:
+            run.set(run.status.state, "its report is being written")
+            self._watch.write_report(run, outcome_text(state, reason))
         run.set(state, reason)
-        self._watch.say(f"run {run.id[:8]} {state}: {reason}")
+        self._watch.say(f"run {run.id[:8]} {state}" + ("" if reason in ("", state) else f": {reason}"))
         self._watch.ended(run.id, state)
 
     def _submit(self, run: Run, control: Control) -> int:

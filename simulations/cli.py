@@ -12,6 +12,8 @@ import typer
 
 from tacit.errors import ConfigError
 
+MOST_SITES = 50  # processes of one rehearsal
+
 
 def simulate(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What to run.")],
@@ -119,7 +121,15 @@ def partition(
 
 def rehearse(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What to run.")],
-    sites: Annotated[int, typer.Option(min=3, max=50, help="Among how many its data are divided.")] = 4,
+    sites: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            max=MOST_SITES,
+            help="Among how many its data are divided.",
+            show_default="4, or as many as its secure sum needs",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")
     ] = None,
@@ -136,15 +146,16 @@ def rehearse(
     from rich.console import Console
     from rich.table import Table
 
-    from simulations.rehearsal import DIFFERENCES, rehearse
+    from simulations.rehearsal import DIFFERENCES, fewest_sites, rehearse
     from tacit import config
 
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise ConfigError("is not empty", source=keep, key="--keep")
-    wanted = (
-        [] if any(o.startswith("partition.") for o in overrides or []) else [f"partition.num_clients={sites}"]
-    )
-    loaded = config.load(experiment, [*wanted, *(overrides or [])])
+    overrides = overrides or []
+    if not any(o.startswith("partition.") for o in overrides):
+        number = sites or fewest_sites(config.load(experiment, overrides).secure_aggregation, MOST_SITES)
+        overrides = [f"partition.num_clients={number}", *overrides]
+    loaded = config.load(experiment, overrides)
     console = Console()
     with TemporaryDirectory(prefix="tacit-rehearsal-") as temporary:
         folder = keep or Path(temporary)
@@ -161,6 +172,8 @@ def rehearse(
         for row in DIFFERENCES:
             table.add_row(*row)
         console.print(table)
-        if keep is not None and done.run is not None:
+        if keep is None:
+            say("nothing of it is kept; --keep DIR keeps kits, logs, model, report and privacy statement")
+        elif done.run is not None:
             say(f"model: {done.run / 'model.safetensors'}")
     raise typer.Exit(done.code)

@@ -4,6 +4,7 @@ federation would have given. None of it is private; the report marks it so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,16 @@ import torch
 from torch import nn
 
 from client.training import LocalTrainer
+from simulations.truth import best_outputs
 from tacit.config import Experiment, Privacy
 from tacit.encoding import NUM_RECORDS
-from tacit.privacy.noise import SeededKeys
+from tacit.privacy.noise import SeededKeys, Stream
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records, Summarises, Task, load_task
 from tacit.tasks.weights import Arrays, build_model, initial_arrays, load_arrays
 
+HELD_BACK = 0.25  # of the training records, where a baseline's learning rate is chosen
+RATE_FACTORS = (3.0, 1.0, 0.3, 0.1, 0.03)  # of the federation's rate
 Metrics = dict[str, float | None]  # None = undefined on these records
 
 
@@ -63,11 +67,12 @@ class Harness:
         private = experiment.privacy.record is not None
         self.experiment = experiment
         self.task = cast("Task", FederatedModel(task or load_task(experiment), private=private))
+        # Of a population that is simulated the harness knows the pool, in the one folder there is.
+        labels = [site.label for site in experiment.federation.sites] or ["pool"]
+        self._files = [sites / str(i) / experiment.data.file for i in range(len(labels))]
         self.sites = [
-            SiteRecords(
-                site.label, *(self.task.read(sites / str(i) / "data.csv", s) for s in ("train", "test"))
-            )
-            for i, site in enumerate(experiment.federation.sites)
+            SiteRecords(label, *(self.task.read(file, s) for s in ("train", "test")))
+            for label, file in zip(labels, self._files, strict=True)
         ]
         self.has_test = any(site.test.num_rows for site in self.sites)
         self._model = self.task.model()
@@ -104,9 +109,47 @@ class Harness:
             result[site.label] = {"accuracy": float((site.test.targets == guess).double().mean())}
         return result
 
+    def best(self) -> tuple[Metrics, dict[str, Metrics]] | None:
+        """Metrics of the best possible model, over all held-out records and at each site; None where nobody knows."""
+        outputs = [best_outputs(path, self.experiment) for path in self._files]
+        known = [part for part in outputs if part is not None]
+        if len(known) < len(self.sites) or not isinstance(self.task, Summarises) or not self.has_test:
+            return None
+        targets = [site.test.targets for site in self.sites]
+        per_site = {
+            site.label: _floats(self.task.summary(part, site.test.targets))
+            for site, part in zip(self.sites, known, strict=True)
+            if site.test.num_rows
+        }
+        return _floats(self.task.summary(torch.cat(known), torch.cat(targets))), per_site
+
     def _train(self, label: str, records: Records) -> Arrays:
-        """As many steps as the federation makes, from the same initial weights."""
-        experiment = self.experiment.model_copy(update={"privacy": Privacy()})
+        """As many steps as the federation makes, from the same initial weights, at the learning rate that suits it.
+
+        The federation's own rate may be far too large here: in a private run it is chosen for clipped gradients.
+        """
+        rate = self.experiment.training.learning_rate
+        if self.experiment.simulation.tune_baselines:
+            rate = self._suitable_rate(label, records)
+        return self._trained(label, records, rate)
+
+    def _suitable_rate(self, label: str, records: Records) -> float:
+        """The rate, of a few around the federation's, with the smallest loss on rows that it was not trained on."""
+        rate = self.experiment.training.learning_rate
+        draws = Stream(SeededKeys(self.experiment.seed).key("held back", label)).uniform(records.num_rows)
+        back = torch.from_numpy(draws < HELD_BACK)
+        if not 0 < int(back.sum()) < records.num_rows:
+            return rate
+        kept, held = (Records(records.features[part], records.targets[part]) for part in (~back, back))
+        losses = {
+            rate * factor: self._loss(self._trained(label, kept, rate * factor), held)
+            for factor in RATE_FACTORS
+        }
+        return min(losses, key=losses.__getitem__)
+
+    def _trained(self, label: str, records: Records, rate: float) -> Arrays:
+        training = self.experiment.training.model_copy(update={"learning_rate": rate})
+        experiment = self.experiment.model_copy(update={"privacy": Privacy(), "training": training})
         plan = PrivacyPlan.of(experiment)
         trainer = LocalTrainer(self.task, plan, experiment)
         arrays: Arrays = initial_arrays(self.task, private=False, seed=experiment.seed)
@@ -123,6 +166,14 @@ class Harness:
             arrays = {name: arrays[name] + delta[name] for name in arrays}
         return arrays
 
+    def _loss(self, arrays: Arrays, records: Records) -> float:
+        """The mean loss of a model, infinite where it has diverged."""
+        load_arrays(self._model, arrays)
+        self._model.eval()
+        with torch.no_grad():
+            loss = float(self.task.loss(self._model(records.features), records.targets).double().mean())
+        return loss if math.isfinite(loss) else math.inf
+
     def _metrics(self, records: Sequence[Records]) -> Metrics:
         together = union(records)
         if not together.num_rows:
@@ -131,9 +182,13 @@ class Harness:
         with torch.no_grad():
             outputs = self._model(together.features)
         if isinstance(self.task, Summarises):
-            return {name: float(v) for name, v in self.task.summary(outputs, together.targets).items()}
+            return _floats(self.task.summary(outputs, together.targets))
         per_record = self.task.metrics(outputs, together.targets)
         return {name: float(v.double().mean()) for name, v in per_record.items() if name != NUM_RECORDS}
+
+
+def _floats(metrics: Mapping[str, float]) -> Metrics:
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def union(records: Sequence[Records]) -> Records:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
-import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +18,7 @@ from tacit.privacy.plan import PrivacyPlan
 from tacit.report import record as r
 from tacit.report.html import write_html
 from tacit.report.promises import privacy_entries
+from tacit.report.rows import round_of, secure_sum_of, versions
 from tacit.report.statement import write_statement
 from tacit.report.storage import write_json, write_text
 from tacit.tasks import load_task
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from simulations.run import Simulation
     from tacit.privacy.ledger import Entry
 
-PACKAGES = ("tacit", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
 EXCERPT = 20  # ledger entries in the report
 
 
@@ -50,6 +47,7 @@ def write_findings(
         on_part("baselines")
         wanted = experiment.simulation.baselines
         baselines = kept(shared, experiment, lambda: _baselines(harness)) if wanted else r.Baselines()
+        baselines = baselines.model_copy(update={"best": _best(harness)})
     on_part("report")
     plan = PrivacyPlan.of(experiment)
     ledgers, secure = _ledgers(simulation), _secure_sum(simulation)
@@ -58,6 +56,7 @@ def write_findings(
         started=simulation.started,
         outcome=str(state.result["outcome"]),
         engine=simulation.engine,  # type: ignore[arg-type]
+        executor="; ".join(simulation.executor),
         seed=experiment.seed,
         experiment=experiment.model_dump(mode="json", by_alias=True, exclude_none=True),
         rounds=tuple(rounds),
@@ -83,29 +82,10 @@ def write_findings(
     return record
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}}
-
-
 def _round(row: dict[str, Any], harness: Harness, state: RunState) -> r.Round:
     number = int(row["round"])
     metrics = harness.overall(state.model_of(number)) if state.has_model(number) else {}
-    epsilon = row["epsilon"]
-    if epsilon is not None and harness.experiment.insecure_seeded_noise:
-        epsilon = math.inf
-    return r.Round(
-        round=number,
-        seconds=row["seconds"],
-        cohort=tuple(row["cohort"]),
-        survivors=tuple(row["survivors"]),
-        metrics=metrics,
-        epsilon=epsilon,
-        private_metrics=row["metrics"],
-        refusals=row["refusals"],
-        attempts=row["attempts"],
-        blamed=row["blamed"],
-    )
+    return round_of(row, harness.experiment, metrics)
 
 
 def _final(harness: Harness, state: RunState, simulation: Simulation) -> r.Final:
@@ -146,10 +126,20 @@ def _baselines(harness: Harness) -> r.Baselines:
     )
 
 
+def _best(harness: Harness) -> r.Baseline | None:
+    found = harness.best()
+    return None if found is None else r.Baseline(metrics=found[0], sites=_site_results(harness, found[1]))
+
+
 def _ledgers(simulation: Simulation) -> dict[str, tuple[Entry, ...]]:
     """Entries of each site's ledger, by label."""
     from client.site import Site
 
+    if simulation.experiment.federation.population is not None:
+        from simulations.virtual import LEDGERS, LedgerFile
+
+        with LedgerFile(simulation.prepared.folder / LEDGERS, durable=False) as file:
+            return dict(file.busiest(EXCERPT))
     entries: dict[str, tuple[Entry, ...]] = {}
     for i, site in enumerate(simulation.prepared.sites):
         folder = simulation.prepared.folder / str(i)
@@ -183,19 +173,8 @@ def _excerpt(ledgers: dict[str, tuple[Entry, ...]]) -> list[dict[str, Any]]:
 
 def _secure_sum(simulation: Simulation) -> r.SecureSum:
     settings = simulation.experiment.secure_aggregation
-    rows = read_rounds(simulation.state / "rounds.jsonl")
-    bytes_up = max((row["bytes_up"] for row in rows), default=0)
-    if not settings.enabled:
-        return r.SecureSum(enabled=False, bytes_up_per_client=bytes_up)
-    return r.SecureSum(
-        enabled=True,
-        engine=settings.engine,
-        protocol=settings.protocol,
-        bits=max((row["bits"] for row in rows if row["bits"]), default=None),
-        threshold=max((row["threshold"] for row in rows if row["threshold"]), default=None),
-        bytes_up_per_client=bytes_up,
-        clipped_fraction=_clipped_fraction(simulation),
-    )
+    clipped = _clipped_fraction(simulation) if settings.enabled else None
+    return secure_sum_of(settings, read_rounds(simulation.state / "rounds.jsonl"), clipped)
 
 
 def _clipped_fraction(simulation: Simulation) -> float | None:
@@ -204,6 +183,10 @@ def _clipped_fraction(simulation: Simulation) -> float | None:
 
     if simulation.engine != "local":
         return None
+    if simulation.experiment.federation.population is not None:
+        rows = read_rounds(simulation.state / "rounds.jsonl")
+        vectors = sum(len(row["survivors"]) for row in rows)
+        return sum(row["num_clipped"] for row in rows) / vectors if vectors else None
     text = simulation.experiment.to_toml()
     sites = [
         participant_of(text, simulation.prepared.folder / str(i), True)

@@ -36,7 +36,8 @@ class LocalGrid(Grid):
         run_config: what every node and the server find in their context.
         num_nodes: node i (from 0) has `partition-id` i.
         executor: trains a whole cohort and adds it up; None = there is no such hook.
-        train_ahead: sees all messages of a push, or a cohort, before any of them is handled.
+        durable: whether the server waits for the disk at each round.
+        train_ahead: sees all messages of a push before any of them is handled.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class LocalGrid(Grid):
         num_nodes: int,
         executor: Executor | None = None,
         train_ahead: Callable[[Cohort], None] = lambda cohort: None,
+        *,
+        durable: bool = False,
     ) -> None:
         identify_process()
         self._app, self._run_config, self._num_nodes = client_app, run_config, num_nodes
@@ -53,9 +56,9 @@ class LocalGrid(Grid):
         self._answers: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
         self._run = Run.create_empty(RUN_ID)
-        self._train_ahead = train_ahead
+        self._train_ahead, self.durable = train_ahead, durable
         if executor is not None:
-            self.train_cohort = lambda messages: executor(self._cohort(messages))
+            self.train_cohort = lambda messages: executor(self._addressed(messages))
 
     def set_run(self, run: Run) -> None:
         """See Flower's `Grid`."""
@@ -84,7 +87,9 @@ class LocalGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Handles each message at once; the answers wait to be pulled."""
         message_ids = []
-        for message, context in self._cohort(messages):
+        cohort = self._addressed(messages)
+        self._train_ahead(cohort)
+        for message, context in cohort:
             message.metadata.__dict__["_message_id"] = message_id = f"m{next(self._numbers)}"
             self._answers[message_id] = self._handle(message, context)
             message_ids.append(message_id)
@@ -111,10 +116,9 @@ class LocalGrid(Grid):
             self._contexts[node] = Context(RUN_ID, node, config, RecordDict(), dict(self._run_config))
         return self._contexts[node]
 
-    def _cohort(self, messages: Iterable[Message]) -> Cohort:
-        cohort = [(message, self.context(message.metadata.dst_node_id)) for message in messages]
-        self._train_ahead(cohort)
-        return cohort
+    def _addressed(self, messages: Iterable[Message]) -> Cohort:
+        """Each message with the context of the node that it is for."""
+        return [(message, self.context(message.metadata.dst_node_id)) for message in messages]
 
     def _handle(self, message: Message, context: Context) -> Message:
         try:

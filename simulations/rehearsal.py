@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sysconfig
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -26,9 +25,9 @@ import tomli_w
 
 from simulations.run import prepare
 from simulations.sites import PreparedSites
-from tacit.config import Experiment
-from tacit.errors import RunFailed
-from tacit.processes import Group, free_port, interrupted_once
+from tacit.config import Experiment, SecureAggregation
+from tacit.errors import ConfigError, RunFailed
+from tacit.processes import Group, free_port, interrupted_once, tacit_command
 
 COORDINATOR: Final = Path("kits") / "coordinator"
 START_SECONDS: Final = 120.0
@@ -61,6 +60,22 @@ DIFFERENCES: Final = (
         "deploy/ has units, images and manifests that start them again.",
     ),
 )
+
+
+def fewest_sites(secure: SecureAggregation, most: int, least: int = 4) -> int:
+    """The smallest number of sites, from `least` on, that an experiment's secure sum can be made of.
+
+    Raises:
+        ConfigError: there is none up to `most`.
+    """
+    for number in range(least, most + 1):
+        try:
+            if secure.enabled:
+                secure.check_cohort(number)
+            return number
+        except ValueError as error:
+            why = str(error)
+    raise ConfigError(f"no rehearsal of up to {most} sites: {why}", key="secure_aggregation")
 
 
 @dataclass(frozen=True)
@@ -152,7 +167,7 @@ class Commands:
         self.say(f"$ tacit {' '.join(arguments)}")
         with self._log("commands").open("ab") as log:
             done = subprocess.run(
-                _tacit(arguments), cwd=self.folder, env=os.environ, stdout=log, stderr=log, check=False
+                tacit_command(arguments), cwd=self.folder, env=os.environ, stdout=log, stderr=log, check=False
             )
         if done.returncode:
             self._failed("commands", arguments, done.returncode)
@@ -162,7 +177,7 @@ class Commands:
         self.say(f"$ tacit {' '.join(arguments)} &")
         with self._log(name).open("wb") as log:
             group = Group(
-                _tacit(arguments),
+                tacit_command(arguments),
                 environment=os.environ,
                 folder=self.folder,
                 output=log,
@@ -178,7 +193,7 @@ class Commands:
             RunFailed: one that stays has ended.
         """
         self.say(f"$ tacit {' '.join(arguments)}")
-        with Group(_tacit(arguments), environment=os.environ, folder=self.folder) as group:
+        with Group(tacit_command(arguments), environment=os.environ, folder=self.folder) as group:
             while (code := group.leader.poll()) is None:
                 for name, other in watched:
                     if (ended := other.leader.poll()) is not None:
@@ -193,10 +208,6 @@ class Commands:
     def _failed(self, name: str, arguments: Iterable[str], code: int) -> None:
         tail = self._log(name).read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
         raise RunFailed("\n".join([f"tacit {' '.join(arguments)} ended with code {code}", *tail]))
-
-
-def _tacit(arguments: Iterable[str]) -> list[str]:
-    return [str(Path(sysconfig.get_path("scripts")) / "tacit"), *arguments]
 
 
 def _write_files(prepared: PreparedSites, folder: Path) -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import tomli_w
 
@@ -30,8 +30,12 @@ from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
 from tacit.report.record import RunRecord
 
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
 FAULTS, DRAWN = "faults.toml", "faults-drawn.toml"
+ROUNDS_PER_HOUR = 10**9  # more than any simulated hour has: nobody counts them
 REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
 
 
@@ -62,6 +66,8 @@ class Simulation:
         started: when.
         clock: seconds per part.
         faults: what is played, if anything.
+        executor: how the local engine has trained its cohorts, and why; known once it has.
+        around: puts something around the `ClientApp`: an audit that watches sites and gives some of them canaries.
     """
 
     prepared: PreparedSites
@@ -70,6 +76,8 @@ class Simulation:
     started: datetime
     clock: Clock
     faults: FaultList | None = None
+    executor: list[str] = field(default_factory=list)
+    around: Callable[[ClientApp], ClientApp] | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -104,6 +112,7 @@ def simulate(
     Raises:
         TacitError: the run did not do what was asked. What was complete stays in `out`.
     """
+    check_virtual(experiment, engine)
     faults = fault_list(experiment, engine)
     clock, started = Clock(), datetime.now(UTC)
     with claimed(out, resume=resume), one_thread():
@@ -126,6 +135,27 @@ def simulate(
         from simulations.findings import write_findings
 
         return write_findings(simulation, on_part, baselines)
+
+
+def check_virtual(experiment: Experiment, engine: str) -> None:
+    """Raises `ConfigError` where an experiment asks something of virtual clients that needs real folders."""
+    if experiment.partition.kind != "virtual":
+        return
+    secure, columns = experiment.secure_aggregation, experiment.data.columns
+    summed = (secure.enabled and secure.engine == "ideal") or (
+        not secure.enabled and experiment.privacy.client is not None
+    )
+    if not summed:
+        raise ConfigError(
+            'virtual clients are added up by the ideal sum: set engine = "ideal"',
+            key="secure_aggregation.engine",
+        )
+    if engine != "local":
+        raise ConfigError("virtual clients need --engine local", key="partition.kind")
+    if experiment.simulation.faults:
+        raise ConfigError("plays no faults at virtual clients", key="simulation.faults")
+    if columns is not None and columns.scaling == "federated":
+        raise ConfigError("is not learned from virtual clients; declare ranges", key="data.schema.scaling")
 
 
 def fault_list(experiment: Experiment, engine: str) -> FaultList | None:
@@ -211,6 +241,7 @@ def one_thread() -> Iterator[None]:
 
 def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> PreparedSites:
     """Loads the data, divides them among sites, and gives each simulated site its policy."""
+    from simulations.array_sources import load_arrays
     from simulations.sources import load_source
 
     private = experiment.privacy.record is not None or experiment.privacy.client is not None
@@ -219,17 +250,18 @@ def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> Prepa
             "a private run needs a declared schema: one inferred from the rows is a statistic of them",
             key="data.schema",
         )
-    table, schema = load_source(experiment.data)
-    prepared = prepare_sites(experiment, table, schema, out, durable=durable)
+    arrays = load_arrays(experiment.data, experiment.seed)
+    table, schema = load_source(experiment.data, experiment.seed) if arrays is None else arrays.table()
+    prepared = prepare_sites(experiment, table, schema, out, durable=durable, arrays=arrays)
     for i in range(len(prepared.sites)):
-        _write_policy(prepared.folder / str(i), prepared.experiment)
+        write_policy(prepared.folder / str(i), prepared.experiment)
     secure = prepared.experiment.secure_aggregation
     if secure.enabled and secure.engine == "protocol":
         enrol(prepared.folder, prepared.experiment)
     return prepared
 
 
-def _write_policy(folder: Path, experiment: Experiment) -> None:
+def write_policy(folder: Path, experiment: Experiment) -> None:
     """What a real site would have to allow for this experiment, and no more; an operator's own is left alone."""
     path = folder / "policy.toml"
     if path.exists():
@@ -240,7 +272,7 @@ def _write_policy(folder: Path, experiment: Experiment) -> None:
         "require_secure_aggregation": protected,
         "allow_single_updates": not protected,
         "allowed_tasks": [experiment.task.kind],
-        "max_rounds_per_hour": 10**9,  # a simulation's hour is short
+        "max_rounds_per_hour": ROUNDS_PER_HOUR,
         "max_model_parameters": 10**12,
         "max_update_norm": max(secure.update_clip, _largest_clip(experiment)),
     }
@@ -266,7 +298,8 @@ def run_engine(simulation: Simulation) -> None:
             experiment.to_toml(),
             state=simulation.state,
             sites=simulation.prepared.folder,
-            num_clients=len(experiment.federation.sites),
+            num_clients=experiment.federation.num_members,
+            settings=experiment.simulation.ray,
         )
     elif simulation.engine == "local":
         run_local(simulation)
@@ -283,10 +316,11 @@ def run_local(simulation: Simulation) -> None:
     from client import participant
     from client.app import app as client_app
     from server.app import app as server_app
-    from simulations.cohort import train_cohort
+    from simulations import stacked
+    from simulations.cohort import CohortExecutor
     from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
-    from simulations.stacked import train_ahead
+    from simulations.virtual import VirtualExecutor, VirtualGrid
 
     logging.getLogger("flwr").setLevel(
         logging.ERROR
@@ -297,14 +331,24 @@ def run_local(simulation: Simulation) -> None:
     run_config = {"experiment": experiment.to_toml()}
     serial, faults = experiment.simulation.executor == "serial", simulation.faults
     app = client_app if faults is None else FaultyApp(client_app, faults, simulation.state / PLAYED)
-    # A cohort that is trained without messages meets no app, and so no faults.
-    hook = None if serial or faults is not None else train_cohort
-    ahead = () if serial else (train_ahead,)
-    grid = LocalGrid(app, run_config, len(experiment.federation.sites), hook, *ahead)
+    app = app if simulation.around is None else simulation.around(app)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
     sites = str(simulation.prepared.folder)
-    with environment(TACIT_STATE=str(simulation.state), TACIT_SITES=sites, TACIT_FEDERATION=sites):
+    variables = {"TACIT_STATE": str(simulation.state), "TACIT_SITES": sites, "TACIT_FEDERATION": sites}
+    virtual = experiment.federation.population is not None
+    with (
+        environment(**variables),
+        VirtualExecutor(experiment, Path(sites)) if virtual else CohortExecutor() as executor,
+    ):
+        # A cohort that is trained without messages meets no app, and so no faults. Virtual clients have no app.
+        hook = executor if virtual or not (serial or app is not client_app) else None
+        ahead = () if serial else (stacked.train_ahead,)
+        kind = VirtualGrid if virtual else LocalGrid
+        durable = experiment.simulation.durable_ledgers
+        grid = kind(app, run_config, experiment.federation.num_members, hook, *ahead, durable=durable)
         server_app(grid, context)
+    run = participant.run_of(experiment.to_toml())
+    simulation.executor.append(stacked.chosen(run, with_messages=hook is None))
 
 
 @contextmanager

@@ -21,11 +21,11 @@ from pydantic import ValidationError
 from simulations.partition import partition
 from simulations.partition.classes import class_indices, is_missing
 from simulations.partition.distances import distances
-from simulations.partition.folders import store
+from simulations.partition.folders import csv_bytes, store
 from simulations.partition.library import points
 from simulations.partition.shifts import attendance, shifted
 from simulations.partition.split import held_out, latest
-from tacit.config import Data, Experiment, Federation, Partition, Site, first_problem
+from tacit.config import Data, Experiment, Federation, Partition, Population, Site, first_problem
 from tacit.data.schema import Schema
 from tacit.errors import ConfigError, DataError
 from tacit.report.record import SiteDistances
@@ -34,6 +34,8 @@ from tacit.shifts import Duplicates
 if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.table import Table
+
+    from simulations.array_sources import ArraySet
 
 SPLITS = ("train", "test")
 MOST_LINES = 30  # of a table in the terminal
@@ -80,11 +82,17 @@ class PreparedSites:
 
     def data_path(self, site: int) -> Path:
         """The file of site number `site`, from 0."""
-        return self.folder / str(site) / "data.csv"
+        return self.folder / str(site) / self.experiment.data.file
 
 
 def prepare_sites(
-    experiment: Experiment, table: DataFrame, schema: Schema, out: Path, *, durable: bool = True
+    experiment: Experiment,
+    table: DataFrame,
+    schema: Schema,
+    out: Path,
+    *,
+    durable: bool = True,
+    arrays: ArraySet | None = None,
 ) -> PreparedSites:
     """Divides `table` among sites, splits each site's rows and writes the folders under `out`/sites.
 
@@ -94,6 +102,7 @@ def prepare_sites(
         schema: the columns of `table`; replaces the experiment's own.
         out: the run's folder; may hold the sites of an earlier call with the same experiment and data.
         durable: whether the sites wait for the disk at each debit, as a site that is no simulated one must.
+        arrays: where records are arrays, those that the rows of `table` stand for.
 
     Raises:
         ConfigError: the partition or the split is impossible; the experiment is, with these sites (delta too
@@ -112,10 +121,13 @@ def prepare_sites(
             warnings += [warning] if warning else []
     sites = tuple(_counted(label, f, complete) for label, f in zip(labels, frames, strict=True))
     turns = attendance(settings.shifts, labels, seed, experiment.training.rounds)
+    described = {"columns": complete, "arrays": None if arrays is None else arrays.schema}
     resolved = experiment.with_tables(
-        data=experiment.data.model_copy(update={"columns": complete}), federation=_declared(sites, turns)
+        data=experiment.data.model_copy(update=described),
+        federation=_declared(sites, settings, turns),
     )
-    fingerprint = store(out, resolved, frames, durable=durable)
+    file = csv_bytes if arrays is None else arrays.file
+    fingerprint = store(out, resolved, labels, frames, file, durable=durable)
     apart = distances(frames, labels, schema)
     return PreparedSites(out / "sites", sites, resolved, fingerprint, tuple(warnings), apart)
 
@@ -181,10 +193,14 @@ def _counted(label: str, frame: DataFrame, schema: Schema) -> PreparedSite:
     )
 
 
-def _declared(sites: tuple[PreparedSite, ...], turns: Mapping[str, Mapping[str, int]]) -> Federation:
+def _declared(
+    sites: tuple[PreparedSite, ...], settings: Partition, turns: Mapping[str, Mapping[str, int]]
+) -> Federation:
     for site in sites:
         if not site.train_rows:
             raise DataError(f"site {site.label!r} has no row to train on")
+    if settings.kind == "virtual":  # what lies in the one folder is what the clients draw from
+        return Federation(population=Population(size=settings.num_clients, rows=settings.rows))
     try:
         return Federation(
             sites=tuple(

@@ -35,8 +35,8 @@ CREDIT_LABELS = ("default.payment.next.month", "default payment next month", "Y"
 LABEL_NAMES = ("label", "target", "class", "y")  # what an undeclared label column may be called
 
 
-def load_source(data: config.Data) -> tuple[pd.DataFrame, Schema]:
-    """The rows and the schema of `[data] source`.
+def load_source(data: config.Data, seed: int = 7) -> tuple[pd.DataFrame, Schema]:
+    """The rows and the schema of `[data] source`; `seed` is for rows that are generated.
 
     The frame holds raw values, as they would stand in a site's file: numbers with NaN, texts with None, and
     for a file of the user's every column of it, so that any column can name the sites. A schema that the
@@ -54,6 +54,11 @@ def load_source(data: config.Data) -> tuple[pd.DataFrame, Schema]:
         import pandas  # noqa: F401 - asked for here, so that one place says what to install
     except ImportError:
         raise MissingExtra("a simulation over tables", "tables") from None
+    if data.source == "generated":
+        from simulations.scenarios.catalogue import generated_table
+
+        frame, schema = generated_table(data, seed)
+        return frame, data.columns or schema
     if data.source == "breast_cancer":
         return _breast_cancer(), data.columns or source_schemas.breast_cancer()
     if data.source == "heart_disease":

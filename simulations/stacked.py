@@ -10,9 +10,9 @@ floating-point sums.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -23,43 +23,41 @@ from torch import Tensor, nn
 from client.app import body, fields, ready, received_arrays
 from client.bookkeeping import ELEMENTWISE, MARGIN, stack, supports
 from client.plain import ids
-from client.training import LocalTrainer, record_losses
+from client.training import LocalTrainer, learning_rate, record_losses
+from simulations.batches import Batches, Job
+from simulations.workers import PATIENCE, WorkersTrainer, no_workers
 from tacit.encoding import STATISTICS_ROUND
 from tacit.errors import ConfigError
-from tacit.privacy.noise import Keys, Stream
+from tacit.privacy.noise import Keys
+from tacit.privacy.streams import Normals
 from tacit.secagg.messages import SetupRequest
 from tacit.tasks import Records
 from tacit.tasks.weights import Arrays
 
 if TYPE_CHECKING:
-    from client.participant import Participant
+    from client.participant import Participant, Run
 
 LOG: Final = logging.getLogger(__name__)
-_BYTES: Final = 1 << 27  # of one stack: parameters, gradients and activations
-
-
-class Job(NamedTuple):
-    """One client's part: the label of its site, its training records and the size that it declared."""
-
-    site: str
-    records: Records
-    declared_rows: int
+_LARGE: Final = 1e20  # squared norms below it are safe in float32
+_VANISHED: Final = 1e-34  # of the squares of up to ten thousand numbers: 1.2e-38 each
+_BYTES: Final = 1 << 24  # of one stack: parameters, gradients and activations, near the size of a cache
 
 
 class StackedTrainer(LocalTrainer):
-    """A `LocalTrainer` that may have trained a client ahead, together with its whole cohort.
+    """A `LocalTrainer` that trains a whole cohort at once, or has trained a client ahead together with its cohort.
 
     Guarantees:
         The result of a client is that of `LocalTrainer.train`, up to rounding in float32.
     """
 
     _ahead: dict[tuple[str, int], tuple[Arrays, dict[str, NDArray[np.float32]]]]
+    _stacks: list[Stack]
 
     @classmethod
     def of(cls, trainer: LocalTrainer) -> StackedTrainer:
         """The same trainer with the ability; it shares the model."""
         stacked = cls.__new__(cls)
-        stacked.__dict__.update(trainer.__dict__, _ahead={})
+        stacked.__dict__.update(trainer.__dict__, _ahead={}, _stacks=[])
         return stacked
 
     def train(
@@ -83,12 +81,29 @@ class StackedTrainer(LocalTrainer):
     def train_ahead(self, arrays: Arrays, jobs: Sequence[Job], round_number: int, keys: Keys) -> None:
         """Trains these clients; what an earlier call trained and nobody asked for is forgotten."""
         self._ahead.clear()
-        size = self._clients_at_once(jobs)
-        for start, end in pairwise([*range(0, len(jobs), size), len(jobs)]):
-            part = jobs[start:end]
-            rows = _Stack(self, arrays, part, round_number, keys).train()
-            for job, delta in zip(part, rows, strict=True):
-                self._ahead[job.site, round_number] = arrays, delta
+        for part in self.stacks(jobs):
+            for job, delta in zip(part.jobs, part.train(arrays, round_number, keys), strict=True):
+                self._ahead[job.site, round_number] = arrays, self.unflatten(delta)
+
+    def unflatten(self, row: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """The named arrays of one row of what `Stack.train` gives."""
+        sizes = [p.numel() for p in self.model.parameters()]
+        parts = np.split(row, np.cumsum(sizes)[:-1])
+        named = zip(self.model.named_parameters(), parts, strict=True)
+        return {name: part.reshape(tuple(p.shape)) for (name, p), part in named}
+
+    def stacks(self, jobs: Sequence[Job]) -> list[Stack]:
+        """The clients in portions that fit into the cache; made once for a cohort that comes again."""
+        known = [job for part in self._stacks for job in part.jobs]
+        same = len(known) == len(jobs) and all(
+            a.records is b.records and a.site == b.site and a.declared_rows == b.declared_rows
+            for a, b in zip(known, jobs, strict=True)
+        )
+        if not same:
+            size = self._clients_at_once(jobs)
+            parts = pairwise([*range(0, len(jobs), size), len(jobs)])
+            self._stacks = [Stack(self, jobs[start:end]) for start, end in parts]
+        return self._stacks
 
     def forget(self, site: str, round_number: int) -> None:
         """Lets go of what one client has trained ahead, if anything: it will train on something else."""
@@ -102,20 +117,19 @@ class StackedTrainer(LocalTrainer):
         return max(1, int(_BYTES / (4 * (6 * parameters + 4 * batch * (widths + inputs) + 1))))
 
 
-class _Stack:
-    """Some clients in one round: row i of `weights` (clients, parameters) is client i's model."""
+class Stack:
+    """Some clients: their records below one another; row i of `weights` (clients, parameters) is client i's model."""
 
-    def __init__(
-        self, trainer: StackedTrainer, arrays: Arrays, jobs: Sequence[Job], round_number: int, keys: Keys
-    ) -> None:
-        self.trainer, self.jobs, self.round, self.keys = trainer, jobs, round_number, keys
+    def __init__(self, trainer: StackedTrainer, jobs: Sequence[Job]) -> None:
+        self.trainer, self.jobs = trainer, jobs
         self.plan, self.device = trainer.plan, trainer.device
-        self.names = [name for name, _ in trainer.model.named_parameters()]
         self.shapes = [p.shape for p in trainer.model.parameters()]
-        flat = np.concatenate([arrays[name].ravel() for name in self.names])
-        self.start = torch.from_numpy(flat).to(self.device)
-        self.weights = nn.Parameter(self.start.repeat(len(jobs), 1))
-        self.gradient = torch.zeros_like(self.weights)
+        self.names = [name for name, _ in trainer.model.named_parameters()]
+        self.layers = stack(trainer.model)
+        self.linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        size = sum(shape.numel() for shape in self.shapes)
+        self.weights = nn.Parameter(torch.zeros(len(jobs), size, device=self.device))
+        self.gradient = torch.zeros_like(self.weights, requires_grad=False)
         self.parameters, self.sums = self._views(self.weights.detach()), self._views(self.gradient)
         # The last row stands in where a batch is shorter than the longest one.
         parts = [job.records for job in jobs]
@@ -123,7 +137,7 @@ class _Stack:
             torch.cat([*column, column[0].new_zeros((1, *column[0].shape[1:]))]).to(self.device)
             for column in ([r.features for r in parts], [r.targets for r in parts])
         )
-        self.offsets = np.cumsum([0, *(r.num_rows for r in parts)])
+        self.batches = Batches(jobs, self.plan.steps_per_round, self.plan.sampling_rate)
         rows = torch.tensor([[float(job.declared_rows)] for job in jobs], dtype=torch.float64)
         self.normalisers = (self.plan.sampling_rate * rows).to(self.device)
 
@@ -132,57 +146,58 @@ class _Stack:
         parts = torch.split(matrix, [shape.numel() for shape in self.shapes], dim=1)
         return [part.view(len(matrix), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def train(self) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """All steps of the round; then each client's trained minus received."""
-        optimizer = self.trainer.optimizer([self.weights], self.round)
-        for step in range(self.plan.steps_per_round):
-            self.fill(*self.draw(step), step)
+    def train(self, arrays: Arrays, round_number: int, keys: Keys) -> NDArray[np.float32]:
+        """All steps of the round; each client's trained minus received, shape (clients, parameters)."""
+        flat = np.concatenate([arrays[name].ravel() for name in self.names])
+        start = torch.from_numpy(flat).to(self.device)
+        self.weights.detach().copy_(start.expand_as(self.weights))
+        sites = [job.site for job in self.jobs]
+        noise = Normals(keys, "noise", sites if self.plan.max_grad_norm else (), round_number)
+        step = self._stepper(round_number)
+        for indices in self.batches.draw(keys, round_number):
+            self.fill(torch.from_numpy(indices).to(self.device), noise)
             if mu := self.trainer.proximal_mu:
-                self.gradient.add_(self.weights.detach() - self.start, alpha=mu)
-            self.weights.grad = self.gradient
-            optimizer.step()
-        changes = self._views(self.weights.detach() - self.start)
-        columns = [change.cpu().numpy() for change in changes]
-        for i in range(len(self.jobs)):
-            yield {name: column[i].copy() for name, column in zip(self.names, columns, strict=True)}
+                self.gradient.add_(self.weights.detach() - start, alpha=mu)
+            step()
+        changes: NDArray[np.float32] = (self.weights.detach() - start).cpu().numpy()
+        return changes
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Each client's Poisson batch: indices into `features` and whether there is a record, (clients, rows)."""
-        chosen = []
-        for job, offset in zip(self.jobs, self.offsets, strict=False):
-            stream = Stream(self.keys.key("poisson", job.site, self.round, step))
-            drawn = stream.bernoulli(job.records.num_rows, self.plan.sampling_rate)
-            chosen.append(np.flatnonzero(drawn) + offset)
-        indices = np.full((len(chosen), max(map(len, chosen))), self.offsets[-1])
-        for row, own in zip(indices, chosen, strict=True):
-            row[: len(own)] = own
-        return (
-            torch.from_numpy(indices).to(self.device),
-            torch.from_numpy(indices != self.offsets[-1]).to(self.device),
-        )
+    def _stepper(self, round_number: int) -> Callable[[], object]:
+        """One optimiser step on all clients. Plain SGD without torch's bookkeeping, which costs more than the step."""
+        s = self.trainer.settings
+        if s.optimizer == "sgd" and not s.momentum and not s.weight_decay:
+            rate = learning_rate(s, round_number)
+            return lambda: self.weights.detach().add_(self.gradient, alpha=-rate)
+        optimizer = self.trainer.optimizer([self.weights], round_number)
+        self.weights.grad = self.gradient
+        return optimizer.step
 
-    def fill(self, indices: Tensor, present: Tensor, step: int) -> None:
-        """Sets `gradient` to each client's (clipped, noised) sum over its public normaliser."""
+    def fill(self, indices: Tensor, noise: Normals) -> None:
+        """Sets `gradient` to each client's (clipped, noised) sum over its public normaliser.
+
+        Args:
+            indices: of each client's batch in `features`, shape (clients, rows).
+            noise: read on from where the step before has stopped.
+        """
         if indices.shape[1]:
-            self.add_up(*self.passed(indices), present)
+            present = indices != len(self.features) - 1
+            self.add_up(*self.passed(indices, present), present)
         else:
             self.gradient.zero_()
         clip = self.plan.max_grad_norm
         if clip is None:
             return  # the loss was divided
         # As in `client.noised`: the sum is in units of the clip norm, the noise is added in float64.
-        keys = (self.keys.key("noise", job.site, self.round, step) for job in self.jobs)
-        size = self.gradient.shape[1]
-        noise = np.stack([Stream(key).gaussian(size, self.plan.noise_multiplier) for key in keys])
-        noised = torch.from_numpy(noise).to(self.device) + self.gradient
-        self.gradient.copy_(noised / (self.normalisers / clip))
+        drawn = torch.from_numpy(noise.draw(self.gradient.shape[1], self.plan.noise_multiplier))
+        drawn = drawn.to(self.device).add_(self.gradient)
+        torch.div(drawn, self.normalisers / clip, out=self.gradient)
 
-    def passed(self, indices: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def passed(self, indices: Tensor, present: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Input of each Linear layer, (clients, rows, in), and gradient of the loss at its output, (..., out)."""
-        features, parameters = self.features[indices], iter(self.parameters)
-        inputs: list[Tensor] = []
-        outputs: list[Tensor] = []
-        for layer in stack(self.trainer.model):
+        rows = indices.flatten()
+        features = self.features.index_select(0, rows).view(*indices.shape, *self.features.shape[1:])
+        parameters, inputs, outputs = iter(self.parameters), list[Tensor](), list[Tensor]()
+        for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 inputs.append(features.detach())
                 weight = next(parameters).mT
@@ -195,34 +210,53 @@ class _Stack:
                 outputs.append(features)
             else:
                 features = layer(features)
-        targets = self.targets[indices].flatten(0, 1)
-        losses = record_losses(self.trainer.task, features.flatten(0, 1), targets).view(indices.shape)
+        losses = record_losses(self.trainer.task, features.flatten(0, 1), self.targets.index_select(0, rows))
+        share = present.to(losses.dtype)
         if self.plan.max_grad_norm is None:
-            losses = losses / self.normalisers.to(losses.dtype)
-        return inputs, list(torch.autograd.grad(losses.sum(), outputs))
+            share = share / self.normalisers.to(losses.dtype)
+        return inputs, list(torch.autograd.grad(losses, outputs, share.flatten()))
 
     def add_up(self, inputs: list[Tensor], gradients: list[Tensor], present: Tensor) -> None:
         """Writes each client's sum over its records, clipped in a private run, into `gradient`."""
-        layers = [layer for layer in stack(self.trainer.model) if isinstance(layer, nn.Linear)]
-        clip, divisors = self.plan.max_grad_norm, None
+        clip = self.plan.max_grad_norm
         if clip is not None:
-            squared = torch.zeros(present.shape, dtype=torch.float64, device=self.device)
-            for layer, a, g in zip(layers, inputs, gradients, strict=True):
-                a, g = (torch.linalg.vector_norm(x, dim=2, dtype=torch.float64) for x in (a, g))
-                squared += (a * a + (layer.bias is not None)) * g * g
-            norms = squared.to(gradients[0].dtype).sqrt()
+            norms = self._norms(inputs, gradients)
             finite = norms.isfinite()
             if not finite.all():
                 present = present & finite
                 inputs = [torch.where(finite.unsqueeze(2), a, 0.0) for a in inputs]
-            divisors = (norms + MARGIN).clamp(min=clip).unsqueeze(2)
-        sums = iter(self.sums)
-        for layer, a, g in zip(layers, inputs, gradients, strict=True):
+                gradients = [torch.where(present.unsqueeze(2), g, 0.0) for g in gradients]
+                norms = torch.where(finite, norms, 0.0)
+            divisors = (norms + MARGIN).clamp_(min=clip).unsqueeze(2)
+            gradients = [g.div_(divisors) for g in gradients]
+        elif not gradients[-1].isfinite().all():
             # Replaced, not multiplied: what the row that stands in gives may be no number.
-            g = torch.where(present.unsqueeze(2), g if divisors is None else g / divisors, 0.0)
+            gradients = [torch.where(present.unsqueeze(2), g, 0.0) for g in gradients]
+        sums = iter(self.sums)
+        for layer, a, g in zip(self.linear, inputs, gradients, strict=True):
             next(sums).copy_(g.mT @ a)
             if layer.bias is not None:
-                next(sums).copy_(g.sum(1))
+                torch.sum(g, 1, out=next(sums))
+
+    def _norms(self, inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
+        """Norm of each record's gradient, shape (clients, rows); a bound from above of it."""
+        squares = [(_squares(a), _squares(g)) for a, g in zip(inputs, gradients, strict=True)]
+        if not all((a < _LARGE).all() for a, _ in squares):  # false for NaN too
+            squares = [
+                (a.double().square().sum(2), g.double().square().sum(2))
+                for a, g in zip(inputs, gradients, strict=True)
+            ]
+        total = torch.zeros(inputs[0].shape[:2], dtype=torch.float64, device=self.device)
+        for layer, (a, g) in zip(self.linear, squares, strict=True):
+            # What has vanished in the squares of g, in float32, is less than this; a is not long enough to raise it.
+            total += (a + (layer.bias is not None)) * (g + _VANISHED)
+        return total.to(gradients[0].dtype).sqrt_()
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Squared norm of each last row, in float64; summed up in float32, which takes a quarter of the time."""
+    squares: Tensor = torch.linalg.vector_norm(x, dim=2).double().square_()
+    return squares
 
 
 def unstackable(model: nn.Module) -> str:
@@ -233,6 +267,52 @@ def unstackable(model: nn.Module) -> str:
     if others or any(isinstance(layer, nn.Dropout) for layer in stack(model)):
         return "a layer draws random numbers of its own, or changes the shape of a record"
     return ""
+
+
+def executor_for(run: Run, num_clients: int) -> str:
+    """ "stacked", "workers" or "serial", as the experiment says or the model allows; the reason is logged once.
+
+    Where it is one of the first two, the run's trainer is of that kind from here on.
+
+    Raises:
+        ConfigError: the experiment demands an executor that is not possible for the model or the device.
+    """
+    wish = run.experiment.simulation.executor
+    if wish == "serial":
+        return "serial"
+    if isinstance(run.trainer, StackedTrainer):
+        return "stacked"
+    if isinstance(run.trainer, WorkersTrainer):
+        return "workers"
+    reason = unstackable(run.trainer.model)
+    if wish == "stacked" and reason:
+        raise ConfigError(f"not possible here: {reason}", key="simulation.executor")
+    if wish != "workers" and not reason:
+        LOG.info("executor stacked: %d clients at once", num_clients)
+        run.trainer = StackedTrainer.of(run.trainer)
+        return "stacked"
+    if obstacle := no_workers(run):
+        if wish == "workers":
+            raise ConfigError(f"not possible here: {obstacle}", key="simulation.executor")
+        LOG.info("executor serial: %s; %s", reason, obstacle)
+        return "serial"
+    if wish == "auto":
+        LOG.info("executor serial, and workers after %g s of training: %s", PATIENCE, reason)
+    run.trainer = WorkersTrainer.of(run, 0.0 if wish == "workers" else PATIENCE)
+    return "workers"
+
+
+def chosen(run: Run, *, with_messages: bool) -> str:
+    """How a run's cohorts were trained, and why, for the report."""
+    if isinstance(run.trainer, StackedTrainer):
+        how = "stacked: the model is a stack of layers, and all clients of a cohort are one matrix"
+    elif isinstance(run.trainer, WorkersTrainer) and run.trainer.has_started:
+        how = f"workers: {unstackable(run.trainer.model) or 'as the experiment says'}"
+    elif run.experiment.simulation.executor == "serial":
+        how = "serial, as the experiment says"
+    else:
+        how = f"serial: {unstackable(run.trainer.model)}"
+    return f"{how}; {'over messages' if with_messages else 'without messages'}"
 
 
 def train_ahead(cohort: Sequence[tuple[Message, Context]]) -> None:
@@ -250,14 +330,9 @@ def train_ahead(cohort: Sequence[tuple[Message, Context]]) -> None:
     if not clients or (number := _round(asked[0][0])) == STATISTICS_ROUND:
         return
     run = clients[0].run
-    if reason := unstackable(run.trainer.model):
-        if run.experiment.simulation.executor == "stacked":
-            raise ConfigError(f"not possible here: {reason}", key="simulation.executor")
-        LOG.debug("executor serial: %s", reason)
+    if executor_for(run, len(clients)) == "serial":
         return
-    if not isinstance(run.trainer, StackedTrainer):
-        LOG.info("executor stacked: %d clients at once", len(clients))
-        run.trainer = StackedTrainer.of(run.trainer)
+    assert isinstance(run.trainer, StackedTrainer | WorkersTrainer)
     jobs = [Job(c.site.label, c.records("train"), c.declared_rows) for c in clients]
     try:
         run.trainer.train_ahead(received_arrays(asked[0][0]), jobs, number, run.keys)

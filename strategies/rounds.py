@@ -21,6 +21,7 @@ from strategies.state import check_resumable, restore_state, save_state
 from tacit.config import Experiment
 from tacit.encoding import NUM_RECORDS
 from tacit.errors import ConfigError, RunFailed, StorageError
+from tacit.population import Nodes
 from tacit.privacy.adaptive import clip_text, next_clip
 from tacit.privacy.plan import PrivacyPlan
 
@@ -133,11 +134,13 @@ class Rounds:
 
     def draw(self, number: int) -> list[str]:
         """The cohort of a round: labels in roster order, drawn by seed and round from those who take part in it."""
-        present = set(self.experiment.federation.present(number))
-        labels = [label for label in self.nodes if label in present]
+        labels = self.experiment.federation.present(number)
+        if not isinstance(self.nodes, Nodes):
+            present = set(labels)
+            labels = [label for label in self.nodes if label in present]
         size = self.experiment.cohort_size
         if size >= len(labels):
-            return labels
+            return list(labels)
         rng = np.random.Generator(np.random.PCG64([self.experiment.seed, number]))
         return [labels[i] for i in sorted(rng.choice(len(labels), size=size, replace=False))]
 
@@ -153,12 +156,13 @@ class Rounds:
         messages = list(self.strategy.configure_train(number, record, ConfigRecord(), view))
         if sorted(message.metadata.dst_node_id for message in messages) != sorted(nodes):
             raise ConfigError("must ask the whole cohort: fraction_train = 1", key="strategy.name")
-        for message in messages:
-            message.content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
+        # Flower's strategies give one content to all of their messages.
+        for content in {id(message.content): message.content for message in messages}.values():
+            content["tacit"] = ConfigRecord({"run": self.run_id, "round": number})
             if self.scaling:
-                message.content["scaling"] = ConfigRecord({"constants": self.scaling})
+                content["scaling"] = ConfigRecord({"constants": self.scaling})
             if clip:
-                message.content["clip"] = ConfigRecord({"norm": clip_text(clip)})
+                content["clip"] = ConfigRecord({"norm": clip_text(clip)})
         return messages
 
     def collect(self, messages: list[Message]) -> list[Message]:

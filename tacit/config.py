@@ -17,8 +17,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from tacit.data.array_schema import ArraySchema
 from tacit.data.schema import Frozen, Schema
 from tacit.errors import ConfigError
+from tacit.population import Labels
 from tacit.shifts import SHIFT_KINDS, AnyShift
 
 Positive = Annotated[float, Field(gt=0)]
@@ -31,19 +33,30 @@ KINDS = (
     *SHIFT_KINDS,
 )  # what pydantic puts into the place of a problem, and no key is
 
+BUILT_IN = ("tabular", "array_classification", "array_regression")  # kinds of task that are Tacit's own
+
 
 class Model(Frozen):
-    """`[task.model]`: a built-in model and its size. Ignored by a task of your own."""
+    """`[task.model]`: a built-in model and its size. Ignored by a task of your own.
 
-    name: Literal["mlp", "logistic"] = "mlp"
-    hidden: Annotated[tuple[Count, ...], Field(strict=False)] = (16,)
+    Attributes:
+        name: tables take mlp and logistic; arrays any whose records have the right number of axes.
+        hidden: widths of an mlp's layers; the last one is the width of a gru's or lstm's state.
+        channels: of a cnn's or cnn1d's layers.
+    """
+
+    name: Literal["mlp", "logistic", "cnn", "cnn1d", "gru", "lstm"] = "mlp"
+    hidden: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (16,)
+    channels: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (8, 16)
     activation: Literal["relu", "tanh", "gelu", "elu"] = "relu"
 
 
 class Task(Frozen):
-    """`[task]`: what is trained. `kind` is "tabular" or "module:object" of a task of your own.
+    """`[task]`: what is trained.
 
     Attributes:
+        kind: "tabular" (classes of table rows), "array_classification", "array_regression", or "module:object" of a
+            task of your own.
         options: passed to your own task as keyword arguments.
     """
 
@@ -55,43 +68,64 @@ class Task(Frozen):
     def _known(self) -> Task:
         module, _, name = self.kind.partition(":")
         if self.is_own and not (module and name):
-            raise ValueError(f'kind must be "tabular" or "module:object", not {self.kind!r}')
+            raise ValueError(f'kind must be {", ".join(BUILT_IN)} or "module:object", not {self.kind!r}')
         return self
 
     @property
     def is_own(self) -> bool:
         """Whether `kind` names a task of the user's own."""
-        return self.kind != "tabular"
+        return self.kind not in BUILT_IN
 
 
 class Data(Frozen):
     """`[data]`: where the rows come from and which of them are held out.
 
     Attributes:
-        source: a built-in data set, or "csv" / "parquet" with `path`.
-        path: the file, for "csv" and "parquet".
+        source: a built-in data set; "csv", "parquet" or "npz" with `path`; "generated" with `generator`.
+        path: the file, for "csv", "parquet" and "npz".
+        generator: name of a generated scenario, whose truth is known (tacit scenarios list).
+        rows: how many a generator makes; 0 = as many as its story has.
         dir: folder with a built-in source's files; empty = the user's cache, filled by a download.
         split_seed: seed of the train/test split of each site (simulation).
         test_fraction: share of each site's rows held out; they are no part of the privacy statement.
         split_by: column with the time: each site's latest rows are held out; empty = drawn (simulation).
         schema: the columns; empty = the source's own, or inferred from the file (not in a private run).
+        arrays: shape and scaling of records that are arrays; empty = the source's own.
     """
 
-    source: Literal["breast_cancer", "heart_disease", "credit_default", "csv", "parquet", "task"] = (
-        "breast_cancer"
-    )
+    source: Literal[
+        "breast_cancer",
+        "heart_disease",
+        "credit_default",
+        "csv",
+        "parquet",
+        "npz",
+        "medmnist",
+        "generated",
+        "task",
+    ] = "breast_cancer"
     path: str = ""
+    generator: str = ""
+    rows: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     dir: str = ""
     split_seed: int = 42
     test_fraction: Fraction = 0.25
     split_by: str = ""
     columns: Annotated[Schema | None, Field(alias="schema")] = None
+    arrays: ArraySchema | None = None
 
     @model_validator(mode="after")
     def _path(self) -> Data:
-        if self.source in ("csv", "parquet") and not self.path:
+        if self.source in ("csv", "parquet", "npz") and not self.path:
             raise ValueError(f'source = "{self.source}" needs path')
+        if (self.source == "generated") != bool(self.generator):
+            raise ValueError('source = "generated" and generator belong together')
         return self
+
+    @property
+    def file(self) -> str:
+        """What a site's file is called."""
+        return "data.csv" if self.arrays is None else "data.npz"
 
 
 class Partition(Frozen):
@@ -103,6 +137,7 @@ class Partition(Frozen):
         size_alpha: of "label_quantity": the same for the sizes.
         min_rows: no site has fewer.
         shift: strength of "feature_shift".
+        rows: of "virtual": rows of each client.
         column: of "natural", "grouped" and "continuous".
         classes_per_client: of "pathological" and "distribution".
         shards_per_client: of "shard".
@@ -116,13 +151,14 @@ class Partition(Frozen):
     kind: Literal[
         "iid", "dirichlet", "quantity", "feature_shift", "natural",
         "label_quantity", "pathological", "shard", "sizes", "linear", "square", "exponential",
-        "distribution", "continuous", "grouped",
+        "distribution", "continuous", "grouped", "virtual",
     ] = "iid"  # fmt: skip
     num_clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     alpha: Positive = 0.5
     size_alpha: Positive = 1.0
     min_rows: Annotated[int, Field(ge=1)] = 10
     shift: Annotated[float, Field(ge=0)] = 0.5
+    rows: Count = 32
     column: str = ""
     classes_per_client: Count = 1
     shards_per_client: Count = 2
@@ -139,6 +175,10 @@ class Partition(Frozen):
             raise ValueError(f'kind = "{self.kind}" needs column, the column that {needs[self.kind]}')
         if self.kind == "sizes" and not self.sizes:
             raise ValueError('kind = "sizes" needs sizes, the rows of each site')
+        if self.kind == "virtual" and self.shifts:
+            raise ValueError(
+                'shifts change what sites have; the clients of kind = "virtual" share one pool of rows'
+            )
         if self.sizes and self.kind in ("sizes", "label_quantity") and len(self.sizes) != self.num_clients:
             raise ValueError(f"sizes names {len(self.sizes)} sites, num_clients is {self.num_clients}")
         return self
@@ -292,8 +332,10 @@ class SecureAggregation(Frozen):
                 f"max_corrupt + max_dropouts = {c + d} leaves fewer than 2 honest of {n} clients"
             )
         if n * 2**self.precision_bits >= 2**31:
+            most = (2**31 // n - 1).bit_length() - 1
             raise ValueError(
                 f"precision_bits = {self.precision_bits}: the sum of {n} clients does not fit into 32 bits"
+                + (f"; {most} is the most" if most >= 8 else "")
             )
 
 
@@ -321,21 +363,40 @@ class Checkpoints(Frozen):
     keep: Annotated[int, Field(ge=0)] = 3
 
 
+class Ray(Frozen):
+    """`[simulation.ray]`: what `--engine ray` gives each client, and where.
+
+    Attributes:
+        cpus_per_client: cores of one client, whole ones: Flower's runtime takes no parts of a core.
+        gpus_per_client: GPUs of one client; 0.25 lets four clients share one.
+        address: of a running cluster, which must see the same paths, as in `RAY_ADDRESS`; empty = that variable,
+            else a Ray of this run's own.
+    """
+
+    cpus_per_client: Count = 1
+    gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
+    address: str = ""
+
+
 class Simulation(Frozen):
     """`[simulation]`: how it is simulated. Without faults this changes speed and the report, never the result.
 
     Attributes:
         baselines: also train the pooled and the local-only models that federation is compared with.
-        executor: how the local engine trains a cohort: all clients at once, or one after the other through the
-            `ClientApp`; "auto" stacks them where the model allows it.
+        tune_baselines: choose each one's learning rate, on a quarter of its own training records held back.
+        executor: how the local engine trains a cohort: all clients at once, by worker processes, or one after the
+            other through the `ClientApp`; "auto" stacks them where the model allows it, and else starts workers
+            once training takes long.
         faults: a file of failures and lies to play (docs/faults.md); empty = none.
-        durable_ledgers: fsync the simulated sites' ledgers too.
+        durable_ledgers: fsync the simulated sites' ledgers, and what the server keeps of each round, too.
     """
 
     baselines: bool = True
+    tune_baselines: bool = True
     faults: str = ""
-    executor: Literal["auto", "stacked", "serial"] = "auto"
+    executor: Literal["auto", "stacked", "workers", "serial"] = "auto"
     durable_ledgers: bool = False
+    ray: Ray = Ray()
 
 
 class Site(Frozen):
@@ -363,24 +424,53 @@ class Site(Frozen):
         return (self.joins or 1) <= round_number and (self.leaves is None or round_number < self.leaves)
 
 
+class Population(Frozen):
+    """`[federation.population]` (simulation): so many clients, each of the same declared size."""
+
+    size: Count
+    rows: Count
+
+
 class Federation(Frozen):
     """`[federation]`: the members and what they declared. A simulation fills this in from its partition."""
 
     sites: Annotated[tuple[Site, ...], Field(strict=False)] = ()
+    population: Population | None = None
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Of the members, in order."""
+        return Labels(self.population.size) if self.population else [site.label for site in self.sites]
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Declared sizes, without repetition where all are equal."""
+        return [self.population.rows] if self.population else [site.rows for site in self.sites]
+
+    @property
+    def num_members(self) -> int:
+        """How many there are."""
+        return self.population.size if self.population else len(self.sites)
 
     @model_validator(mode="after")
     def _distinct(self) -> Federation:
         labels = [site.label for site in self.sites]
         if len(set(labels)) != len(labels):
             raise ValueError("two sites have the same label")
+        if self.sites and self.population:
+            raise ValueError("sites and a population exclude each other")
         return self
 
-    def present(self, round_number: int) -> list[str]:
+    def present(self, round_number: int) -> Sequence[str]:
         """Labels of the members that may be invited to a round, in roster order."""
+        if self.population:
+            return self.labels
         return [site.label for site in self.sites if site.takes_part(round_number)]
 
     def fewest_present(self, rounds: int) -> int:
         """How many members there are in the round that has fewest of them."""
+        if self.population:
+            return self.population.size
         turns = {1, *(t for site in self.sites for t in (site.joins, site.leaves) if t and t <= rounds)}
         return min(len(self.present(turn)) for turn in turns)
 
@@ -406,13 +496,14 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
-        declared = self.federation.sites
+        declared = self.federation.num_members
         known = self._fewest_present if declared else self.partition.num_clients * self.partition.is_counted
         if declared and not known:
             raise ValueError("federation.sites: there is a round that no site takes part in")
         if known and self.training.clients_per_round > known:
             raise ValueError(f"training.clients_per_round is above the {known} clients there are")
-        if not self.task.is_own and self.data.columns is not None and not self.data.columns.columns:
+        tabular, columns = self.task.kind == "tabular", self.data.columns
+        if tabular and columns is not None and not columns.columns and self.data.arrays is None:
             raise ValueError("data.schema.columns: a tabular task needs at least one column")
         cohort = self.training.clients_per_round or known
         if cohort and self.secure_aggregation.enabled:
@@ -435,14 +526,14 @@ class Experiment(Frozen):
             raise ValueError(
                 "evaluation.metrics in a private run must be paid for: set privacy.record.metrics_share, e.g. 0.1"
             )
-        population = min((site.rows for site in self.federation.sites), default=0)
+        population = min(self.federation.sizes, default=0)
         if population and record.delta >= 1 / population:
             raise ValueError(
                 f"privacy.record.delta must be below 1/{population}, one over the rows of the smallest declared site"
             )
 
     def _check_client_privacy(self, client: ClientPrivacy) -> None:
-        secure, members = self.secure_aggregation, len(self.federation.sites)
+        secure, members = self.secure_aggregation, self.federation.num_members
         if client.noise == "distributed" and not secure.enabled:
             raise ValueError(
                 'privacy.client.noise = "distributed" needs secure_aggregation.enabled: one share of the noise '

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Four of these are common words: another folder of that name on the path would be imported instead.
 OWN = ("tacit", "server", "client", "strategies", "simulations")
 SHOWN = ("flwr", "torch", "opacus", "cryptography", "dp-accounting")
-IMPORTED = ("flwr.app", "torch", "opacus", "cryptography", "dp_accounting")
+IMPORTED = ("flwr.app", "torch", "opacus", "cryptography", "nacl.bindings", "dp_accounting")
 PROGRAMS = ("flwr", "flower-superlink", "flower-superexec", "flower-supernode")
 USES = {
     "client": "a client or a server",

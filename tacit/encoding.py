@@ -64,7 +64,7 @@ def encoder_of(
         clip: the clip norm in force, where it adapts; else it is that of the experiment.
     """
     settings = experiment.secure_aggregation
-    rows = max((site.rows for site in experiment.federation.sites), default=1)
+    rows = max(experiment.federation.sizes, default=1)
     c_int = 2**settings.precision_bits
     if set(arrays) == {STATISTICS}:
         noise = (plan.statistics_noise_multiplier or 0.0) * sqrt(arrays[STATISTICS].size)
@@ -100,7 +100,7 @@ def needs_statistics(experiment: Experiment) -> bool:
 def scaling_text(experiment: Experiment, plan: PrivacyPlan, sums: NDArray[np.float64]) -> str:
     """Center and scale of each numeric column, as the canonical text that travels and that ctx0 is bound to."""
     assert experiment.data.columns is not None
-    sites = len(experiment.federation.sites)
+    sites = experiment.federation.num_members
     noise = (plan.statistics_noise_multiplier or 0.0) * _record_bound(experiment) * sqrt(sites)
     return json.dumps(constants_from(sums, experiment.data.columns, noise), sort_keys=True)
 

@@ -29,16 +29,17 @@ class ConfigError(TacitError):
 
 
 class DataError(TacitError):
-    """A data file that cannot be used: names the file, the line (from 1) and the column, never a cell's value."""
+    """A data file that cannot be used: names the file, the line (from 1) and the column (of arrays, the key), never
+    a cell's value."""
 
     exit_code = 2
 
     def __init__(
-        self, message: str, *, path: str | Path = "", line: int | None = None, column: str = ""
+        self, message: str, *, path: str | Path = "", line: int | None = None, column: str = "", key: str = ""
     ) -> None:
         self.path, self.line, self.column, self.reason = str(path), line, column, message
         where = f"{self.path}:{line}" if self.path and line is not None else self.path
-        what = f"column {column!r}" if column else ""
+        what = f"column {column!r}" if column else f"key {key!r}" if key else ""
         super().__init__(": ".join(part for part in (where, what, message) if part))
 
 

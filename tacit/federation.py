@@ -111,9 +111,12 @@ class FederationFile(_Named):
         name: of the federation; a site's request counts for this name only.
         address: "host:port" that the sites dial.
         sites: labels of the members; each gets a kit.
+        root_holder: who holds the offline root key, where one signs the roster in place of the sites: a name for
+            the privacy statement.
     """
 
     sites: Annotated[tuple[Label, ...], Field(strict=False, min_length=1)]
+    root_holder: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,200}$")] = ""
     rules: RosterRules = RosterRules()
     days: Lifetimes = Lifetimes()
 

@@ -7,6 +7,7 @@ it is gone, `kill -9` included, and then it ends the group. So it imports the st
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -130,6 +131,16 @@ def flower_environment(home: Path, variables: Mapping[str, str] | None = None) -
         "NO_PROXY": local,
         "no_proxy": local,
     }
+
+
+def tacit_command(arguments: Iterable[str]) -> list[str]:
+    """A command of this installation's `tacit`, whatever is first on the path."""
+    return [str(Path(sysconfig.get_path("scripts")) / "tacit"), *arguments]
+
+
+def leave_no_core() -> None:
+    """A crash of this process, or of one that it starts, leaves no file with records and keys in it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def free_port(port: int = 0) -> int:

@@ -26,6 +26,7 @@ def describe(signed: SignedRoster, own_key: bytes = b"") -> list[str]:
         f" rounds {_range(roster.rounds)}",
         f"  epsilon of a run: per record {_ceiling(roster.epsilon_record)},"
         f" per client {_ceiling(roster.epsilon_client)}",
+        *_schemas(roster),
         f"  bundles: {', '.join(sorted(digest.hex()[:16] for digest in roster.bundles)) or 'none'}",
         f"{len(roster.active)} members",
     ]
@@ -49,6 +50,11 @@ def _root(signed: SignedRoster) -> list[str]:
         f"  root         {fingerprint(key)}",
         f"    signs in place of the members and is trusted; it {state}",
     ]
+
+
+def _schemas(roster: Roster) -> list[str]:
+    listed = ", ".join(sorted(digest.hex()[:16] for digest in roster.model_schemas))
+    return [f"  model schemas: {listed}"] if listed else []
 
 
 def _state(signed: SignedRoster, index: int) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,23 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def store(out: Path, experiment: Experiment, frames: Sequence[DataFrame], *, durable: bool = True) -> str:
+def store(
+    out: Path,
+    experiment: Experiment,
+    labels: Sequence[str],
+    frames: Sequence[DataFrame],
+    file: Callable[[DataFrame], bytes],
+    *,
+    durable: bool = True,
+) -> str:
     """Writes `out`/sites, or finds it there as it would write it.
 
     Args:
         out: the run's folder; created when it does not exist.
-        experiment: with its federation declared, in the order of `frames`; kept as sites/experiment.toml.
+        experiment: with its federation declared; kept as sites/experiment.toml.
+        labels: of the sites.
         frames: the rows of each site.
+        file: makes of them what stands in the site's file, whose name the experiment's data say.
         durable: goes into each site.toml: whether its ledger waits for the disk.
 
     Returns:
@@ -43,11 +53,11 @@ def store(out: Path, experiment: Experiment, frames: Sequence[DataFrame], *, dur
     try:
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-        _write(unfinished, experiment, frames, durable)
-        fingerprint = _fingerprint(unfinished, len(frames))
+        _write(unfinished, experiment, labels, frames, file, durable)
+        fingerprint = _fingerprint(unfinished, len(frames), experiment.data.file)
         if not folder.exists():
             unfinished.rename(folder)
-        elif _fingerprint(folder, len(frames)) != fingerprint:
+        elif _fingerprint(folder, len(frames), experiment.data.file) != fingerprint:
             raise ConfigError(_difference(folder, unfinished), source=folder)
     except OSError as error:
         raise StorageError(f"{error.filename or out}: {error.strerror or error}") from None
@@ -56,18 +66,37 @@ def store(out: Path, experiment: Experiment, frames: Sequence[DataFrame], *, dur
     return fingerprint
 
 
-def _write(folder: Path, experiment: Experiment, frames: Sequence[DataFrame], durable: bool) -> None:
+def _write(
+    folder: Path,
+    experiment: Experiment,
+    labels: Sequence[str],
+    frames: Sequence[DataFrame],
+    file: Callable[[DataFrame], bytes],
+    durable: bool,
+) -> None:
     folder.mkdir(mode=0o700)
-    _private_file(folder / "experiment.toml", experiment.to_toml())
-    for i, (site, frame) in enumerate(zip(experiment.federation.sites, frames, strict=True)):
-        (folder / str(i)).mkdir(mode=0o700)
-        description: dict[str, object] = {
-            "label": site.label,
-            "data_set": f"{experiment.name}/{site.label}",
-            **({} if durable else {"durable": False}),
-        }
-        _private_file(folder / str(i) / "site.toml", tomli_w.dumps(description))
-        _private_file(folder / str(i) / "data.csv", csv_text(frame))
+    name = experiment.data.file
+    _private_file(folder / "experiment.toml", experiment.to_toml().encode())
+    for i, (label, frame) in enumerate(zip(labels, frames, strict=True)):
+        write_site(folder / str(i), experiment, label, data=name, durable=durable)
+        _private_file(folder / str(i) / name, file(frame))
+
+
+def write_site(folder: Path, experiment: Experiment, label: str, *, data: str, durable: bool) -> None:
+    """A new site's folder with its description; the file that it names as its data is not there yet."""
+    folder.mkdir(mode=0o700)
+    description: dict[str, object] = {
+        "label": label,
+        "data_set": f"{experiment.name}/{label}",
+        **({} if data == "data.csv" else {"data": data}),
+        **({} if durable else {"durable": False}),
+    }
+    _private_file(folder / "site.toml", tomli_w.dumps(description).encode())
+
+
+def csv_bytes(frame: DataFrame) -> bytes:
+    """`csv_text` in UTF-8."""
+    return csv_text(frame).encode()
 
 
 def csv_text(frame: DataFrame) -> str:
@@ -79,15 +108,15 @@ def csv_text(frame: DataFrame) -> str:
     return str(frame.astype(dict.fromkeys(narrow, "float64")).to_csv(index=False, lineterminator="\r\n"))
 
 
-def _private_file(path: Path, text: str) -> None:
+def _private_file(path: Path, content: bytes) -> None:
     path.touch(mode=0o600, exist_ok=False)
-    path.write_text(text, encoding="utf-8", newline="")
+    path.write_bytes(content)
 
 
-def _fingerprint(folder: Path, num_sites: int) -> str:
+def _fingerprint(folder: Path, num_sites: int, name: str) -> str:
     files = [folder / "experiment.toml"]
     for i in range(num_sites):
-        files += [folder / str(i) / "site.toml", folder / str(i) / "data.csv"]
+        files += [folder / str(i) / "site.toml", folder / str(i) / name]
     whole = hashlib.sha256()
     for file in files:
         # Digests have one length, so that moving bytes from one file to the next changes the whole.

@@ -51,6 +51,8 @@ def partition(table: DataFrame, schema: Schema, settings: Partition, seed: int) 
     if settings.kind == "grouped":
         _check_column(table, settings)
         return _not_too_small(grouped(table[settings.column], settings), settings)
+    if settings.kind == "virtual":
+        return [SiteRows("pool", np.arange(len(table)))]
     num_rows, k = len(table), settings.num_clients
     _check_enough(num_rows, settings)
     rng = np.random.default_rng(seed)

@@ -34,7 +34,7 @@ def match_key(name: str) -> str | Decimal:
     return name
 
 
-def _check_names(names: Collection[str], what: str) -> None:
+def check_names(names: Collection[str], what: str) -> None:
     """Raises `ValueError` where two names would match the same cell, or a name can match none."""
     if len({match_key(name) for name in names}) != len(names):
         raise ValueError(f"{what} has a name twice")
@@ -116,7 +116,7 @@ class CategoricalColumn(Frozen):
 
     @model_validator(mode="after")
     def _distinct(self) -> CategoricalColumn:
-        _check_names(self.categories, "categories")
+        check_names(self.categories, "categories")
         return self
 
 
@@ -147,7 +147,7 @@ class Schema(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Schema:
-        _check_names(self.classes, "classes")
+        check_names(self.classes, "classes")
         special = [name for name in (self.label, self.site, self.split) if name]
         if len(set(special)) != len(special):
             raise ValueError("label, site and split must be different columns")

@@ -72,7 +72,7 @@ class ClientPlan:
         budget, secure = experiment.privacy.client, experiment.secure_aggregation
         if budget is None:
             return None
-        if not experiment.federation.sites:
+        if not experiment.federation.num_members:
             raise ConfigError("the noise of [privacy.client] follows from the cohort", key="federation.sites")
         rounds = experiment.training.rounds
         shares = experiment.cohort_size - secure.max_dropouts - secure.max_corrupt

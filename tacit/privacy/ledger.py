@@ -17,9 +17,11 @@ Guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,12 @@ class Entry:
         return cls(**{**record, "event": Event.from_dict(record["event"])})
 
 
+@lru_cache(maxsize=256)
+def _spelled(event: Event) -> Mapping[str, Any]:
+    """The event as JSON values; nobody writes into it."""
+    return event.to_dict()
+
+
 class Ledger(Closing):
     """The ledger of one data set, open in one process. Made by `Ledger.open`."""
 
@@ -75,8 +83,10 @@ class Ledger(Closing):
         self._file = file
         self._entries = list(entries)
         self._kinds = {entry.event for entry in self._entries}
+        self._num_debits, self._times = Counter[tuple[str, str]](), dict[str, list[str]]()
         events: dict[tuple[str, str], list[Event]] = {}  # by run and unit
         for entry in self._entries:
+            self._count(entry)
             events.setdefault((entry.run, entry.unit), []).append(entry.event)
         self._composed = {key: compose(*released) for key, released in events.items()}
 
@@ -107,6 +117,18 @@ class Ledger(Closing):
     def entries(self) -> tuple[Entry, ...]:
         """All debits, oldest first."""
         return tuple(self._entries)
+
+    def num_debits(self, run: str, purpose: str) -> int:
+        """How often a run was debited for a purpose."""
+        return self._num_debits[run, purpose]
+
+    def times_of(self, purpose: str) -> Sequence[str]:
+        """When each debit for a purpose was made, oldest first."""
+        return self._times.get(purpose, ())
+
+    def _count(self, entry: Entry) -> None:
+        self._num_debits[entry.run, entry.purpose] += 1
+        self._times.setdefault(entry.purpose, []).append(entry.time)
 
     @property
     def num_torn(self) -> int:
@@ -154,11 +176,12 @@ class Ledger(Closing):
                 "attempt": attempt,
                 "purpose": purpose,
                 "unit": unit,
-                "event": event.to_dict(),
+                "event": _spelled(event),
                 "delta": delta,
             }
         )
-        self._entries.append(Entry.of(record))
+        self._entries.append(Entry(**{**record, "event": event}))
+        self._count(self._entries[-1])
         self._kinds.add(event)
         so_far = self._composed.get((run, unit), ())
         self._composed[run, unit] = compose(*so_far, event)

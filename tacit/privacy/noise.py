@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 KEY_BYTES: Final = 32
+NONCE_BYTES: Final = 12
 
-_BLOCK: Final = 1 << 14  # normals made at a time: their uniforms stay in the cache
+_MOST_BYTES: Final = 1 << 36  # of one nonce: the counter of 32 bits must not run into another's blocks
 _ZEROS: Final = memoryview(bytes(1 << 18))
 
 
@@ -35,14 +36,15 @@ class Stream:
     """A sequence of random numbers, each used once.
 
     Args:
-        key: 32 bytes that serve this one stream.
+        key: 32 bytes that serve this stream, and no other with the same nonce.
+        nonce: 12 bytes, where streams share a key (`tacit.privacy.streams`).
     """
 
-    def __init__(self, key: bytes) -> None:
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"a stream needs a key of {KEY_BYTES} bytes")
-        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-        self._process = os.getpid()
+    def __init__(self, key: bytes, nonce: bytes = bytes(NONCE_BYTES)) -> None:
+        if len(key) != KEY_BYTES or len(nonce) != NONCE_BYTES:
+            raise ValueError(f"a stream needs a key of {KEY_BYTES} bytes and a nonce of {NONCE_BYTES}")
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR(nonce + bytes(4))).encryptor()
+        self._process, self._left = os.getpid(), _MOST_BYTES
 
     def __repr__(self) -> str:
         return "<Stream: secret>"
@@ -51,16 +53,12 @@ class Stream:
         raise TypeError("a Stream is not copied: two copies would draw the same noise")
 
     def bytes(self, n: int) -> bytes:
-        """The next `n` bytes of the key's AES-256-CTR stream (block 0 first, zero nonce)."""
+        """The next `n` bytes of the key's AES-256-CTR stream (nonce, then the counter from block 0)."""
         return self._draw(n).tobytes()
 
     def uniform(self, shape: int | tuple[int, ...]) -> NDArray[np.float64]:
         """Multiples of 2**-53 in [0, 1), eight bytes each, shape `shape`."""
-        words = self.words(_size(shape))
-        words >>= np.uint64(11)
-        values = words.astype(np.float64)
-        values *= 2.0**-53
-        return values.reshape(shape)
+        return in_unit_interval(self.words(_size(shape))).reshape(shape)
 
     def bernoulli(self, n: int, q: float) -> NDArray[np.bool_]:
         """Independent draws that are true with probability floor(q * 2**64) / 2**64, never above `q`.
@@ -72,12 +70,7 @@ class Stream:
         Returns:
             Shape (n,). Eight bytes of the stream are used for each, whatever `q` is.
         """
-        if not 0 <= q <= 1:
-            raise ValueError(f"a probability is within [0, 1], not {q}")
-        words = self.words(n)
-        if q == 1:
-            return np.ones(n, dtype=np.bool_)
-        return words < np.uint64(int(math.ldexp(q, 64)))  # ldexp only moves the exponent: exact
+        return below(self.words(n), q)
 
     def gaussian(self, shape: int | tuple[int, ...], std: float) -> NDArray[np.float64]:
         """Normals of mean 0, shape `shape`, each the sum of four independent draws divided by two.
@@ -89,15 +82,9 @@ class Stream:
         Returns:
             Finite values: no draw is above 8.6 standard deviations, the sum of four none above 17.2.
         """
-        if not 0 <= std < math.inf:
-            raise ValueError(f"a standard deviation is finite and not negative, not {std}")
-        values = np.zeros(_size(shape))
-        if std > 0:
-            for start in range(0, values.size, _BLOCK):
-                part = values[start : start + _BLOCK]
-                part[:] = self._four_normals(part.size)
-            values *= std / 2
-        return values.reshape(shape)
+        from tacit.privacy.normals import gaussians
+
+        return gaussians([self], _size(shape), std).reshape(shape)
 
     def rounding(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         """Each value rounded up or down at random so that its expectation is the value. Same shape.
@@ -110,37 +97,30 @@ class Stream:
         floor = np.floor(values)
         return floor.astype(np.int64) + (self.uniform(values.shape) < values - floor)
 
-    def _four_normals(self, n: int) -> NDArray[np.float64]:
-        """Sums of four standard normals, shape (n,): Box and Muller 1958, cosines for the first half of the
-        elements and sines for the second, so that the four summands of one element share no uniform."""
-        half = (n + 1) // 2
-        radius, angle = self.uniform((2, 4, half))
-        np.subtract(1.0, radius, out=radius)  # in (0, 1]: the logarithm is finite
-        np.log(radius, out=radius)
-        radius *= -2.0
-        np.sqrt(radius, out=radius)
-        angle *= 2 * np.pi
-        draws = np.empty((2, 4, half))
-        np.cos(angle, out=draws[0])
-        np.sin(angle, out=draws[1])
-        draws *= radius
-        sums: NDArray[np.float64] = draws.sum(axis=1).reshape(-1)[:n]
-        return sums
-
     def words(self, n: int) -> NDArray[np.uint64]:
         """The next `8 n` bytes as little-endian 64-bit words, shape (n,)."""
         return self._draw(8 * n).view("<u8")
 
+    def fill(self, out: NDArray[np.uint64]) -> None:
+        """Writes the next `8 n` bytes over a contiguous array of n words; see `words`."""
+        self._fill(out.reshape(-1).view(np.uint8))
+
     def _draw(self, n: int) -> NDArray[np.uint8]:
+        out = np.empty(n, dtype=np.uint8)
+        self._fill(out)
+        return out
+
+    def _fill(self, out: NDArray[np.uint8]) -> None:
         if os.getpid() != self._process:
             raise RuntimeError(
                 "this stream was made before a fork; make one from a fresh key in this process"
             )
-        out = np.empty(n, dtype=np.uint8)
-        for start in range(0, n, len(_ZEROS)):
+        self._left -= len(out)
+        if self._left < 0:
+            raise RuntimeError("this stream is used up")
+        for start in range(0, len(out), len(_ZEROS)):
             part = out[start : start + len(_ZEROS)]
             self._cipher.update_into(_ZEROS[: part.size], part.data)
-        return out
 
 
 class Keys(Protocol):
@@ -176,6 +156,27 @@ class SeededKeys:
         """The same 32 bytes for the same seed, purpose and index; others for any other."""
         info = b"".join(_field(part) for part in ("tacit/keys/1", purpose, *index))
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(_field(self.seed))
+
+
+def below(words: NDArray[np.uint64], q: float) -> NDArray[np.bool_]:
+    """`Stream.bernoulli` of words that were read already, same shape.
+
+    Raises:
+        ValueError: `q` is no probability.
+    """
+    if not 0 <= q <= 1:
+        raise ValueError(f"a probability is within [0, 1], not {q}")
+    if q == 1:
+        return np.ones(words.shape, dtype=np.bool_)
+    return words < np.uint64(int(math.ldexp(q, 64)))  # ldexp only moves the exponent: exact
+
+
+def in_unit_interval(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """`Stream.uniform` of words that were read already, same shape; writes over them."""
+    words >>= np.uint64(11)
+    values = words.astype(np.float64)
+    values *= 2.0**-53
+    return values
 
 
 def _field(value: int | str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tacit.config import Count, Experiment, Positive, load_as
+from tacit.config import BUILT_IN, Count, Experiment, Positive, load_as
 from tacit.data.schema import Frozen, Schema
 from tacit.errors import Refused
 
@@ -41,7 +41,7 @@ class SitePolicy(Frozen):
     min_honest: Annotated[int, Field(ge=2)] = 2
     require_secure_aggregation: bool = True
     allow_single_updates: bool = False
-    allowed_tasks: Annotated[tuple[str, ...], Field(strict=False)] = ("tabular",)
+    allowed_tasks: Annotated[tuple[str, ...], Field(strict=False)] = BUILT_IN
     max_rounds_per_hour: Count = 3600
     max_model_parameters: Count = 10_000_000
     max_model_norm: Positive = 10_000.0

@@ -36,13 +36,13 @@ def lower_is_better(metric: str) -> bool:
 
 
 def metric_names(record: RunRecord) -> list[str]:
-    """All metrics of the run; first what early stopping monitors, else ranking (AUROC), else accuracy."""
+    """All metrics of the run; first what early stopping monitors, else ranking (AUROC), else accuracy, else R2."""
     found = dict.fromkeys(record.final.metrics)
     for item in record.rounds:
         found.update(dict.fromkeys(item.metrics))
     evaluation = record.experiment.get("evaluation") or {}
     monitored = evaluation.get("monitor") if evaluation.get("patience") else None
-    order = [monitored, "auroc", "accuracy"]
+    order = [monitored, "auroc", "accuracy", "r2"]
     return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
 
 
@@ -52,6 +52,8 @@ def comparison(record: RunRecord) -> list[Row]:
     rows = [Row("federated", "Federated", record.final.metrics)]
     if baselines.pooled:
         rows.append(Row("pooled", "Pooled: all rows in one place", baselines.pooled.metrics))
+    if baselines.best:
+        rows.append(Row("best", "Best achievable: the generator's truth", baselines.best.metrics))
     if record.final.sites and (baselines.local or baselines.majority):
         rows.append(Row("federated", "Federated, mean over sites", mean_over_sites(record.final.sites)))
     if baselines.local:

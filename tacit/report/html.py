@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tomli_w
 
@@ -22,6 +22,9 @@ from tacit.report.plots import Line, line_chart
 from tacit.report.record import Round, RunRecord, SiteDistances, SiteSlice
 from tacit.report.storage import write_text
 from tacit.report.wording import PROTECTED, upper
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MARKS = {
     "simulation": "simulation only: a deployment's server never sees this",
@@ -65,23 +68,12 @@ def write_html(record: RunRecord, path: Path) -> None:
 
 def render_html(record: RunRecord) -> str:
     """The page as text."""
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError:
-        raise MissingExtra("an HTML report", "simulation") from None
-    # Autoescape is on for every template: the automatic choice goes by file name and would leave .j2 out.
-    environment = Environment(
-        loader=PackageLoader("tacit", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages()
     environment.filters.update(
         metric=_metric,
         gain=_gain,
         upper=upper,
-        seconds=_seconds,
+        seconds=seconds,
         size=_size,
         cell=_cell,
         reasons=_reasons,
@@ -89,6 +81,26 @@ def render_html(record: RunRecord) -> str:
         scale=_scale,
     )
     return environment.get_template("report.html.j2").render(_context(record))
+
+
+def pages() -> Environment:
+    """Templates of this folder, with every text escaped.
+
+    Raises:
+        MissingExtra: Jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise MissingExtra("an HTML report", "simulation") from None
+    # Autoescape is on for every template: the automatic choice goes by file name and would leave .j2 out.
+    return Environment(
+        loader=PackageLoader("tacit", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _context(record: RunRecord) -> dict[str, Any]:
@@ -254,7 +266,8 @@ def _percent(value: float, scale: float) -> str:
     return f"{100 * min(1.0, max(0.0, value / scale)):.2f}" if scale else "0"
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """A time as a reader says it."""
     if value < 60:
         return f"{value:.2f} s"
     return f"{int(value // 60)} min {int(value % 60):02d} s"

@@ -17,7 +17,7 @@ from tacit.report.wording import RELATIONS, not_covered, trusted
 def privacy_entries(
     experiment: Experiment,
     plan: PrivacyPlan,
-    ledgers: Iterable[Sequence[Entry]],
+    ledgers: Iterable[Sequence[Entry]] | None,
     *,
     secure: SecureSum,
     simulation: bool,
@@ -27,13 +27,13 @@ def privacy_entries(
     Args:
         experiment: whose plan it is.
         plan: what is promised.
-        ledgers: the entries of each site's ledger that belong to this run.
+        ledgers: the entries of each site's ledger that belong to this run; None = they are with the sites.
         secure: how updates were added up.
         simulation: one machine had all rows.
     """
     if not plan.is_private:
         return (PrivacyEntry.nothing(),)
-    paid = list(ledgers)
+    paid = None if ledgers is None else list(ledgers)
     entries = []
     if plan.unit == "record":
         entries.append(_record(plan, _most(paid, "training"), simulation))
@@ -42,12 +42,14 @@ def privacy_entries(
     return tuple(_void(entry) if experiment.insecure_seeded_noise else entry for entry in entries)
 
 
-def _most(ledgers: Sequence[Sequence[Entry]], purpose: str) -> int:
-    """Debits for a purpose at the site that made most of them."""
+def _most(ledgers: Sequence[Sequence[Entry]] | None, purpose: str) -> int | None:
+    """Debits for a purpose at the site that made most of them; None where nobody here can know."""
+    if ledgers is None:
+        return None
     return max((sum(entry.purpose == purpose for entry in entries) for entries in ledgers), default=0)
 
 
-def _record(plan: PrivacyPlan, debits: int, simulation: bool) -> PrivacyEntry:
+def _record(plan: PrivacyPlan, debits: int | None, simulation: bool) -> PrivacyEntry:
     return PrivacyEntry(
         unit="record",
         relation=RELATIONS["record"],
@@ -60,12 +62,12 @@ def _record(plan: PrivacyPlan, debits: int, simulation: bool) -> PrivacyEntry:
         trusted=trusted("record"),
         not_covered=not_covered("record", simulation=simulation),
         mechanism="DP-SGD: Poisson-sampled, clipped per record, Gaussian noise at the site in every step",
-        epsilon_spent=plan.epsilon_after(debits),
+        epsilon_spent=None if debits is None else plan.epsilon_after(debits),
     )
 
 
 def _client(
-    experiment: Experiment, plan: ClientPlan, debits: int, secure: SecureSum, simulation: bool
+    experiment: Experiment, plan: ClientPlan, debits: int | None, secure: SecureSum, simulation: bool
 ) -> PrivacyEntry:
     clipped = "each client's vector is cut at the clip norm and rounded to integers"
     if plan.placement == "central":
@@ -87,7 +89,7 @@ def _client(
         trusted=trusted("client", noise=plan.placement, secure=secure),
         not_covered=not_covered("client", simulation=simulation),
         mechanism=how,
-        epsilon_spent=plan.epsilon_after(debits),
+        epsilon_spent=None if debits is None else plan.epsilon_after(debits),
         epsilon_replaced=plan.epsilon_replaced,
         max_colluding=experiment.secure_aggregation.max_corrupt if plan.placement == "distributed" else None,
     )

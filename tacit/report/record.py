@@ -131,11 +131,13 @@ class Baselines(Part):
         pooled: one model on all training rows in one place; `metrics` as in `Final`.
         local: each site alone with its own rows; `metrics` is the plain mean over sites.
         majority: each site's most frequent class; `metrics` is the plain mean over sites.
+        best: the best that any model could do, where records were generated and their truth is known.
     """
 
     pooled: Baseline | None = None
     local: Baseline | None = None
     majority: Baseline | None = None
+    best: Baseline | None = None
 
 
 class PrivacyEntry(Part):
@@ -280,20 +282,52 @@ class PlayedFault(Part):
     happened: str
 
 
+class Federation(Part):
+    """What the members of a federation had agreed on when a run was made: the epoch of the roster that counted.
+
+    Attributes:
+        name: of the federation.
+        epoch: its number.
+        digest: of the roster, in the groups that operators compare.
+        members: N, members that are not revoked.
+        signatures: of members under this epoch; 0 where an offline root signs.
+        root_key: fingerprint of the offline root that signs in place of the members; empty = none.
+        root_holder: who holds it, as the coordinator names them.
+        min_clients, max_clients: n_min and n_max, clients that send keys for a sum, fewest and most.
+        max_corrupt: c, members of the whole roster that may collude with the coordinator.
+        max_dropouts: D, clients that may vanish from a sum.
+    """
+
+    name: str
+    epoch: Count
+    digest: str
+    members: Count
+    signatures: Count
+    root_key: str = ""
+    root_holder: str = ""
+    min_clients: Count
+    max_clients: Count
+    max_corrupt: Count
+    max_dropouts: Count
+
+
 class RunRecord(Part):
     """One run, from its resolved experiment to its outcome.
 
     Attributes:
         experiment: `Experiment.model_dump(mode="json", by_alias=True, exclude_none=True)`.
         engine: "local" and "ray" are simulations; "superlink" is real processes.
+        executor: how the local engine has trained its cohorts, and why.
         ledger: the last entries, oldest first.
-        outcome: "finished", "stopped early" or "failed: reason".
+        federation: what its members had agreed on. Of real processes only.
+        outcome: "finished", "stopped early", "stopped" (by somebody; what is complete is kept) or "failed: reason".
     """
 
     run_id: str
     started: AwareDatetime
-    outcome: Annotated[str, Field(pattern=r"^(finished|stopped early|failed: .+)$")]
+    outcome: Annotated[str, Field(pattern=r"^(finished|stopped early|stopped|failed: .+)$")]
     engine: Literal["local", "ray", "superlink"]
+    executor: str = ""
     seed: int
     experiment: Table
     rounds: tuple[Round, ...]
@@ -304,6 +338,7 @@ class RunRecord(Part):
     partition: tuple[SiteSlice, ...] = ()
     distances: SiteDistances | None = None
     faults: tuple[PlayedFault, ...] = ()
+    federation: Federation | None = None
     timings: dict[str, Seconds] = {}
     versions: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
@@ -341,6 +376,8 @@ class RunRecord(Part):
         present = [key for key, value in known_to_nobody.items() if value]
         if present and not self.is_simulation:
             raise ValueError(f"only a simulation can know {', '.join(present)}")
+        if self.is_simulation and self.federation is not None:
+            raise ValueError("a simulation has no federation whose members have agreed on anything")
         return self
 
     @property

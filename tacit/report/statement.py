@@ -12,6 +12,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import NamedTuple
 
+from tacit.report import federation
 from tacit.report.record import PrivacyEntry, RunRecord
 from tacit.report.storage import write_text
 from tacit.report.wording import PROTECTED, RELATIONS, all_not_covered, upper
@@ -91,7 +92,9 @@ def sections(record: RunRecord) -> list[Section]:
         _views(record),
         _noise(record),
         _secure_sum(record),
+        _members(record),
         _exclusions(record),
+        _site_file(record),
         _software(record),
     ]
     return [part for part in parts if part.sentences or part.points]
@@ -123,12 +126,13 @@ def _reason(record: RunRecord) -> str:
 
 def _run(record: RunRecord) -> Section:
     data = record.experiment.get("data") or {}
+    source = str(data.get("source", "not named in the record")) if record.is_simulation else "each site's own"
     points = [
         ("Run", record.run_id),
         ("Started", f"{record.started.astimezone(UTC):%Y-%m-%d %H:%M} UTC"),
         ("Outcome", record.outcome),
-        ("Data", str(data.get("source", "not named in the record"))),
-        ("Participants", f"{len(record.labels)} sites"),
+        ("Data", source),
+        ("Participants", _participants(record)),
         ("Rounds made", str(len(record.rounds))),
     ]
     simulated = (
@@ -137,6 +141,14 @@ def _run(record: RunRecord) -> Section:
         "about that machine."
     )
     return Section("The run", (simulated,) if record.is_simulation else (), tuple(points))
+
+
+def _participants(record: RunRecord) -> str:
+    """How many there are; of virtual clients the population counts, not the one folder that they draw from."""
+    population = record.experiment.get("federation", {}).get("population")
+    if population is None:
+        return f"{len(record.labels)} sites"
+    return f"{population['size']} simulated clients of {population['rows']} records"
 
 
 def _promise(entry: PrivacyEntry) -> Section:
@@ -164,7 +176,9 @@ def _promise(entry: PrivacyEntry) -> Section:
         points.append(("Epsilon for another contribution instead of none", other))
     if entry.max_colluding is not None:
         points.append(("Clients that may collude with the server", f"at most {entry.max_colluding}"))
-    if entry.epsilon_spent is not None:
+    if entry.epsilon_spent is None:
+        points.append(("Epsilon of what was spent", "each site's own figure, which is in its ledger"))
+    else:
         spent = f"{upper(entry.epsilon_spent)} for the releases really made; information, not the promise"
         points.append(("Epsilon of what was spent", spent))
     return Section(f"What is promised, per {entry.unit}", (), tuple(points))
@@ -226,6 +240,8 @@ def _trust(record: RunRecord) -> Section:
     ]
     if record.is_simulation:
         points.append(("Simulation", "whoever runs the machine, with all rows"))
+    if record.federation is not None and record.secure_aggregation.enabled:
+        points.append(("Members and their keys", federation.root_of_trust(record.federation)))
     sentence = (
         "For the promise to hold, these must be trusted:"
         if record.is_private
@@ -301,6 +317,18 @@ def _secure_sum(record: RunRecord) -> Section:
     points += [("Word width", f"{secure.bits} bits")] if secure.bits is not None else []
     points += [("Threshold", f"{secure.threshold} clients")] if secure.threshold is not None else []
     return Section("Secure aggregation", tuple(sentences), tuple(points))
+
+
+def _members(record: RunRecord) -> Section:
+    if record.federation is None:
+        return Section("")
+    return Section("What the members have agreed on", (), federation.agreed(record.federation))
+
+
+def _site_file(record: RunRecord) -> Section:
+    if record.is_simulation:
+        return Section("")
+    return Section("For a site's own file", federation.site_file(record))
 
 
 def _exclusions(record: RunRecord) -> Section:

@@ -8,7 +8,7 @@ weight: every client counts once, and how many are in a sum is public.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tacit.errors import ConfigError, ProtocolError, Refused
-from tacit.secagg import ring
+from tacit.secagg import ring, rows
 from tacit.secagg.encoder import Encoder, Mean, Uniforms
-from tacit.update import Aggregate, EncodedUpdate, LocalUpdate
+from tacit.update import Aggregate, EncodedUpdate, Integers, LocalUpdate
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,34 @@ class ClientLevelEncoder(Encoder):
         whole = np.concatenate(blocks)
         values, _ = ring.encode(whole, clip=1.0, c_int=self.c_int, uniforms=uniforms(whole.size))
         return EncodedUpdate(values, clipped)
+
+    @property
+    def num_uniforms(self) -> int:
+        """See `Encoder`."""
+        return self.layout.size
+
+    def encode_rows(
+        self,
+        deltas: NDArray[np.floating],
+        weights: Sequence[float],
+        metrics: Sequence[Mapping[str, float]],
+        uniforms: NDArray[np.float64],
+    ) -> tuple[Integers, NDArray[np.bool_]]:
+        """See `Encoder`."""
+        if any(weight != 1 for weight in weights):
+            raise Refused("weight", "under a promise for clients every one counts alike")
+        cut, clipped = rows.clip_norms(deltas, self.clip)
+        shares, size = self.shares, self.layout.model_size
+        whole = np.empty((len(deltas), self.layout.size))
+        np.multiply(cut, shares["model"] / self.clip, out=whole[:, :size])
+        if self.layout.metrics:
+            scale = shares["metrics"] / sqrt(len(self.layout.metrics))
+            for row, values in zip(whole, metrics, strict=True):
+                row[size : size + len(self.layout.metrics)] = self._metrics(values) * scale
+        if self.layout.last == "bit":
+            whole[:, -1] = np.where(clipped, -shares["bit"], shares["bit"])
+        bounded, _ = rows.clip_norms(whole, 1.0)
+        return rows.rounded(bounded, clip=1.0, c_int=self.c_int, uniforms=uniforms), clipped
 
     def decode(self, aggregate: Aggregate, noise: float = 0.0) -> Mean:
         """The mean delta, the number of clients, the metric sums and the share of updates below the clip norm.

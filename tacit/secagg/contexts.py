@@ -183,6 +183,16 @@ def model_digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return writer.hash()
 
 
+def schema_digest(shapes: Mapping[str, Sequence[int]]) -> bytes:
+    """Hash of what a roster lists of a model: name and shape of each array of floats of 32 bits, by name."""
+    writer = Writer("model-schema").number(len(shapes))
+    for name, shape in sorted(shapes.items()):
+        writer.text(name).number(len(shape))
+        for extent in shape:
+            writer.number(extent)
+    return writer.hash()
+
+
 def text_digest(text: str) -> bytes:
     """Hash of a text, such as the experiment in canonical TOML."""
     return Writer("text").text(text).hash()

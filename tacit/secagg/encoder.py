@@ -7,7 +7,7 @@ Every block is scaled so that its bound is C_int, and the word width that holds 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tacit.errors import ConfigError, ProtocolError, Refused
-from tacit.secagg import ring
+from tacit.secagg import ring, rows
 from tacit.update import Aggregate, EncodedUpdate, Integers, Layout, LocalUpdate
 
 Uniforms = Callable[[int], NDArray[np.float64]]
@@ -109,6 +109,43 @@ class Encoder:
         )
         scalars = np.array([*metrics, weight], dtype=np.int64)
         return EncodedUpdate(np.concatenate([model, scalars]), clipped)
+
+    @property
+    def num_uniforms(self) -> int:
+        """How many random numbers `encode` asks for."""
+        return self.layout.model_size
+
+    def encode_rows(
+        self,
+        deltas: NDArray[np.floating],
+        weights: Sequence[float],
+        metrics: Sequence[Mapping[str, float]],
+        uniforms: NDArray[np.float64],
+    ) -> tuple[Integers, NDArray[np.bool_]]:
+        """`encode` for many clients at once: row i is the vector that client i gets from it alone.
+
+        Args:
+            deltas: model blocks, shape (clients, layout.model_size), finite.
+            weights: of each client.
+            metrics: of each client.
+            uniforms: shape (clients, num_uniforms).
+
+        Returns:
+            Shape (clients, layout.size), and whose update was longer than the clip norm, shape (clients,).
+
+        Raises:
+            Refused, ProtocolError: as `encode`.
+        """
+        units = np.array([self._weight_units(weight) for weight in weights], dtype=np.int64)
+        cut, clipped = rows.clip_norms(deltas, self.clip)
+        cut *= (units / self.c_int)[:, None]
+        out = np.empty((len(deltas), self.layout.size), dtype=np.int64)
+        size = self.layout.model_size
+        out[:, :size] = rows.rounded(cut, clip=self.clip, c_int=self.c_int, uniforms=uniforms)
+        for row, values in zip(out, metrics, strict=True):
+            row[size:-1] = self._metric_units(values)
+        out[:, -1] = units
+        return out, clipped
 
     def decode(self, aggregate: Aggregate, noise: float = 0.0) -> Mean:
         """The weighted mean delta, the total weight and the metric sums.

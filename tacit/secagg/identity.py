@@ -1,8 +1,8 @@
 """Who a participant is: an Ed25519 key (RFC 8032) that is made on its machine and never leaves it.
 
 Every message of the protocol is signed over what it is, its context, its sender and its body, so that a
-signature is good in one place only. `cryptography` makes and checks signatures; what it takes on trust, the
-public key, is checked here.
+signature is good in one place only. `cryptography` makes signatures, and libsodium checks them in a third of the
+time (docs/decisions/0020-libsodium-checks-signatures.md). What both take on trust is checked here.
 
 Guarantees:
     No signature verifies under a point of small order, nor under a second spelling of a key.
@@ -19,14 +19,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NoReturn
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
 
 from tacit.errors import ProtocolError, StorageError
 from tacit.secagg.encoding import Writer
@@ -142,10 +144,9 @@ def verify(
     Raises:
         ProtocolError: "signature", or "identity-key" if nothing may be verified under this key.
     """
-    check_identity(public)
     try:
         _check_signature(public, signature, _signed_bytes(label, context, sender, body_hash))
-    except InvalidSignature:
+    except BadSignatureError:
         raise ProtocolError("signature", f"the signature of member {sender} under a {label}") from None
 
 
@@ -156,8 +157,8 @@ def check_proof(public: bytes, label: str, proof: bytes) -> None:
         ProtocolError: "proof", or "identity-key".
     """
     try:
-        _public_key(public).verify(proof, _enrolment_bytes(label, public))
-    except InvalidSignature:
+        _check_signature(public, proof, _enrolment_bytes(label, public))
+    except BadSignatureError:
         raise ProtocolError("proof", f"{label!r} has not shown that it holds this key") from None
 
 
@@ -236,13 +237,10 @@ def readable(digest: bytes) -> str:
 
 @lru_cache(maxsize=4096)  # a simulation shows the same good signature to every client; a bad one is not kept
 def _check_signature(public: bytes, signature: bytes, signed: bytes) -> None:
-    _public_key(public).verify(signature, signed)
-
-
-@lru_cache(maxsize=4096)
-def _public_key(public: bytes) -> Ed25519PublicKey:
     check_identity(public)
-    return Ed25519PublicKey.from_public_bytes(public)
+    if len(signature) != SIGNATURE_BYTES:  # else bytes of one field could be read as those of the other
+        raise BadSignatureError
+    crypto_sign_open(signature + signed, public)
 
 
 def _signed_bytes(label: str, context: bytes, sender: int, body_hash: bytes) -> bytes:

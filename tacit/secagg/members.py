@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 from tacit.errors import ProtocolError
+from tacit.population import Nodes
 from tacit.secagg.encoding import HASH_BYTES, Reader, Writer
 from tacit.secagg.keys import PUBLIC_KEY_BYTES
 
@@ -40,6 +41,29 @@ class Member:
             size = 0
         if not 1 <= size <= _MAX_LABEL_BYTES:
             raise ProtocolError("member", f"a label has 1 to {_MAX_LABEL_BYTES} bytes of UTF-8")
+
+
+class Unenrolled(Mapping[int, Member]):
+    """The members of a population by node, each made when it is asked for; they have no keys.
+
+    Args:
+        nodes: of the population.
+    """
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._nodes.first, self._nodes.first + len(self._nodes)))
+
+    def __getitem__(self, node: int) -> Member:
+        index = node - self._nodes.first
+        if not 0 <= index < len(self._nodes):
+            raise KeyError(node)
+        return Member(index, self._nodes.labels[index], b"")
 
 
 @dataclass(frozen=True)

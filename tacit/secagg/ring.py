@@ -7,7 +7,7 @@ draw has to be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 from math import ceil, isfinite, sqrt
 from typing import Any, Final
@@ -21,7 +21,7 @@ from tacit.update import Integers, Words
 MIN_BITS: Final = 8
 MAX_BITS: Final = 32
 _FLOAT_SLACK: Final = 1 - 2.0**-40  # keeps the rounding errors of float64 inside the integer bound
-_BLOCK: Final = 1 << 16  # words packed together: both sides of a block stay in the cache
+BLOCK: Final = 1 << 16  # words packed together: both sides of a block stay in the cache
 
 
 def encode(
@@ -58,7 +58,7 @@ def rounded(cut: NDArray[np.float64], *, clip: float, c_int: int, uniforms: NDAr
     if uniforms.shape != cut.shape:
         raise ValueError("one uniform number for each coordinate")
     scaled = cut * units_per_one(clip, c_int, cut.size)
-    if _rounds_to_zero(c_int, cut.size):
+    if rounds_to_zero(c_int, cut.size):
         integers = np.trunc(scaled).astype(np.int64)
     else:
         floor = np.floor(scaled)
@@ -98,7 +98,7 @@ def decode(total: Integers, clip: float, c_int: int, d: int) -> NDArray[np.float
 
 def units_per_one(clip: float, c_int: int, d: int) -> float:
     """Integer units that stand for 1.0 in a vector of length `d`."""
-    margin = 0.0 if _rounds_to_zero(c_int, d) else sqrt(d)
+    margin = 0.0 if rounds_to_zero(c_int, d) else sqrt(d)
     return (c_int - margin) / clip * _FLOAT_SLACK
 
 
@@ -168,8 +168,8 @@ def centre(words: Words, bits: int) -> Integers:
 
 def packed_size(length: int, bits: int) -> int:
     """Bytes of `length` words of `bits` bits."""
-    num_whole, rest = divmod(length, _BLOCK)
-    return num_whole * _BLOCK * bits // 8 + _block_size(rest, bits)
+    num_whole, rest = divmod(length, BLOCK)
+    return num_whole * BLOCK * bits // 8 + _block_size(rest, bits)
 
 
 def pack(words: Words, bits: int) -> bytes:
@@ -212,13 +212,13 @@ def check_packed(data: bytes | memoryview, bits: int, length: int) -> None:
     if length < 0 or len(data) != packed_size(length, bits):
         raise ProtocolError("vector-size", f"{len(data)} bytes are not {length} words of {bits} bits")
     if length % 8:
-        last = np.frombuffer(data, np.uint8)[-_block_size(length % _BLOCK, bits) :]
-        _, _, single = _planes_of(last[np.newaxis], bits, length % _BLOCK)
+        last = np.frombuffer(data, np.uint8)[-_block_size(length % BLOCK, bits) :]
+        _, _, single = _planes_of(last[np.newaxis], bits, length % BLOCK)
         if any(planes[0, -1] >> length % 8 for planes in single):
             raise ProtocolError("padding", "an unused bit of a packed vector is set")
 
 
-def unpack(data: bytes, bits: int, length: int) -> Words:
+def unpack(data: bytes | memoryview, bits: int, length: int) -> Words:
     """The words that `pack` was given, shape (length,).
 
     Raises:
@@ -226,70 +226,33 @@ def unpack(data: bytes, bits: int, length: int) -> Words:
     """
     check_packed(data, bits, length)
     words = np.zeros(length, dtype=np.uint32)
-    add_packed(words, data, bits)
+    for blocks, part in _blocks(words, np.frombuffer(data, np.uint8), bits):
+        whole, shift, single = _planes_of(part, bits, blocks.shape[1])
+        for lowest, plane in whole:
+            blocks |= plane.astype(np.uint32) << lowest
+        for i, plane in enumerate(single):
+            bit = np.unpackbits(plane, axis=1, count=blocks.shape[1], bitorder="little")
+            blocks |= bit.astype(np.uint32) << (shift + np.uint32(i))
     return words
-
-
-def add_packed(
-    acc: Words,
-    data: bytes | memoryview,
-    bits: int,
-    read: Callable[[memoryview], object] = lambda block: None,
-) -> None:
-    """Adds packed words to a sum, in place, modulo 2^32. A block at a time: it takes no memory of its own.
-
-    Args:
-        acc: shape (length,); changed in place, and left as it is when the bytes are refused.
-        data: `length` words as `pack` makes them.
-        bits: 8 to 32.
-        read: is shown all bytes in their order, each block just before it is added and while it is in the cache.
-
-    Raises:
-        ProtocolError: these are not the bytes of so many words of `bits` bits.
-    """
-    check_packed(data, bits, acc.size)
-    shifted = np.empty(min(_BLOCK, acc.size), dtype=np.uint32)
-    for blocks, part in _blocks(acc, np.frombuffer(data, np.uint8), bits):
-        shifted = shifted[: blocks.shape[1]]
-        whole, shift, single = _planes_of(part, bits, shifted.size)
-        for n, block in enumerate(blocks):
-            read(part[n].data)
-            for lowest, planes in whole:
-                np.left_shift(planes[n], lowest, out=shifted, dtype=np.uint32)
-                block += shifted
-            if single:
-                rest = np.zeros(
-                    -(-block.size // 8), dtype=np.uint64
-                )  # a byte a word, shifted eight at a time
-                for i, planes in enumerate(single):
-                    rest |= np.unpackbits(planes[n], bitorder="little").view(np.uint64) << np.uint64(i)
-                block += rest.view(np.uint8)[: block.size].astype(np.uint32) << shift
-
-
-def subtract_packed(acc: Words, data: bytes | memoryview, bits: int) -> None:
-    """Takes back what `add_packed` has added."""
-    np.negative(acc, out=acc)
-    add_packed(acc, data, bits)
-    np.negative(acc, out=acc)
 
 
 def _blocks(words: Words, packed: NDArray[np.uint8], bits: int) -> Iterator[tuple[Words, NDArray[np.uint8]]]:
     """Blocks of one length and their packed forms, a row each: first the whole blocks, then the rest."""
-    num_whole, rest = divmod(words.size, _BLOCK)
-    inside, at = num_whole * _BLOCK, num_whole * _block_size(_BLOCK, bits)
+    num_whole, rest = divmod(words.size, BLOCK)
+    inside, at = num_whole * BLOCK, num_whole * _block_size(BLOCK, bits)
     if num_whole:
-        yield words[:inside].reshape(num_whole, _BLOCK), packed[:at].reshape(num_whole, -1)
+        yield words[:inside].reshape(num_whole, BLOCK), packed[:at].reshape(num_whole, -1)
     if rest:
         yield words[np.newaxis, inside:], packed[np.newaxis, at:]
 
 
 def _block_size(length: int, bits: int) -> int:
     """Bytes of one block of `length` words."""
-    whole, _, num_single = _planes(bits)
+    whole, _, num_single = plane_widths(bits)
     return sum(length * width // 8 for _, width in whole) + num_single * -(-length // 8)
 
 
-def _planes(bits: int) -> tuple[list[tuple[int, int]], int, int]:
+def plane_widths(bits: int) -> tuple[list[tuple[int, int]], int, int]:
     """Lowest bit and width of each plane of whole bytes; the lowest of the single bits, and how many there are."""
     widths = [16 if bits >= 16 else 8]
     widths += [8] * ((bits - widths[0]) // 8)
@@ -308,14 +271,15 @@ def _planes_of(
     Returns:
         The planes of whole bytes, each with its lowest bit; the lowest of the single bits; their planes.
     """
-    planes, lowest, num_single = _planes(bits)
+    widths, lowest, num_single = plane_widths(bits)
     whole, at = [], 0
-    for shift, width in planes:
+    for shift, width in widths:
         plane = blocks[:, at : (at := at + length * width // 8)]
         whole.append((np.uint32(shift), plane.view("<u2") if width == 16 else plane))
     size = -(-length // 8)
     return whole, np.uint32(lowest), [blocks[:, at + i * size :][:, :size] for i in range(num_single)]
 
 
-def _rounds_to_zero(c_int: int, d: int) -> bool:
+def rounds_to_zero(c_int: int, d: int) -> bool:
+    """Whether the margin of stochastic rounding would cost too much."""
     return c_int < 16 * sqrt(d)

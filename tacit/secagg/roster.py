@@ -60,7 +60,7 @@ class Roster:
         n_min, n_max: clients that send keys, fewest and most.
         max_corrupt: c, members of the whole roster that may collude with the coordinator.
         max_dropouts: D, clients that may vanish.
-        model_schemas: digests of the model schemas that may be trained.
+        model_schemas: digests of the model schemas that may be trained; empty = any.
         bundles: hashes of the app bundles that may be run.
         clip: smallest and largest clip norm.
         noise: smallest and largest noise multiplier.
@@ -101,8 +101,13 @@ class Roster:
 
     @property
     def active(self) -> frozenset[int]:
-        """Indices that are not revoked: N of the rule that says how many must sign."""
+        """Indices that are not revoked."""
         return frozenset(range(len(self.enrolled))) - self.revoked
+
+    @property
+    def voters(self) -> frozenset[int]:
+        """Whose signatures count under a roster, N of them: nobody who was revoked, or proven to cheat."""
+        return self.active - self.strikes
 
     def check_member(self, index: int, today: date) -> RosterMember:
         """The entry of a member that may take part today.
@@ -170,9 +175,11 @@ class Roster:
                 raise ProtocolError("limits", f"{name} = {value}, outside {low} to {high}")
 
     def check_model_schema(self, digest: bytes) -> None:
-        """Refuses a model whose names, shapes and types nobody has agreed on: "model-schema"."""
-        if digest not in self.model_schemas:
-            raise ProtocolError("model-schema", "the roster does not list this model's schema")
+        """Refuses a model whose names and shapes nobody has agreed on, where the members name any: "model-schema"."""
+        if self.model_schemas and digest not in self.model_schemas:
+            raise ProtocolError(
+                "model-schema", f"the roster does not list this model's schema, {digest.hex()}"
+            )
 
     def check_bundle(self, digest: bytes) -> None:
         """Refuses code that nobody has agreed on: "bundle"."""

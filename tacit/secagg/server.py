@@ -32,6 +32,7 @@ from tacit.secagg.identity import verify
 from tacit.secagg.keys import KeyPair, check_public, erase
 from tacit.secagg.members import Member
 from tacit.secagg.messages import (
+    ROW_BYTES,
     Complaint,
     ConfirmAnswer,
     ConfirmRequest,
@@ -44,10 +45,11 @@ from tacit.secagg.messages import (
     UnmaskAnswer,
     UnmaskRequest,
 )
+from tacit.secagg.packed_sum import PackedSum
 from tacit.secagg.prg import add_masks
-from tacit.secagg.ring import add_packed, centre, subtract_packed, sum_noise
+from tacit.secagg.ring import MIN_BITS, centre, sum_noise
 from tacit.secagg.unmasking import Commitments, Openings, opened_masks
-from tacit.update import Aggregate, Words
+from tacit.update import Aggregate
 
 # (phase, step) -> the phase after it. What is not here is refused.
 TRANSITIONS: Final = {
@@ -146,7 +148,7 @@ class ServerMachine:
         self._commitments: dict[int, Commitments] = {}
         self._masking: tuple[int, ...] = ()
         self._ctx2 = b""
-        self._total: Words = np.zeros(invitation.length, dtype=np.uint32)
+        self._total = PackedSum(0, MIN_BITS)  # of the masked vectors
         self._masked: dict[int, MaskAnswer] = {}
         self._complaints: dict[int, int] = {}
         self._survivors: tuple[int, ...] = ()
@@ -267,16 +269,20 @@ class ServerMachine:
         after, cohort = self._next("mask_requests"), self.cohort
         if len(self._dealt) < cohort.fewest:
             raise AttemptFailed("shares", self.missing)
+        self._total = PackedSum(self.length, cohort.parameters.bits)
         self._masking = tuple(sorted(self._dealt))
         self._ctx2 = cohort.ctx2(self._masking)
         recipients = {dealer: cohort.graph.recipients(dealer) for dealer in self._masking}
 
         def request(index: int) -> bytes:
-            rows = [
-                self._dealt[dealer].row(bisect_left(recipients[dealer], index))
-                for dealer in recipients[index]  # who deals to whom is the same in both directions
-                if dealer in recipients
-            ]
+            near = [
+                dealer for dealer in recipients[index] if dealer in recipients
+            ]  # who has dealt to it, too
+            if cohort.parameters.complete:  # its row is at one place everywhere
+                place = slice(ROW_BYTES * (at := bisect_left(recipients[index], index)), ROW_BYTES * (at + 1))
+                rows = [self._dealt[dealer].rows[place] for dealer in near]
+            else:
+                rows = [self._dealt[v].row(bisect_left(recipients[v], index)) for v in near]
             return MaskRequest(cohort.ctx1, self._masking, b"".join(rows)).encode()
 
         self._ask(after, self._masking, b"")
@@ -306,13 +312,10 @@ class ServerMachine:
         if (key := self._admit("collect_masked", message, self._ctx2)) is None:
             return
         entry = self.cohort.entries[message.sender]
-        tag, bits = (
-            self._key.tag(entry.enc_pk, ctx2=self._ctx2, sender=message.sender),
-            self.cohort.parameters.bits,
-        )
-        add_packed(self._total, vector, bits, tag.update)  # in one pass: a vector does not stay in the cache
+        tag = self._key.tag(entry.enc_pk, ctx2=self._ctx2, sender=message.sender)
+        self._total.add(vector, tag.update)  # in one pass: a vector does not stay in the cache
         if not compare_digest(tag.finish(), message.tag):
-            subtract_packed(self._total, vector, bits)
+            self._total.subtract(vector)
             raise ProtocolError("tag", "a vector is not the one that its sender signed for")
         self._masked[message.sender] = message
         self._accept(key, message.sender)
@@ -320,7 +323,7 @@ class ServerMachine:
     @property
     def masked_total(self) -> bytes:
         """The sum of the masked vectors so far, little-endian words of 32 bits."""
-        return self._total.astype("<u4").tobytes()
+        return self._total.words().astype("<u4").tobytes()
 
     def restore_masked(self, answers: Iterable[bytes], total: bytes) -> None:
         """Takes the answers of M2 that another process of this server has accepted, and the sum of their vectors.
@@ -342,9 +345,9 @@ class ServerMachine:
                 self._masked[message.sender] = message
             self._accept(key, message.sender)
         words = np.frombuffer(total, dtype="<u4")
-        if words.shape != self._total.shape:
+        if words.shape != (self.length,):
             raise ProtocolError("vector-size", "a sum of another length")
-        self._total[:] = words
+        self._total.restore(words)
 
     # --- M3
 
@@ -433,15 +436,16 @@ class ServerMachine:
             masks, blamed = opened_masks(self._openings)
         self.blamed = tuple(self._members[i] for i in sorted(blamed.wrong_shares))
         failed = blamed.guilty or blamed.unopened
+        total = self._total.words()
         if not failed:
-            add_masks(self._total, masks, threads=self._threads)
+            add_masks(total, masks, threads=self._threads)
         for seed, _ in masks:
             erase(seed)
         if failed:
             guilty = [self._members[i] for i in blamed.guilty]
             raise AttemptFailed("shares", {*guilty, *self.missing, *self.blamed}, guilty)
         self.phase, self._openings, self._asked = after, None, ()
-        values = centre(self._total, self.cohort.parameters.bits)
+        values = centre(total, self.cohort.parameters.bits)
         bound = self._bound()
         if values.size and not -bound <= int(values.min()) <= int(values.max()) <= bound:
             raise ProtocolError("aggregate-range", "the sum has a coordinate that is out of range")

@@ -20,7 +20,7 @@ def replace_batchnorm(model: nn.Module) -> nn.Module:
 
     if isinstance(model, nn.modules.batchnorm._BatchNorm):
         channels = model.num_features
-        groups = 1 if isinstance(model, nn.BatchNorm1d) else _groups(channels)
+        groups = 1 if isinstance(model, nn.BatchNorm1d) else num_groups(channels)
         return nn.GroupNorm(groups, channels, eps=model.eps, affine=model.affine)
     for name, child in list(model.named_children()):
         setattr(model, name, replace_batchnorm(child))
@@ -34,7 +34,7 @@ def has_batchnorm(model: nn.Module) -> bool:
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
 
 
-def _groups(channels: int) -> int:
+def num_groups(channels: int) -> int:
     """The largest divisor of `channels` up to 32 that leaves two channels or more to a group."""
     return max(
         g for g in range(1, min(32, channels) + 1) if channels % g == 0 and (g == 1 or channels >= 2 * g)

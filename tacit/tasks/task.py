@@ -81,6 +81,10 @@ def load_task(experiment: Experiment) -> Task:
         from tacit.tasks.tabular import TabularClassification
 
         return TabularClassification.of(experiment)
+    if not experiment.task.is_own:
+        from tacit.tasks.arrays import array_task
+
+        return array_task(experiment)
     module_name, _, name = kind.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), name)

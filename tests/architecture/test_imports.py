@@ -29,6 +29,7 @@ HOMES = {
     "flwr": ("client/", "server/", "strategies/", "simulations/"),
     "opacus": ("client/", "simulations/"),
     "cryptography": ("tacit/secagg/", "tacit/privacy/", "server/provisioning.py", "client/enrolment.py"),
+    "nacl": ("tacit/secagg/",),
     "tacit.secagg.in_process": ("simulations/",),
     # Flower's private modules. Flower is pinned exactly, and these files are where it will hurt.
     "flwr.supernode": WIRES,

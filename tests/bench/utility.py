@@ -2,24 +2,27 @@
 
 Heart disease and credit default need the published files under TACIT_TEST_DATA (heart-disease/, credit-default/);
 without them their rows say that they were skipped. Noise follows no seed, so figures differ from run to run; the
-spread is printed.
+spread is printed. `python -m tests.bench.utility SCENARIO` measures one of them.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from simulations.run import simulate
+from simulations.evaluate import Harness
+from simulations.run import one_thread, simulate
 from tacit import config
 from tacit.report.record import Baseline, Final, RunRecord
 
 SCENARIOS = Path(__file__).parents[2] / "simulations" / "scenarios"
 SPLITS = (42, 43, 44, 45, 46)
+SEEDS = (1, 2, 3, 4, 5)
 NOISE = 5  # runs that differ in their noise only
 
 # Mean accuracy over the hospitals that FLamby (du Terrail et al. 2022) publishes. It standardises each hospital by
@@ -29,9 +32,9 @@ FLAMBY = "FLamby: pooled 0.735, FedAvg 0.685, FedAdam 0.726, FedAvg with DP at e
 Row = dict[str, Any]
 
 
-def run() -> list[Row]:
-    """All rows; prints the comparisons that stand beside them."""
-    return [row for part in (_heart_disease, _breast_cancer, _credit_default) for row in part()]
+def run(*scenarios: str) -> list[Row]:
+    """The rows of some scenarios, or of all; prints the comparisons that stand beside them."""
+    return [row for name, part in PARTS.items() if not scenarios or name in scenarios for row in part()]
 
 
 def _heart_disease() -> Iterator[Row]:
@@ -68,7 +71,7 @@ def _heart_disease() -> Iterator[Row]:
 
 def _breast_cancer() -> Iterator[Row]:
     """AUROC on all test rows at epsilon 3, median over five seeds of partition, weights and rounding."""
-    records = [_run("breast_cancer", "", f"seed={seed}", "simulation.baselines=true") for seed in range(1, 6)]
+    records = [_run("breast_cancer", "", f"seed={seed}", "simulation.baselines=true") for seed in SEEDS]
     figures = [_auroc(record.final) for record in records]
     beside = {
         "pooled": [_auroc(record.baselines.pooled) for record in records],
@@ -82,17 +85,26 @@ def _breast_cancer() -> Iterator[Row]:
 
 
 def _credit_default() -> Iterator[Row]:
-    """AUROC on all test rows at epsilon 3, against the pooled model without privacy of the same run."""
-    name, folder = "credit default, AUROC, epsilon 3, against pooled - 0.02", _data("credit-default")
+    """AUROC on all test rows at epsilon 3, against the pooled model without privacy of the same run: five seeds.
+
+    A seed changes the banks, the weights and the pooled model's batches; the noise follows none.
+    """
+    names = [
+        "credit default, AUROC behind pooled, epsilon 3, mean of 5 seeds",
+        "credit default, AUROC behind pooled, epsilon 3, worst of 5 seeds",
+    ]
+    folder = _data("credit-default")
     if folder is None:
-        yield _skipped(name, None)
+        yield from (_skipped(name, 0.02) for name in names)
         return
-    record = _run("credit_default", folder, "simulation.baselines=true")
-    pooled = _auroc(record.baselines.pooled)
-    print(f"  credit default, pooled: {pooled:.4f}; {sum(record.timings.values()):.0f} s")
-    print(f"  credit default, this, mean of banks: {_by_site(record.final, 'auroc'):.4f}")
-    print(f"  credit default, local only, mean of banks: {_by_site(record.baselines.local, 'auroc'):.4f}")
-    yield _row(name, _auroc(record.final), pooled - 0.02)
+    behind = []
+    for seed in SEEDS:
+        final, pooled = _against_pooled("credit_default", folder, f"seed={seed}")
+        behind.append(pooled - final)
+        print(f"  credit default, seed {seed}: epsilon 3 {final:.4f}, pooled {pooled:.4f}", flush=True)
+    print(f"  credit default, behind pooled: {_spread(behind)}")
+    for name, figure in zip(names, (fmean(behind), max(behind)), strict=True):
+        yield {"name": name, "ratio": figure, "bar": 0.02, "better": "lower", "ok": figure <= 0.02}
 
 
 def _run(scenario: str, folder: str, *settings: str) -> RunRecord:
@@ -100,6 +112,22 @@ def _run(scenario: str, folder: str, *settings: str) -> RunRecord:
     overrides = ("simulation.baselines=false", f"data.dir={folder}", "checkpoints.keep=1", *settings)
     with tempfile.TemporaryDirectory() as out:
         return simulate(config.load(SCENARIOS / f"{scenario}.toml", overrides), Path(out))
+
+
+def _against_pooled(scenario: str, folder: str, *settings: str) -> tuple[float, float]:
+    """AUROC on all test rows of the federated model, and of the pooled one, whose learning rate is chosen for it.
+
+    The sum is the ideal one: the same encoding and the same integers, without cryptography.
+    """
+    overrides = ("simulation.baselines=false", "secure_aggregation.engine=ideal", f"data.dir={folder}")
+    with tempfile.TemporaryDirectory() as out:
+        loaded = config.load(SCENARIOS / f"{scenario}.toml", (*overrides, "checkpoints.keep=1", *settings))
+        record = simulate(loaded, Path(out))
+        harness = Harness(config.load(Path(out) / "experiment.toml"), Path(out) / "sites")
+        with one_thread():
+            pooled = harness.overall(harness.pooled())["auroc"]
+    assert pooled is not None
+    return _auroc(record.final), pooled
 
 
 def _data(name: str) -> str | None:
@@ -143,6 +171,8 @@ def _skipped(name: str, bar: float | None) -> Row:
     }
 
 
+PARTS = {"heart_disease": _heart_disease, "breast_cancer": _breast_cancer, "credit_default": _credit_default}
+
 if __name__ == "__main__":
-    for row in run():
+    for row in run(*sys.argv[1:]):
         print(row)

@@ -24,6 +24,7 @@ from tacit.secagg.messages import (
     UnmaskAnswer,
     UnmaskRequest,
 )
+from tacit.secagg.packed_sum import PackedSum
 from tacit.secagg.shamir import PRIME, join
 from tests.fuzz.draw import Draw
 from tests.reference import messages as reference
@@ -156,18 +157,19 @@ def packed_vector(data: bytes) -> int:
     """H3: words, as the second implementation reads them."""
     draw = Draw(data)
     bits, length, content = draw.below(48), draw.number(2) % 1024, draw.rest()
-    total = np.arange(length, dtype=np.uint32)
-    before = total.copy()
+    total = PackedSum(length, min(max(bits, ring.MIN_BITS), ring.MAX_BITS))
+    total.restore(before := np.arange(length, dtype=np.uint32))
+    before &= np.uint32(2**total.bits - 1)
     try:
         words = ring.unpack(content, bits, length)
-        ring.add_packed(total, content, bits)
+        total.add(content)
     except ProtocolError as error:
         assert error.reason in ("bits", "vector-size", "padding")
-        assert np.array_equal(total, before)
+        assert np.array_equal(total.words(), before)
         expected = None
     else:
         assert ring.pack(words, bits) == content
-        assert np.array_equal(total, before + words)
+        assert np.array_equal(total.words(), before + words & np.uint32(2**bits - 1))
         expected = words.tolist()
     if 8 <= bits <= 32:
         try:

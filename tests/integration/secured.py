@@ -23,14 +23,18 @@ KILLING = Path(__file__).parent / "killing"
 
 
 class Federation:
-    """Three sites and a coordinator; everything that is started carries the folder in its environment."""
+    """Three sites, unless `overrides` say otherwise, and a coordinator.
 
-    def __init__(self, folder: Path) -> None:
+    Everything that is started carries the folder in its environment.
+    """
+
+    def __init__(self, folder: Path, *overrides: str, address: str = "") -> None:
         self.folder = folder
-        prepared = three_sites(folder / "data")
+        prepared = three_sites(folder / "data", *overrides)
         self.experiment = prepared.experiment
         rows = {site.label: site.rows for site in self.experiment.federation.sites}
-        self.kit = enrolled(folder, rows, address=f"localhost:{free_port()}")
+        rules = {"max_dropouts": self.experiment.secure_aggregation.max_dropouts}
+        self.kit = enrolled(folder, rows, address=address or f"localhost:{free_port()}", rules=rules)
         signed(self.kit)
         accepted(self.kit)
         for i, label in enumerate(rows):
@@ -47,7 +51,7 @@ class Federation:
         site = ("client", "run", str(self.folder / "kits" / name))
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [TACIT, *(server if name == "server" else site)],
+                [*self.host(name), TACIT, *(server if name == "server" else site)],
                 env={
                     **os.environ,
                     "PYTHONPATH": str(KILLING),
@@ -58,6 +62,10 @@ class Federation:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def host(self, name: str) -> list[str]:
+        """How to start something on its host: all are on this one."""
+        return []
 
     def start_all(self) -> None:
         for name in ("server", *self.labels):
@@ -120,8 +128,8 @@ class Federation:
         """Until so many rounds are complete."""
         wait_for(lambda: run.num_rounds >= number or run.status.has_ended, told=self.said)
 
-    def wait_end(self, run: Run) -> None:
-        wait_for(lambda: run.status.has_ended, told=self.said)
+    def wait_end(self, run: Run, seconds: float = 280) -> None:
+        wait_for(lambda: run.status.has_ended, seconds, self.said)
 
     def stop(self) -> dict[str, int]:
         """Exit codes of all that run, after SIGTERM."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from simulations.faults import Fault
+from simulations.rehearsal import Rehearsed
 from tacit import config
 from tacit.bridge import Terms
 from tacit.cli import COMMANDS, load, main
@@ -132,12 +133,22 @@ def test_the_simulations_of_the_readme_run(folder: Path) -> None:
         assert (folder / "runs" / "my" / name).stat().st_size > 1000
 
 
-def test_the_rehearsal_of_the_readme_is_of_as_many_sites_as_its_experiment_allows(folder: Path) -> None:
+def test_the_rehearsal_of_the_readme_is_of_as_many_sites_as_its_experiment_needs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """tests/integration/test_rehearsal.py runs one."""
-    ((_, file, *_, number),) = (c for c in commands("README.md") if c[0] == "rehearse")
-    config.load(folder / file, [f"partition.num_clients={number}"])
+    ((_, file),) = (c for c in commands("README.md") if c[0] == "rehearse")
+    wanted: list[Experiment] = []
+
+    def rehearse(experiment: Experiment, *_: object) -> Rehearsed:
+        wanted.append(experiment)
+        return Rehearsed(0, folder, None, {})
+
+    monkeypatch.setattr("simulations.rehearsal.rehearse", rehearse)
+    assert _tacit("rehearse", file) == 0
+    (number,) = (experiment.partition.num_clients for experiment in wanted)
     with pytest.raises(ConfigError, match="max_dropouts"):
-        config.load(folder / file, [f"partition.num_clients={int(number) - 1}"])
+        config.load(folder / file, [f"partition.num_clients={number - 1}"])
 
 
 def test_the_six_commands_of_the_readme_are_those_of_the_first_hour() -> None:

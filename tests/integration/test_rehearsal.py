@@ -59,6 +59,9 @@ def test_a_secured_federation_of_separate_processes_runs_to_its_end(done: Rehear
     rows = read_rounds(done.run / "rounds.jsonl")
     assert [row["survivors"] for row in rows] == [["site-1", "site-2", "site-3"]] * 2
     assert (done.run / "model.safetensors").exists()
+    statement = (done.run / "privacy-statement.md").read_text(encoding="utf-8")
+    assert "all 3 members have signed it" in statement and done.run.name in statement
+    assert "all 3 members have signed it" in (done.run / "report.html").read_text(encoding="utf-8")
 
 
 def test_it_leaves_no_process_behind(done: Rehearsed) -> None:

@@ -30,9 +30,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     assert set(codes.values()) == {0}, federation.said()
 
 
-def check_whole(federation: Federation, run: Run, folder: Path, *overrides: str) -> None:
+def check_whole(
+    federation: Federation, run: Run, folder: Path, *overrides: str, seconds: float = 280
+) -> None:
     """Every round once, and the model that nobody's kill has touched."""
-    federation.wait_end(run)
+    federation.wait_end(run, seconds)
     assert run.status.state == "finished", federation.said()
     rounds = [row["round"] for row in read_rounds(run.folder / "rounds.jsonl")]
     assert rounds == list(range(1, run.status.rounds + 1))
@@ -45,7 +47,7 @@ def with_points(federation: Federation, folder: Path, repeats: int) -> None:
     for number, name in enumerate([*names, *["before-result"] * repeats]):
         (federation.points / f"{number:03d}-{name}").touch()
     run = federation.submit(rounds)
-    check_whole(federation, run, folder, rounds)
+    check_whole(federation, run, folder, rounds, seconds=280 * repeats)
     assert list(federation.points.iterdir()) == [], "every point was reached"
 
 
@@ -57,6 +59,7 @@ def test_D1_the_serverapp_killed_at_each_named_point_loses_no_round(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_D1_the_serverapp_killed_three_times_at_each_named_point(
     federation: Federation, tmp_path: Path
 ) -> None:
@@ -110,6 +113,14 @@ def test_nothing_but_the_front_listens_on_an_address_that_others_can_reach(feder
     assert front in listening
     assert listening_host("federation.example.org") == "0.0.0.0"
     assert len(listening) == 2, "the SuperLink is the other one"
+
+
+def test_K10_a_crash_of_a_server_or_a_site_leaves_no_core(federation: Federation) -> None:
+    wait_for(lambda: federation.pids("flower-superlink") != [])
+    processes = [process.pid for process in federation.processes.values()]
+    for pid in (*processes, *federation.pids("flower-superlink")):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert "Max core file size 0 0" in " ".join(limits.split())
 
 
 def test_F5_a_second_server_on_the_kit_refuses(federation: Federation) -> None:

@@ -93,13 +93,17 @@ def identity(secret: bytes) -> bytes:
 @cache
 def check_identity(key: bytes) -> None:
     """32 bytes that are a point of edwards25519 in its one spelling, and not one of small order."""
-    require(len(key) == 32, "identity-key")
-    y = int.from_bytes(key, "little") % 2**255
-    require(y < Q, "identity-key")
+    require(is_large_point(key), "identity-key")
+
+
+def is_large_point(encoded: bytes) -> bool:
+    """Whether 32 bytes are such a point."""
+    y = int.from_bytes(encoded, "little") % 2**255
     squared = (y * y - 1) * pow(CURVE_D * y * y + 1, -1, Q) % Q
-    require(squared == 0 or pow(squared, (Q - 1) // 2, Q) == 1, "identity-key")
+    is_point = squared == 0 or pow(squared, (Q - 1) // 2, Q) == 1
     # Order 8: doubling gives a point of order 4, which has y = 0; so x^2 = -y^2 there.
-    require(y not in (0, 1, Q - 1) and (squared + y * y) % Q != 0, "identity-key")
+    is_small = y in (0, 1, Q - 1) or (squared + y * y) % Q == 0
+    return len(encoded) == 32 and y < Q and is_point and not is_small
 
 
 def signed_text(name: str, context: bytes, sender: int, body_hash: bytes) -> bytes:
@@ -115,7 +119,9 @@ def sign(secret: bytes, name: str, context: bytes, sender: int, body_hash: bytes
 
 @cache
 def verify_raw(key: bytes, signature: bytes, signed: bytes) -> bool:
-    """Whether this is an Ed25519 signature."""
+    """Whether this is an Ed25519 signature, by the equation without the cofactor, whose R is not of small order."""
+    if not is_large_point(signature[:32]):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, signed)
     except InvalidSignature:

@@ -80,7 +80,8 @@ EXPLAINED = {
     "runs": ["the newest last", "The coordinator's kit."],
     "logs": ["First digits of its id; the newest without.", "Until its end."],
     "stop": ["what was complete is kept", "First digits of its id; the newest without."],
-    "rehearse": ["one process for each site", "Among how many its data are divided. [default: 4]"],
+    "rehearse": ["one process for each site", "divided. [default: (4, or as many as its secure sum needs)]"],
+    "report": ["its privacy statement anew", "First digits of its id; the newest without."],
     "audit": ["verify"],
     "doctor": ["Exit code 0: a client can run here.", "--json"],
 }

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from client.bookkeeping import BookKeeping, supports
+from client.bookkeeping import BookKeeping, NoRule, supports, unknown
+from client.choice import Watched, private_gradients
 from client.private_gradients import PrivateGradients
 from client.training import LocalTrainer
 from tacit import config
@@ -76,35 +77,111 @@ KNOWN = {
     "flattened images": nn.Sequential(nn.Flatten(), nn.Linear(4, 2)),
     "dropout": nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.GELU(), nn.Linear(3, 2, bias=False)),
 }
-UNKNOWN = {
+RULED = {  # by hooks
     "a layer by itself": nn.Linear(4, 2),
-    "nothing to train": nn.Sequential(nn.ReLU()),
     "another forward": Doubled(nn.Linear(4, 2)),
-    "convolution": nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(4, 2)),
     "normalisation": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
-    "softmax over the batch": nn.Sequential(nn.Linear(4, 2), nn.Softmax(0)),
-    "flattened with the batch": nn.Sequential(nn.Linear(4, 2), nn.Flatten(0)),
     "in place": nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2)),
-    "one layer twice": nn.Sequential(linear, nn.Tanh(), linear),
-    "shared weights": tied(),
+    "one layer twice": nn.Sequential(linear, nn.Tanh(), linear, nn.Linear(4, 2)),
     "frozen weights": frozen(),
+    "nested": nn.Sequential(nn.Sequential(nn.Linear(4, 3)), nn.Linear(3, 2)),
+}
+UNKNOWN = {
+    "nothing to train": nn.Sequential(nn.ReLU()),
+    "shared weights": tied(),
     "a parameter beside the layers": with_own_parameter(),
     "a slope that is trained": nn.Sequential(nn.Linear(4, 2), nn.PReLU()),
     "weight norm": nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 2))),
-    "nested": nn.Sequential(nn.Sequential(nn.Linear(4, 3)), nn.Linear(3, 2)),
+    "a table scaled by its use": nn.Sequential(nn.Embedding(4, 2, scale_grad_by_freq=True), nn.Flatten()),
+    "a table renormed by its use": nn.Sequential(nn.Embedding(4, 2, max_norm=1.0), nn.Flatten()),
+    "a normalisation that mixes records": nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2)),
 }
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_plain_stacks_are_supported(name: str) -> None:
-    assert supports(KNOWN[name])
+    assert supports(KNOWN[name]) and not unknown(KNOWN[name])
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_a_rule_for_each_layer_is_enough(name: str) -> None:
+    assert not supports(RULED[name]) and not unknown(RULED[name])
+    BookKeeping(RULED[name], Classes(), 1.0, 1.0).fill(records(), 1.0, Stream(bytes(32)))
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_anything_else_is_left_to_opacus(name: str) -> None:
-    assert not supports(UNKNOWN[name])
-    with pytest.raises(ValueError, match="plain stack"):
+    assert unknown(UNKNOWN[name]) and not supports(UNKNOWN[name])
+    with pytest.raises(ValueError, match=r"no rule|nothing is trained|share|mixes"):
         BookKeeping(UNKNOWN[name], Classes(), 1.0, 1.0)
+
+
+class PastItsLayer(nn.Module):
+    """Uses a layer's weight also where the layer is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.inner(features)) + 0.1 * self.inner.weight.sum()
+
+
+class NoGradient(PastItsLayer):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            inner = self.inner(features)
+        return self.outer(inner)
+
+
+class WrittenOver(PastItsLayer):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        features = features.clone()
+        inner = self.inner(features)
+        with torch.no_grad():
+            features.zero_()
+        return self.outer(inner.tanh())
+
+
+class Transposed(PastItsLayer):
+    """Its layers meet positions first, records second."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        several = features.unsqueeze(0).expand(3, -1, -1)
+        return self.outer(self.inner(several)).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (PastItsLayer(), "past the layer"),
+        (NoGradient(), "without a gradient"),
+        (Transposed(), "one entry for each record"),
+    ],
+)
+def test_what_the_forward_pass_does_beside_the_rules_is_noticed(network: nn.Module, reason: str) -> None:
+    assert not unknown(network)
+    with pytest.raises(NoRule, match=reason):
+        BookKeeping(network, Classes(), 1.0, 1.0).fill(records(), 1.0, Stream(bytes(32)))
+    assert all(not layer._forward_hooks for layer in network.modules())
+
+
+def test_an_input_that_is_written_over_never_makes_a_gradient() -> None:
+    """Autograd itself refuses to go back through it where it needs the input; book-keeping does in any case."""
+    with pytest.raises((NoRule, RuntimeError), match=r"written over|modified by an inplace operation"):
+        BookKeeping(WrittenOver(), Classes(), 1.0, 1.0).fill(records(), 1.0, Stream(bytes(32)))
+
+
+def test_opacus_takes_over_where_the_forward_pass_has_no_rule(caplog: pytest.LogCaptureFixture) -> None:
+    model = NoGradient()
+    wanted = sums(PrivateGradients, model, records())
+    with caplog.at_level("INFO", logger="client.choice"):
+        step = private_gradients(model, Classes(), 1.0, 0.0)
+        step.fill(records(), 1.0, Stream(bytes(32)))
+    assert "gradients: book-keeping" in caplog.text
+    assert "gradients: opacus (a Linear is called with keywords, or without a gradient)" in caplog.text
+    for parameter, g in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, g)
 
 
 def trainer(network: nn.Module, *, private: bool = True) -> LocalTrainer:
@@ -115,11 +192,12 @@ def trainer(network: nn.Module, *, private: bool = True) -> LocalTrainer:
 
 def test_the_trainer_takes_book_keeping_where_it_can() -> None:
     assert isinstance(trainer(KNOWN["built-in"]).gradients, BookKeeping)
-    assert isinstance(trainer(UNKNOWN["normalisation"]).gradients, PrivateGradients)
+    assert isinstance(trainer(RULED["normalisation"]).gradients, Watched)
+    assert isinstance(trainer(nn.Sequential(nn.Linear(4, 2), nn.RMSNorm(2))).gradients, PrivateGradients)
 
 
 def test_a_client_with_a_plain_model_does_not_load_opacus() -> None:
-    script = "import sys, client.bookkeeping, client.training; sys.exit('opacus' in sys.modules)"
+    script = "import sys, client.choice, client.training; sys.exit('opacus' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,16 +13,22 @@ from client import submission
 from client.participant import Run
 from client.sessions import FolderSessions, Session
 from tacit.errors import ProtocolError, Refused, StorageError
+from tacit.secagg.contexts import schema_digest
 from tacit.secagg.encoder import Encoder
+from tacit.secagg.identity import Identity
+from tacit.secagg.signed_roster import SignedRoster
 from tests.unit.client_sites import (
+    LABELS,
     Round,
     answer,
     debits,
     experiment,
+    fixed,
     model,
     participant,
     participants,
     setup_request,
+    signed_roster,
     write_site,
     write_sites,
 )
@@ -53,8 +60,9 @@ def body(reply):
 
 
 def test_the_sum_of_a_round_is_that_of_the_encoded_updates(clients, arrays):
-    total = Round(clients, arrays).keys().vectors().sum()
-    encoded = [client.session().encoded.values for client in clients]
+    round_ = Round(clients, arrays).keys().vectors()
+    encoded = [client.session().encoded.values.copy() for client in clients]
+    total = round_.sum()
     assert np.array_equal(total.values, sum(encoded)) and total.num_clients == 3
     encoder: Encoder = clients[0].run.encoder(arrays)
     assert encoder.decode(total).total_weight == pytest.approx(3.0)
@@ -83,6 +91,30 @@ def test_the_ledger_is_written_and_fsynced_before_the_first_byte_of_an_update_le
     submission.mask(clients[0], round_.mask_request)
     ledger = str(tmp_path / "north" / "ledger" / "ledger.jsonl")
     assert at_mask and ledger in at_mask[0]  # before the masked vector exists at all
+
+
+def test_B25_a_model_whose_schema_the_members_did_not_agree_on_is_refused_before_it_is_trained(
+    tmp_path, run, arrays
+):
+    folder = write_site(tmp_path / "north")
+    own = schema_digest({name: array.shape for name, array in arrays.items()})
+    other = schema_digest({name: (*array.shape, 1) for name, array in arrays.items()})
+    identities = [Identity.generate(fixed(label)) for label in LABELS]
+    for listed, refused in (({other}, True), ({other, own}, False)):
+        signed = SignedRoster(replace(signed_roster().roster, model_schemas=frozenset(listed)))
+        for identity in identities:
+            signed = signed.sign(identity)
+        (folder / "roster.json").write_bytes(signed.encode())
+        client = participant(folder, run.experiment)
+        request = setup_request(run, arrays, roster=signed.roster.digest())
+        if refused:
+            with pytest.raises(ProtocolError) as error:
+                submission.setup(client, request, arrays)
+            assert error.value.reason == "model-schema" and own.hex() in str(error.value)
+            assert client.session() is None
+        else:
+            assert submission.setup(client, request, arrays)
+    assert debits(folder) == []
 
 
 def test_without_a_debit_no_byte_leaves_and_none_is_kept_to_be_sent_later(tmp_path, run, arrays):
@@ -134,7 +166,8 @@ def test_another_attempt_on_the_same_model_sends_the_same_update_under_new_masks
     again = [submission.mask(c, request)[1] for c, request in second.by_index(second.mask_requests)]
     assert all(a != b for a, b in zip(answers, again, strict=True))
     assert all(client.session().encoded.values is v for client, v in zip(clients, held, strict=True))
-    assert np.array_equal(second.vectors().sum().values, sum(held))
+    expected = sum(held)  # they are erased when the sum is open
+    assert np.array_equal(second.vectors().sum().values, expected)
     assert [len(debits(client.site.folder)) for client in clients] == [1, 1, 1]
 
 
@@ -243,10 +276,11 @@ def test_sessions_survive_a_process_per_message(tmp_path, private, run, arrays):
     for i, client in enumerate(others, start=1):
         machine.collect_masked(*submission.mask(client, requests[i]))
     phase("train.tacit3", machine.confirm_requests(), machine.collect_confirmed, submission.confirm)
-    phase("train.tacit4", machine.unmask_requests(), machine.collect_unmask, submission.unmask)
     restored = participant(folders[0], private, on_disk=True).session()
-    total = machine.aggregate().values
-    assert np.array_equal(total, sum(s.encoded.values for s in (restored, *(c.session() for c in others))))
+    expected = sum(s.encoded.values for s in (restored, *(c.session() for c in others)))
+    phase("train.tacit4", machine.unmask_requests(), machine.collect_unmask, submission.unmask)
+    assert participant(folders[0], private, on_disk=True).session().is_erased
+    assert np.array_equal(machine.aggregate().values, expected)
     assert len(debits(folders[0])) == 1
     # ... and a repeat in one more process, this one, is answered with the bytes that were sent.
     again = answer(folders[0], private, "train.tacit2", sessions="folder", body=requests[0])

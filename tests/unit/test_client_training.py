@@ -14,6 +14,7 @@ from tacit.config import Training
 from tacit.errors import ConfigError
 from tacit.privacy.noise import SeededKeys, Stream, SystemKeys
 from tacit.privacy.plan import PrivacyPlan
+from tacit.privacy.streams import stream_of
 from tacit.tasks import Records
 from tacit.tasks.weights import initial_arrays, load_arrays, read_arrays
 from tests.unit.client_sites import experiment
@@ -87,8 +88,9 @@ def test_a_round_is_the_loop_that_the_paper_has(name, mu):
     load_arrays(model, start())
     origin = [p.detach().clone() for p in model.parameters()]
     optimizer = kind(model.parameters(), lr=0.25, weight_decay=0.01, **extra)
-    for step in range(3):
-        chosen = Stream(KEYS.key("poisson", "north", ROUND, step)).bernoulli(30, 0.5)
+    stream = stream_of(KEYS, "poisson", "north", ROUND)
+    for _ in range(3):
+        chosen = stream.bernoulli(30, 0.5)
         optimizer.zero_grad()
         loss = made.task.loss(model(rows.features[chosen]), rows.targets[chosen]).sum() / (0.5 * 30)
         pull = sum(((p - o) ** 2).sum() for p, o in zip(model.parameters(), origin, strict=True))
@@ -133,9 +135,8 @@ def test_I22_sampling_rate_number_of_steps_and_normaliser_come_from_the_plan_and
     spy = made.gradients = Spy(made.gradients)
     train(made, records(rows), declared=30)
     assert [normaliser for _, normaliser in spy.steps] == [0.5 * 30] * 3
-    drawn = [
-        int(Stream(KEYS.key("poisson", "north", ROUND, step)).bernoulli(rows, 0.5).sum()) for step in range(3)
-    ]
+    stream = stream_of(KEYS, "poisson", "north", ROUND)
+    drawn = [int(stream.bernoulli(rows, 0.5).sum()) for _ in range(3)]
     assert [n for n, _ in spy.steps] == drawn
 
 

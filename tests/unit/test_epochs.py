@@ -382,7 +382,8 @@ def test_an_offline_root_signs_in_place_of_the_sites(tmp_path: Path) -> None:
     secret = key.read_bytes()
     run("make-root", key)
     assert key.read_bytes() == secret and stat.S_IMODE(key.stat().st_mode) == 0o600
-    out = run(federation_toml(tmp_path), "--out", kits, "--root", tmp_path / "safe" / "root.key.pub")
+    file = federation_toml(tmp_path, root_holder="the registry's notary")
+    out = run(file, "--out", kits, "--root", tmp_path / "safe" / "root.key.pub")
     assert all(label in out for label in LABELS)
     world = World(kits, CoordinatorKit.open(kits / "coordinator"))
     world.enroll(*LABELS)

@@ -217,6 +217,27 @@ def test_C14_requests_of_one_address_are_bounded_and_another_is_served(
         assert front.counters["rate"] == 2
 
 
+def test_C14_what_a_node_has_kept_for_it_is_bounded_by_the_hour_and_in_all(behind: Recorder):
+    """Before any of it is read, and with the code after which a site asks again."""
+    stored = [0]
+    limits = Limits(node_bytes=1000, store_bytes=5000, linger_seconds=0.02)
+    with Front(behind.url, limits=limits, stored=lambda: stored[0]) as front:
+
+        def push(length: int, node: str = "a", path: str = "/v1/fleet/push-object") -> int:
+            with Line(front.port, None) as line:
+                return status_of(line.ask(post(path, b"x" * length, f"flwr-public-key: {node}")))
+
+        assert [push(400), push(500, path="/v1/fleet/push-messages"), push(200)] == [200, 200, 503]
+        assert push(200, path=PULL) == 200, "what names things only is not kept"
+        assert [push(900, "b"), push(400, "b")] == [200, 503], "of another node's hour nothing is gone"
+        stored[0] = 5001
+        assert [push(1, "c"), push(1, "c", PULL)] == [503, 200]
+        stored[0] = 5000
+        assert push(1, "c") == 200
+        assert (front.counters["node-bytes"], front.counters["store-full"]) == (2, 1)
+    assert len(behind.requests) == 6
+
+
 def test_a_bucket_fills_again_and_strangers_are_forgotten_first():
     allowance = Allowance(rate=20.0, burst=2)
     assert [allowance.take("a") for _ in range(3)] == [True, True, False]

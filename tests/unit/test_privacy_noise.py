@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import random
 import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tacit.privacy.noise import SeededKeys, Stream, SystemKeys
+from tacit.privacy.normals import gaussians
 from tacit.secagg.prg import keystream
 
 KEY = bytes(range(32))
@@ -50,6 +53,38 @@ def test_gaussian_is_the_documented_function_of_the_stream(n: int) -> None:
                 for i in range(half)
             ][: size if turn is math.cos else size - half]
     assert np.allclose(Stream(KEY).gaussian(n, 3.0), np.array(expected) * 1.5, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("n", [0, 1, 737, 5000, 16384, 40_001])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gaussians_of_many_streams_are_those_of_each(n: int, threads: int) -> None:
+    """Bit for bit, whatever the number of threads, and each stream goes on where it was."""
+
+    def streams() -> list[Stream]:
+        return [Stream(bytes([i]) * 32) for i in range(7)]
+
+    together, alone = streams(), streams()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = gaussians(together, n, 2.5)
+    finally:
+        torch.set_num_threads(before)
+    assert rows.shape == (7, n)
+    assert np.array_equal(rows, [stream.gaussian(n, 2.5) for stream in alone])
+    assert [s.bytes(8) for s in together] == [s.bytes(8) for s in alone]
+
+
+def test_no_streams_and_no_noise_are_no_draws() -> None:
+    stream = Stream(KEY)
+    assert gaussians([], 5, 1.0).shape == (0, 5)
+    assert not gaussians([stream], 5, 0.0).any()
+    assert stream.bytes(8) == Stream(KEY).bytes(8)
+
+
+def test_an_idle_client_does_not_load_torch_for_its_streams() -> None:
+    script = "import sys, tacit.privacy.noise as n; n.Stream(bytes(32)).uniform(3); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_no_noise_is_zero_and_uses_nothing_of_the_stream() -> None:
@@ -142,6 +177,42 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 stream.bytes(1)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+DRAWS = """
+import random, sys
+import numpy as np
+from tacit.privacy.noise import Stream, SystemKeys
+
+def draw(channel):
+    random.seed(0)
+    np.random.seed(0)
+    channel.send(Stream(SystemKeys().key("noise", 1, 1)).bytes(16).hex())
+
+if __name__ == "__main__":
+    import multiprocessing
+    SystemKeys().key("noise", 1, 1)  # whatever there is to share is there now
+    for method in ("fork", "fork", "spawn"):
+        context = multiprocessing.get_context(method)
+        here, there = context.Pipe()
+        child = context.Process(target=draw, args=(there,))
+        child.start()
+        print(here.recv())
+        child.join()
+"""
+
+
+def test_K7_processes_that_are_forked_or_spawned_share_no_randomness(tmp_path: Path) -> None:
+    (tmp_path / "draws.py").write_text(DRAWS)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "draws.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    drawn = done.stdout.split()
+    assert len(set(drawn)) == len(drawn) == 3
 
 
 def test_a_stream_is_not_printed_or_copied() -> None:

@@ -200,6 +200,21 @@ def test_what_the_members_would_refuse_is_not_even_queued(
     assert queue.runs() == []
 
 
+def test_B25_a_model_that_the_members_did_not_agree_on_is_not_even_queued(
+    first_kit: Path, tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tacit("provision", "schema", file) == 0
+    own = capsys.readouterr().out.strip()
+    for listed, refused in (("00" * 32, True), (own, False)):
+        rules = {"min_clients": 4, "model_schemas": [listed]}
+        kit = enrolled(tmp_path / listed[:4], {f"site-{i}": 100 + i for i in range(4)}, rules=rules).folder
+        if refused:
+            with pytest.raises(ConfigError, match=f"agreed otherwise: model-schema: .* schema, {own}"):
+                ready_for(experiment(), kit)
+        else:
+            ready_for(experiment(), kit)
+
+
 def test_a_kit_without_a_roster_says_what_to_do(kit: Path) -> None:
     for path in (kit / "roster.json", kit / "rosters" / "1.json"):
         path.unlink()

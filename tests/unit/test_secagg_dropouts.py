@@ -147,7 +147,7 @@ def test_A6_one_confirmation_below_the_threshold_and_no_share_is_asked_for():
     run = Round().until("mask")
     own, key = shares_of(run.clients.values())
     run.step("confirm", gone=(3, 4))
-    before = run.server._total.copy()
+    before = run.server.masked_total
     without, _ = failure_of(run.server.unmask_requests)
     assert without == [3, 4]
     assert run.server.phase == "confirmations"
@@ -156,7 +156,7 @@ def test_A6_one_confirmation_below_the_threshold_and_no_share_is_asked_for():
     assert run.answers.get("unmask") is None
     for dealer in range(5):
         assert held(run.server, own[dealer] + key[dealer]) == 0
-    assert (run.server._total == before).all()
+    assert run.server.masked_total == before
     # The search does find what is there.
     assert held(run.clients[0], [own[2][0]]) == 1
     # Nobody gives a share for a set that fewer than T have signed.
@@ -173,10 +173,10 @@ def test_A6_one_answer_below_the_threshold_and_nothing_is_opened():
     own, key = shares_of(run.clients.values())
     seeds = [bytes(client._state.own_seed) for client in run.clients.values()]
     run.step("unmask", gone=(3, 4))
-    before = run.server._total.copy()
+    before = run.server.masked_total
     for _ in range(2):  # trying again changes nothing
         assert failure_of(run.server.aggregate) == ([3, 4], [])
-        assert (run.server._total == before).all()
+        assert run.server.masked_total == before
     for dealer in range(5):
         assert held(run.server, own[dealer]) == 3  # of T = 4
         assert held(run.server, key[dealer]) == 0

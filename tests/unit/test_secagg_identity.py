@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 from collections.abc import Callable
+from hashlib import sha512
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tacit.errors import ProtocolError, StorageError
-from tacit.secagg.identity import Identity, check_identity, check_proof, fingerprint, verify
+from tacit.secagg.identity import Identity, _signed_bytes, check_identity, check_proof, fingerprint, verify
+from tests.reference.keys import verify_raw
 
 P = 2**255 - 19
 D = -121665 * pow(121666, -1, P) % P
@@ -175,6 +177,29 @@ def test_B1_a_signature_of_another_key_and_a_changed_one_are_refused():
     order = int.from_bytes(signature[32:], "little") + L  # the second S of RFC 8032, section 8.4
     for wrong in (b"", signature[:63], signature + b"\0", signature[:32] + order.to_bytes(32, "little")):
         assert reason_of(lambda wrong=wrong: verify(key.public, wrong, *PLACE)) == "signature"
+
+
+def test_B6_all_agree_on_signatures_that_only_a_cheat_can_make():
+    """Else a member could sign what the server takes and its peers refuse. Libraries and their versions differ here."""
+    y = 4 * pow(5, -1, P) % P
+    x = root((y * y - 1) * pow(D * y * y + 1, -1, P)) or 0
+    base, small = (min(x, P - x, key=lambda x: x & 1), y), max(small_order_points() - {(0, 1)})
+    secret, signed = 123456789, _signed_bytes(*PLACE)
+    (key,) = encodings(*times(secret, base))
+    for nonce, r, good in (
+        (times(987, base), 987, True),
+        (plus(times(987, base), small), 987, False),  # good only by the equation with the cofactor
+        (small, 0, False),
+        ((0, 1), 0, False),
+    ):
+        first = min(encodings(*nonce), key=lambda code: int.from_bytes(code, "little"))
+        k = int.from_bytes(sha512(first + key + signed).digest(), "little")
+        signature = first + ((r + k * secret) % L).to_bytes(32, "little")
+        assert verify_raw(key, signature, signed) == good
+        if good:
+            verify(key, signature, *PLACE)
+        else:
+            assert reason_of(lambda s=signature: verify(key, s, *PLACE)) == "signature"
 
 
 @given(st.binary(max_size=40), st.binary(max_size=70))

@@ -5,6 +5,7 @@ import pytest
 
 from tacit.errors import ConfigError, ProtocolError, Refused
 from tacit.secagg import ring
+from tacit.secagg.packed_sum import PackedSum
 from tests.reference import messages
 
 C_INT = 1 << 16
@@ -208,27 +209,41 @@ def test_A8_packed_words_written_by_hand(words, bits, hexadecimal):
     assert np.array_equal(ring.unpack(bytes.fromhex(hexadecimal), bits, words.size), words)
 
 
-@pytest.mark.parametrize("bits", [8, 13, 16, 23, 24, 25, 32])
+@pytest.mark.parametrize("bits", range(8, 33))
 @pytest.mark.parametrize("length", [0, 1, 13, 65_536, 131_073])
-def test_packed_words_are_added_modulo_2_to_the_32(bits, length):
-    source = np.random.default_rng(bits)
-    acc = source.integers(0, 2**32, length, dtype=np.uint32)
-    words = source.integers(0, 2**bits, length, dtype=np.uint32)
-    expected = ((acc.astype(np.int64) + words) % 2**32).astype(np.uint32)
-    data = ring.pack(words, bits)
-    for form in (data, bytearray(data), memoryview(b"x" + data)[1:]):
-        total = acc.copy()
-        ring.add_packed(total, form, bits)
-        assert np.array_equal(total, expected)
+def test_packed_words_are_added_and_taken_back_modulo_2_to_the_b(bits, length):
+    source, mask = np.random.default_rng(bits), np.uint32(2**bits - 1)
+    total, expected = PackedSum(length, bits), np.zeros(length, dtype=np.uint32)
+    for form in (bytes, bytearray, lambda data: memoryview(b"x" + data)[1:]):
+        words = source.integers(0, 2**bits, length, dtype=np.uint32)
+        words[::3] = mask  # carries through every plane
+        data, seen = ring.pack(words, bits), []
+        total.add(form(data), lambda part, seen=seen: seen.append(bytes(part)))
+        expected = expected + words & mask
+        assert np.array_equal(total.words(), expected)
+        assert b"".join(seen) == data
+    again = PackedSum(length, bits)
+    again.restore(total.words())
+    again.subtract(data)
+    assert np.array_equal(again.words(), expected - words & mask)
+
+
+def test_the_largest_words_of_1000_vectors_are_added():
+    for bits in (8, 11, 16, 24, 27, 32):
+        total, data = PackedSum(3, bits), ring.pack(np.full(3, 2**bits - 1, dtype=np.uint32), bits)
+        for _ in range(1000):
+            total.add(data)
+        assert total.words().tolist() == [(2**bits - 1) * 1000 % 2**bits] * 3
 
 
 def test_C3_a_refused_vector_leaves_the_sum_as_it_is():
-    total = np.arange(9, dtype=np.uint32)
-    good = ring.pack(total, 9)
+    good = ring.pack(np.arange(9, dtype=np.uint32), 9)
     for data, bits in ((good[:-1], 9), (good + b"\0", 9), (good, 10), (good[:-1] + b"\x03", 9), (good, 33)):
+        total = PackedSum(9, min(bits, 32))
+        total.restore(np.arange(9, dtype=np.uint32))
         with pytest.raises(ProtocolError):
-            ring.add_packed(total, data, bits)
-        assert np.array_equal(total, np.arange(9))
+            total.add(data)
+        assert np.array_equal(total.words(), np.arange(9))
 
 
 def test_C3_every_unused_bit_of_every_plane_is_checked():

@@ -88,10 +88,10 @@ def test_C5_the_vector_beside_a_repeated_answer_is_not_looked_at():
     run = asked("mask")
     message, vector = run.answer("mask", 1)
     run.server.collect_masked(message, vector)
-    before = run.server._total.copy()
+    before = run.server.masked_total
     for again in (vector, vector[::-1], b""):
         run.server.collect_masked(message, again)
-    assert np.array_equal(run.server._total, before)
+    assert run.server.masked_total == before
     finish(run)
 
 
@@ -243,9 +243,9 @@ def test_C3_C13_a_vector_that_is_none_of_this_cohort_is_refused_and_the_round_go
     run = asked("mask")
     bits = run.server.cohort.parameters.bits
     _, vector = run.answer("mask", 1)
-    before = run.server._total.copy()
+    before = run.server.masked_total
     assert reason_of(run.collect, "mask", signed_vector(run, 1, change(vector, bits))) == reason
-    assert np.array_equal(run.server._total, before)
+    assert run.server.masked_total == before
     assert len(run.server.missing) == 5
     finish(run)
 
@@ -257,7 +257,7 @@ def test_C3_a_vector_under_another_s_tag_is_refused():
     assert reason_of(run.server.collect_masked, other, y) == "tag"
     assert reason_of(run.server.collect_masked, one, bytes([y[0] ^ 1]) + y[1:]) == "tag"
     assert reason_of(run.server.collect_masked, one, b"") == "vector-size"
-    assert not run.server._total.any()
+    assert not any(run.server.masked_total)
     finish(run)
 
 

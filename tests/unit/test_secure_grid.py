@@ -345,7 +345,7 @@ def test_the_cohort_hook_trains_as_often_as_messages_do(
         return real(self, *args, site=site, round_number=round_number, **rest)
 
     monkeypatch.setattr(LocalTrainer, "train", noting)
-    federation = make("secure_aggregation.engine=ideal")
+    federation = make("secure_aggregation.engine=ideal", "simulation.executor=serial")
     app = Misbehaving(lambda message, real, site: None)
     federation.run(tmp_path / "run", executor=train_cohort, app=app)
     assert trained == [(label, number) for number in (1, 2, 3) for label in federation.labels]
@@ -355,7 +355,7 @@ def test_the_cohort_hook_trains_as_often_as_messages_do(
 def test_one_site_that_crashes_in_the_cohort_hook_is_a_drop_out_as_it_is_over_messages(
     make: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    federation = make(ONE_ROUND, "secure_aggregation.engine=ideal")
+    federation = make(ONE_ROUND, "secure_aggregation.engine=ideal", "simulation.executor=serial")
     real = LocalTrainer.train
 
     def crashing(self: LocalTrainer, *args: Any, site: str, **rest: Any) -> Any:

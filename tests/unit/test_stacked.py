@@ -10,9 +10,10 @@ from torch import nn
 from client.bookkeeping import Passed
 from client.training import LocalTrainer
 from simulations import stacked
+from simulations.batches import Job
 from simulations.evaluate import SiteRecords
 from simulations.source_schemas import breast_cancer
-from simulations.stacked import Job, StackedTrainer, train_ahead, unstackable
+from simulations.stacked import StackedTrainer, train_ahead, unstackable
 from tacit import config
 from tacit.errors import ConfigError, RunFailed
 from tacit.privacy.noise import SeededKeys

@@ -1,4 +1,4 @@
-"""The built-in models: a multi-layer perceptron and logistic regression, of layers that DP-SGD can train."""
+"""A multi-layer perceptron and logistic (or linear) regression."""
 
 from __future__ import annotations
 
@@ -35,18 +35,15 @@ class Classifier(nn.Sequential):
             )
 
 
-def build(model: config.Model, inputs: int, classes: int) -> Classifier:
-    """A fresh model, its weights drawn from torch's global generator.
-
-    Args:
-        model: which one, and its size.
-        inputs: features per record.
-        classes: logits per record; a binary task has two.
-    """
-    if model.name == "logistic":
-        return Classifier(nn.Linear(inputs, classes), inputs=inputs)
+def mlp(model: config.Model, inputs: int, outputs: int) -> Classifier:
+    """Linear layers of the widths in `model.hidden`, with activations between them."""
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise((inputs, *model.hidden)):
         layers += [nn.Linear(size_in, size_out), ACTIVATIONS[model.activation]()]
-    layers.append(nn.Linear((inputs, *model.hidden)[-1], classes))
+    layers.append(nn.Linear((inputs, *model.hidden)[-1], outputs))
     return Classifier(*layers, inputs=inputs)
+
+
+def logistic(model: config.Model, inputs: int, outputs: int) -> Classifier:
+    """One Linear layer."""
+    return Classifier(nn.Linear(inputs, outputs), inputs=inputs)

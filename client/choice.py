@@ -1,0 +1,65 @@
+"""Which way a private step takes: book-keeping where there is a rule for each layer, else Opacus. Both give the same.
+
+The log says which, and why; neither the accounting nor the noise knows.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from torch import nn
+
+from client.bookkeeping import BookKeeping, NoRule, supports, unknown
+from tacit.privacy.noise import Stream
+from tacit.tasks import Records, Task
+
+if TYPE_CHECKING:
+    from client.training import Gradients
+
+LOG: Final = logging.getLogger(__name__)
+
+
+def private_gradients(
+    model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float
+) -> Gradients:
+    """The fastest way that is exact for this model.
+
+    Raises:
+        ConfigError: there is none; names the layer.
+    """
+    bounds = max_grad_norm, noise_multiplier
+    if supports(model):
+        LOG.info("gradients: book-keeping")
+        return BookKeeping(model, task, *bounds)
+    if reason := unknown(model):
+        return by_opacus(model, task, *bounds, reason)
+    LOG.info("gradients: book-keeping, a rule for each layer")
+    return Watched(model, task, *bounds)
+
+
+class Watched:
+    """Book-keeping, until the model's forward pass does what there is no rule for; from then on Opacus."""
+
+    def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
+        self._arguments = model, task, max_grad_norm, noise_multiplier
+        self.gradients: Gradients = BookKeeping(*self._arguments)
+
+    def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
+        """See `Gradients`."""
+        try:
+            self.gradients.fill(batch, normaliser, noise)
+        except NoRule as error:  # nothing was written, and nothing of the stream was used
+            self.gradients = by_opacus(*self._arguments, str(error))
+            self.gradients.fill(batch, normaliser, noise)
+
+
+def by_opacus(
+    model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float, reason: str
+) -> Gradients:
+    """Gradients by Opacus, which is loaded only here: it costs a device its memory."""
+    from client.private_gradients import PrivateGradients
+
+    gradients = PrivateGradients(model, task, max_grad_norm, noise_multiplier)
+    LOG.info("gradients: opacus (%s)", reason)
+    return gradients

@@ -1,0 +1,69 @@
+"""The declared shape and scaling of records that are arrays: images, series, vectors.
+
+As in `tacit.data.schema`, every constant is public and holds for each record by itself, so that no statistic of a
+site's records reaches the model past the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tacit.data.schema import Frozen, Text, check_names
+
+Channels = float | Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
+Size = Annotated[int, Field(ge=1)]
+
+
+class ArraySchema(Frozen):
+    """One record is an array x of `shape`, scaled as (x - center) / scale and cut at +-clip.
+
+    Attributes:
+        shape: of one record: (features,), (channels, time) or (channels, height, width).
+        classes: names of the classes in order, where a class is predicted; a target is a position among them.
+        outputs: how many numbers a target has, where numbers are predicted.
+        center: subtracted; one number, or one per channel (per feature).
+        scale: divided by; likewise, above 0.
+        clip: largest absolute value after scaling.
+        missing: what an empty place (NaN) becomes: "zero", the center; or "indicator", the center and, in as many
+            channels again, 1 where it was empty.
+        target_center: as `center`, for numbers that are predicted.
+        target_scale: as `scale`, for numbers that are predicted.
+    """
+
+    shape: Annotated[tuple[Size, ...], Field(strict=False, min_length=1, max_length=3)]
+    classes: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    outputs: Size = 1
+    center: Channels = 0.0
+    scale: Channels = 1.0
+    clip: Annotated[float, Field(gt=0, le=1e6)] = 5.0
+    missing: Literal["zero", "indicator"] = "zero"
+    target_center: float = 0.0
+    target_scale: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ArraySchema:
+        for name in ("center", "scale"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != self.shape[0]:
+                raise ValueError(f"{name} has {len(value)} numbers, the first axis of shape {self.shape[0]}")
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        if min(scales) <= 0:
+            raise ValueError("scale must be above 0")
+        if len(self.classes) == 1:
+            raise ValueError("classes needs two names or more; none where numbers are predicted")
+        check_names(self.classes, "classes")
+        return self
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one record as the model sees it."""
+        channels = self.shape[0] * (2 if self.missing == "indicator" else 1)
+        return (channels, *self.shape[1:])
+
+    @property
+    def num_inputs(self) -> int:
+        """Numbers in one record as the model sees it."""
+        return math.prod(self.input_shape)

@@ -1,0 +1,129 @@
+"""Reads one site's arrays from a NumPy archive: `x`, `y` and `split`. Nothing in a file is run.
+
+x      shape (rows, *shape), integers or floating-point numbers; NaN is an empty place
+y      shape (rows,), positions among the classes; or (rows,) or (rows, outputs), numbers
+split  shape (rows,), "train" or "test"; without it every record is for training
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tacit.data.array_schema import ArraySchema
+from tacit.errors import DataError
+
+SPLITS = ("train", "test")
+Floats = NDArray[np.float32]
+
+
+def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """The arrays of an archive under these keys, as far as it has them.
+
+    Raises:
+        DataError: it cannot be read, or a key holds Python objects, which are never loaded.
+    """
+    key = ""
+    try:
+        # Opened here, so that it is closed too where it turns out to be no archive.
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {}
+            for key in (key for key in keys if key in names):
+                found[key] = np.asarray(arrays[key])
+            return found
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", path=path) from None
+    except (ValueError, EOFError, KeyError, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise DataError(_why(error), path=path, key=key) from None
+
+
+def read_arrays(path: Path, schema: ArraySchema, split: str) -> tuple[Floats, NDArray[Any]]:
+    """Scaled records of one split, and their targets.
+
+    Returns:
+        Records of shape (rows, *schema.input_shape), float32; and class positions of shape (rows,), int64, or
+        scaled numbers of shape (rows, outputs), float32.
+
+    Raises:
+        DataError: names the file and the key.
+    """
+    arrays = read_npz(path, ("x", "y", "split"))
+    for key in ("x", "y"):
+        if key not in arrays:
+            raise DataError("is not in the file", path=path, key=key)
+    x, y = arrays["x"], arrays["y"]
+    if x.dtype.kind not in "biuf" or x.shape[1:] != schema.shape:
+        raise DataError(
+            f"is {x.dtype} of shape {x.shape}; numbers of shape (rows, {_numbers(schema.shape)}) are declared",
+            path=path,
+            key="x",
+        )
+    chosen = _chosen(arrays.get("split"), len(x), split, path)
+    targets = _classes(y, len(x), schema, path) if schema.classes else _numbers_of(y, len(x), schema, path)
+    return scaled(x[chosen], schema, path), targets[chosen]
+
+
+def scaled(x: NDArray[Any], schema: ArraySchema, path: str | Path = "") -> Floats:
+    """Records as the model sees them: each by itself, with the constants of the schema.
+
+    Raises:
+        DataError: a number is infinite.
+    """
+    x = x.astype(np.float32)
+    if np.isinf(x).any():
+        raise DataError("has infinite numbers", path=path, key="x")
+    along = (-1, *[1] * (len(schema.shape) - 1))  # the first axis of a record
+    center, scale = (
+        np.asarray(value, dtype=np.float32).reshape(along) for value in (schema.center, schema.scale)
+    )
+    empty = np.isnan(x)
+    z = np.where(empty, np.float32(0), np.clip((x - center) / scale, -schema.clip, schema.clip))
+    if schema.missing == "indicator":
+        z = np.concatenate([z, empty], axis=1)
+    return np.ascontiguousarray(z, dtype=np.float32)
+
+
+def _chosen(split: NDArray[Any] | None, rows: int, wanted: str, path: Path) -> NDArray[np.bool_]:
+    if split is None:
+        return np.full(rows, wanted == "train")
+    if split.shape != (rows,) or split.dtype.kind != "U" or not np.isin(split, SPLITS).all():
+        raise DataError(f'must be "train" or "test" for each of the {rows} records', path=path, key="split")
+    return np.asarray(split == wanted)
+
+
+def _classes(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> NDArray[np.int64]:
+    num = len(schema.classes)
+    if y.shape != (rows,) or y.dtype.kind not in "biu" or (rows and not 0 <= y.min() <= y.max() < num):
+        raise DataError(
+            f"must be whole numbers from 0 to {num - 1}, the positions of the classes, one for each of the {rows} "
+            "records",
+            path=path,
+            key="y",
+        )
+    return y.astype(np.int64)
+
+
+def _numbers_of(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> Floats:
+    y = y.reshape(rows, 1) if y.shape == (rows,) else y
+    if y.shape != (rows, schema.outputs) or y.dtype.kind not in "biuf" or not np.isfinite(y).all():
+        raise DataError(
+            f"must be {schema.outputs} finite numbers for each of the {rows} records", path=path, key="y"
+        )
+    z = (y.astype(np.float64) - schema.target_center) / schema.target_scale
+    return np.clip(z, -schema.clip, schema.clip).astype(np.float32)
+
+
+def _numbers(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _why(error: Exception) -> str:
+    if "Object arrays" in str(error):
+        return "holds Python objects, which are never loaded: save numbers"
+    return "is no NumPy archive (.npz), or a damaged one"

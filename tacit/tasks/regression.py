@@ -1,0 +1,51 @@
+"""What every built-in task that predicts numbers has in common: loss, metrics, summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ERROR_BOUND = 4.0  # squared, in declared scales; a record's error counts at most this much in the metric
+
+
+class Regression:
+    """Squared error of outputs and targets of shape (rows, outputs), both in declared scales.
+
+    Attributes:
+        target_scale: the unit of a target over its declared scale; `summary` speaks in the target's own unit.
+
+    Guarantees:
+        `metrics` lies in [0, 1] for each record, whatever the outputs, NaN included.
+    """
+
+    metric_names: tuple[str, ...] = ("error",)
+    target_scale: float = 1.0
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error over the numbers of each record, shape (rows,), in declared scales."""
+        return (outputs - targets).square().mean(-1)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Per record: `error` as squared error cut at 4 declared scales squared, divided by 4."""
+        error = self.loss(outputs, targets).nan_to_num(nan=ERROR_BOUND)
+        return {"error": error.clamp(0.0, ERROR_BOUND) / ERROR_BOUND}
+
+    def summary(self, outputs: Tensor, targets: Tensor) -> Mapping[str, float]:
+        """Metrics of a whole set: `r2`, the share of variance explained, `rmse` and `mae` in the target's unit.
+
+        `r2` is left out where all targets are equal. Nothing is returned for an empty set.
+        """
+        if not len(targets):
+            return {}
+        # A diverged model must give a bad figure, not an exception.
+        wrong = (outputs.detach() - targets).double().nan_to_num(nan=1e6).clamp(-1e6, 1e6)
+        spread = (targets.double() - targets.double().mean(0)).square().mean()
+        found = {
+            "rmse": float(wrong.square().mean().sqrt()) * self.target_scale,
+            "mae": float(wrong.abs().mean()) * self.target_scale,
+            "error": float(self.metrics(outputs, targets)["error"].mean()),
+        }
+        return {"r2": float(1 - wrong.square().mean() / spread), **found} if spread > 0 else found

@@ -1,0 +1,175 @@
+"""What one look of the supervisor does when something is wrong with one run, or with one node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.flower_wire import Node
+from server.runs import Run
+from server.superlink import ProgramEnded, Tls
+from server.supervisor import ServerFailed, Supervisor, Watch
+from tacit import config
+from tacit.errors import RunFailed, StorageError
+
+EXPERIMENT = """
+name = "two sites"
+[secure_aggregation]
+enabled = false
+[[federation.sites]]
+label = "a"
+rows = 9
+[[federation.sites]]
+label = "b"
+rows = 9
+"""
+KEYS = {"a": b"key of a", "b": b"key of b"}
+
+
+class Told(Watch):
+    """Remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.reports: list[tuple[str, str]] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def write_report(self, run: Run, outcome: str) -> None:
+        self.reports.append((run.id, outcome))
+
+
+class TwoSites:
+    """Both have signed."""
+
+    def __init__(self) -> None:
+        self.problem: Exception | None = None
+
+    def nodes(self) -> Mapping[str, Path]:
+        if self.problem:
+            raise self.problem
+        return {label: Path(label) for label in KEYS}
+
+    def epoch(self) -> bytes:
+        return b"1"
+
+    def missing(self) -> str:
+        return ""
+
+
+class Flower:
+    """A SuperLink's Control API that refuses what it is told to."""
+
+    def __init__(self) -> None:
+        self.problem: Exception | None = None
+        self.started = 0
+
+    def nodes(self) -> list[Node]:
+        return [Node(i, key, True) for i, key in enumerate(KEYS.values())]
+
+    def unregister(self, node: int) -> None: ...
+
+    def register(self, key: bytes, name: str) -> int:
+        raise self.problem or AssertionError
+
+    def unfinished(self) -> list[int]:
+        return []
+
+    def start(self, bundle: Path, experiment: str) -> int:
+        self.started += 1
+        raise self.problem or AssertionError
+
+
+@pytest.fixture
+def members() -> TwoSites:
+    return TwoSites()
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, members: TwoSites, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    monkeypatch.setattr("server.supervisor.load_key", lambda path: KEYS[str(path)])
+    (tmp_path / "flower").mkdir()
+    tls = Tls(tmp_path / "ca", tmp_path / "c", tmp_path / "k")
+    return Supervisor(tmp_path, tmp_path, tls=tls, members=members, watch=Told())
+
+
+def told(supervisor: Supervisor) -> Told:
+    assert isinstance(supervisor._watch, Told)
+    return supervisor._watch
+
+
+def turn(supervisor: Supervisor, control: Any) -> None:
+    supervisor._next_look = 0.0
+    supervisor._turn(control)
+
+
+def test_a_run_that_cannot_go_on_does_not_keep_the_others_from_theirs(supervisor: Supervisor) -> None:
+    """Whatever is wrong with it or its folder: what Flower refuses, what is damaged."""
+    control, experiment = Flower(), config.loads(EXPERIMENT)
+    unreadable, torn, refused = (supervisor.queue.submit(experiment) for _ in range(3))
+    (unreadable.folder / "status.json").write_text("{")
+    (torn.folder / "run.json").write_text("[]")
+    control.problem = RunFailed("the SuperLink refuses: 400")
+    for _ in range(4):
+        turn(supervisor, control)
+    assert (unreadable.folder / "status.json").read_text() == "{", (
+        "nothing was written over what somebody may still read"
+    )
+    assert torn.status.state == "failed" and "run.json: damaged" in torn.status.reason
+    assert refused.status.state == "failed" and "refuses: 400" in refused.status.reason
+    assert [said for said in told(supervisor).said if "status.json is damaged" in said] == [
+        f"run {unreadable.id[:8]}: status.json is damaged; it is left alone"
+    ]
+    control.problem = ProgramEnded("the SuperLink does not answer")
+    last = supervisor.queue.submit(experiment)
+    with pytest.raises(ProgramEnded):  # which is not the run's fault: `run` starts it again
+        turn(supervisor, control)
+    assert last.status.state == "running"
+
+
+def test_a_node_that_flower_refuses_ends_neither_runs_nor_server(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = Flower()
+    monkeypatch.setattr(control, "nodes", list)
+    control.problem = RunFailed("the SuperLink refuses: 409")
+    for _ in range(3):
+        turn(supervisor, control)
+    assert told(supervisor).said == [
+        "nodes are not registered as the roster says: the SuperLink refuses: 409"
+    ]
+    monkeypatch.undo()
+    supervisor._registered = {}
+    monkeypatch.setattr("server.supervisor.load_key", lambda path: KEYS[str(path)])
+    turn(supervisor, control)
+    assert "a is here" in told(supervisor).said
+
+
+def test_what_all_runs_need_ends_the_server_and_fails_no_run(
+    supervisor: Supervisor, members: TwoSites
+) -> None:
+    run = supervisor.queue.submit(config.loads(EXPERIMENT))
+    members.problem = StorageError("roster.json: damaged")
+    with pytest.raises(ServerFailed, match=r"roster\.json: damaged"):
+        turn(supervisor, Flower())
+    assert run.status.state == "queued"
+
+
+def test_the_report_is_written_before_a_run_has_ended_and_only_if_it_had_begun(
+    supervisor: Supervisor,
+) -> None:
+    begun, never = (supervisor.queue.submit(config.loads(EXPERIMENT)) for _ in range(2))
+    (begun.folder / "run.json").write_text(
+        json.dumps({**json.loads((begun.folder / "run.json").read_text()), "starts": 1})
+    )
+    for run in (begun, never):
+        run.ask_to_stop()
+    turn(supervisor, Flower())
+    assert [run.status.state for run in (begun, never)] == ["stopped", "stopped"]
+    assert told(supervisor).reports == [(begun.id, "stopped")]
+    assert "its report is being written" in (begun.folder / "log.txt").read_text()
