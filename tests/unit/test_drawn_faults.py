@@ -1,4 +1,4 @@
-"""What the seed has a say in: chances, shares, phases, stragglers, labels; and the list in which nothing is left to draw."""
+"""What the seed has a say in: chances, shares, phases, stragglers, labels; and the list in which nothing is drawn."""
 
 from pathlib import Path
 from typing import Any
