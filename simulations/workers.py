@@ -248,8 +248,9 @@ def no_workers(run: Run) -> str:
 
 
 def num_workers() -> int:
-    """One for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One for each core that this process may use; a sweep, which runs several of them, says how many (TACIT_CORES)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, int(os.environ.get("TACIT_CORES", cores)))
 
 
 def work(

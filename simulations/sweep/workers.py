@@ -117,8 +117,10 @@ def run_jobs(
     """
     waiting = deque(jobs)
     workers = [Worker(log) for _ in range(min(num_workers, len(jobs)))]
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(before, "1"))  # read by a process as it starts
+    cores = max(1, (os.cpu_count() or 1) // max(1, len(workers)))
+    limits = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TACIT_CORES": str(cores)}
+    before = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)  # read by a process as it starts
     try:
         while waiting or any(worker.job for worker in workers):
             for worker in workers:

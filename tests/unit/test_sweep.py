@@ -265,7 +265,7 @@ def test_a_finished_cell_is_never_run_again_and_more_values_can_be_added(
 def test_ctrl_c_leaves_nothing_broken_and_the_same_command_goes_on(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tacit.cli", "sweep", str(base), "--out", str(out), "--jobs", "2"]
-    command += ["--over", "seed=1..3", "--set", "privacy=none", "--set", "training.rounds=400"]
+    command += ["--over", "seed=1..2", "--set", "privacy=none", "--set", "training.rounds=200"]
     command[1:3] = ["-c", "import sys; from tacit.cli import main; main(sys.argv[1:])"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 150
@@ -282,7 +282,7 @@ def test_ctrl_c_leaves_nothing_broken_and_the_same_command_goes_on(base: Path, t
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     rows = list(csv.DictReader((out / "sweep.csv").open()))
-    assert [row["outcome"] for row in rows] == ["finished"] * 3 and {row["rounds"] for row in rows} == {"400"}
+    assert [row["outcome"] for row in rows] == ["finished"] * 2 and {row["rounds"] for row in rows} == {"200"}
 
 
 def _command_of(folder: Path) -> str:
