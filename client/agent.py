@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +26,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from client.flower_wire import HEARTBEAT_SECONDS, Delivery, Lost, Over, RunInfo, Wire, in_run, jitter
 from client.follower import Follower
 from client.inbox import Inbox, known_node, note_node
+from client.pace import Pace, Rhythm, spread
 from tacit.errors import ProtocolError, Refused
 
 if TYPE_CHECKING:
@@ -37,26 +37,6 @@ MAX_TRIES: Final = 2  # a message during which the process has died this often i
 MAX_RUNS: Final = 4  # whose contexts are kept
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds, before jitter, when the SuperLink cannot be reached
 LOG: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How often to ask for messages: soon after the last one, and rarer the longer nothing comes.
-
-    Attributes:
-        quickest: seconds between two questions, within a round.
-        slowest: ... when nothing has come for long.
-    """
-
-    quickest: float = 0.05
-    slowest: float = 1.0
-
-    def pause(self, idle: float) -> float:
-        """Seconds to wait when the last message was `idle` seconds ago: it adds at most a tenth."""
-        return min(max(self.quickest, idle / 10), self.slowest)
-
-
-PACES: Final = {"": Pace(), "edge": Pace(quickest=0.1, slowest=5.0)}
 
 
 class Agent:
@@ -84,7 +64,7 @@ class Agent:
     ) -> None:
         self._site, self._wire, self._check_bundle = site, wire, check_bundle
         self._pace, self._follower, self._on_joined, self._look = pace, follower, on_joined, look
-        self._inbox = Inbox(site / "sessions" / "inbox")
+        self._inbox, self._rhythm = Inbox(site / "sessions" / "inbox"), Rhythm()
         self._runs: dict[int, tuple[RunInfo, Context]] = {}
         self._reply: tuple[Message, float] | None = None  # of the message in the inbox, once it is known
         self._lost, self._end = threading.Event(), threading.Event()
@@ -123,13 +103,15 @@ class Agent:
 
     def _serve(self) -> None:
         """Answers one message after the other; ends with `Lost`."""
-        since = time.monotonic()
+        since, answered = time.monotonic(), ""
         while True:
             delivery = self._inbox.load()
             if delivery is None and (delivery := self._wire.receive()) is not None:
                 self._inbox.save(delivery)
+                self._rhythm.note(answered, time.monotonic() - since)
             if delivery is None:
-                if self._lost.wait(jitter(2 * self._pace.pause(time.monotonic() - since))):
+                idle = time.monotonic() - since
+                if self._lost.wait(spread(self._pace.pause(idle, self._rhythm.expected(answered)))):
                     raise Lost("the SuperLink has forgotten this node")
                 continue
             try:
@@ -138,7 +120,7 @@ class Agent:
                 LOG.info("not answered: %s", reason)
             self._inbox.clear()
             self._reply = None
-            since = time.monotonic()
+            since, answered = time.monotonic(), delivery.message.metadata.message_type
 
     def _answer(self, delivery: Delivery) -> None:
         kind = delivery.message.metadata.message_type

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -25,8 +25,8 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client import plain, submission
+from client.refusals import refusals_of
 from client.site import Site
-from tacit.audit import SITE_FILE, AuditLog, Refusal, code_of
 from tacit.errors import ProtocolError, Refused, TacitError
 from tacit.npy import read_npy
 
@@ -84,9 +84,7 @@ def note_refusal(message: Message, context: Context, error: Exception) -> None:
         return
     reason = error.reason if isinstance(error, Refused | ProtocolError) else reason_of_fault(error)
     try:
-        site = Site.open(site_folder(context))
-        log = AuditLog(site.folder / SITE_FILE, durable=site.durable)
-        log.write(Refusal(code_of(message.metadata.message_type), code_of(reason)))
+        refusals_of(site_folder(context)).note(message.metadata.message_type, reason)
     except (TacitError, OSError, KeyError) as failure:
         LOG.warning("a refusal is not in the audit log: %s", type(failure).__name__)
 
@@ -108,30 +106,51 @@ def participant(context: Context) -> Participant:
     from client.participant import participant_of  # brings torch, which an idle client does without
 
     in_memory = context.node_config.get("sessions") == "memory"
-    return participant_of(str(context.run_config["experiment"]), site_folder(context), in_memory)
+    found = participant_of(str(context.run_config["experiment"]), site_folder(context), in_memory)
+    found.look_again()
+    return found
 
 
-def ready(message: Message, context: Context, client: Participant | None = None) -> Participant:
+def ready(message: Message, context: Context) -> Participant:
     """The participant, with the scaling and the clip norm in force that came with the message, if any.
 
     The later messages of a round bring neither: the round's vector is finished by then.
-
-    Args:
-        message: to this node.
-        context: of the node.
-        client: the node's participant, where it is at hand.
     """
-    client = client or participant(context)
-    if "scaling" in message.content:
-        client.scale(_text(message, "scaling", "constants"))
-    if "arrays" in message.content:
-        client.clip_at(_text(message, "clip", "norm") if "clip" in message.content else "")
+    client = participant(context)
+    InForce.of(message.content).applied_to(client)
     return client
 
 
-def _text(message: Message, name: str, key: str) -> str:
+class InForce(NamedTuple):
+    """What a message says beside the model.
+
+    Attributes:
+        scaling: constants of a federated scaling, as text; None where it brings none.
+        clip: the clip norm in force, as text, empty where it does not adapt; None where it brings no model.
+    """
+
+    scaling: str | None
+    clip: str | None
+
+    @classmethod
+    def of(cls, content: RecordDict) -> InForce:
+        """`ProtocolError` where a record is not of this form."""
+        scaling = _text(content, "scaling", "constants") if "scaling" in content else None
+        if "arrays" not in content:
+            return cls(scaling, None)
+        return cls(scaling, _text(content, "clip", "norm") if "clip" in content else "")
+
+    def applied_to(self, client: Participant) -> None:
+        """Takes it over; `Refused` where this site does not allow it."""
+        if self.scaling is not None:
+            client.scale(self.scaling)
+        if self.clip is not None:
+            client.clip_at(self.clip)
+
+
+def _text(content: RecordDict, name: str, key: str) -> str:
     """A text in one of the records beside the model."""
-    record = message.content[name]
+    record = content[name]
     value = record.get(key) if isinstance(record, ConfigRecord) else None
     if not isinstance(value, str):
         raise ProtocolError("fields", f"the record {name} has no text {key}")

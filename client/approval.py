@@ -292,12 +292,12 @@ def _is_asked(kit: SiteKit, signed: SignedRoster, identity: Identity) -> bool:
     """Whether this site's signature counts under an epoch: no root signs it, and this site is not revoked by it."""
     accepted = kit.accepted()
     root = accepted.root_key if accepted else signed.roster.root_key
-    return not root and signed.roster.index_of(identity.public) in signed.roster.active
+    return not root and signed.roster.index_of(identity.public) in signed.roster.voters
 
 
 def _absent(signed: SignedRoster) -> str:
     roster = signed.roster
-    labels = [roster.members[index].label for index in sorted(roster.active - set(signed.signatures))]
+    labels = [roster.members[index].label for index in sorted(roster.voters - set(signed.signatures))]
     return "waits for the root" if roster.root_key else f"waits for {', '.join(labels)}"
 
 

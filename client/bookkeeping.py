@@ -151,7 +151,9 @@ class BookKeeping:
         if not shares:
             return
         squared = reduce(torch.add, [share.squared for share, _ in shares])
-        norms = squared.sqrt().to(self.total.sums[0].dtype)
+        norms = squared.to(
+            self.total.sums[0].dtype
+        ).sqrt()  # no number where its square is none, as in Opacus
         finite = norms.isfinite()
         if not finite.any():
             self.total.clear()

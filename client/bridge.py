@@ -69,6 +69,7 @@ class SecureClientApp(ClientApp):
 
         in_memory = context.node_config.get("sessions") == "memory"
         site = bridged(site_folder(context), in_memory)
+        site.look_again()
         return self._step(int(kind[-1]), site, message, context)
 
     def _step(self, step: int, site: BridgedParticipant, message: Message, context: Context) -> RecordDict:

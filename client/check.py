@@ -179,7 +179,7 @@ def _with_sites(site: Site, experiment: Experiment) -> Experiment | None:
     from tacit.config import Site as Declared
 
     roster = site.roster()
-    entries = [roster.enrolled[index] for index in sorted(roster.active - roster.strikes)]
+    entries = [roster.enrolled[index] for index in sorted(roster.voters)]
     sites = tuple(Declared(label=entry.member.label, rows=entry.num_rows) for entry in entries)
     return experiment.with_tables(federation=Federation(sites=sites))
 

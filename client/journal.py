@@ -1,11 +1,14 @@
 """A site's journal of its secure sums, open and locked only for the moment of an event.
 
-A stock Flower node starts a process for each message, and an agent shares the file with the operator's commands.
+A stock Flower node starts a process for each message, and an agent shares the file with the operator's commands. One
+process reads it once, and again where another has written since.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tacit.secagg.journal import Attempt, FileJournal
@@ -21,6 +24,8 @@ class SiteJournal:
 
     def __init__(self, folder: Path, *, durable: bool) -> None:
         self._path, self._durable = folder / "journal" / "journal.jsonl", durable
+        self._journal: FileJournal | None = None  # as it was left
+        self._lock = threading.Lock()
 
     @property
     def counter(self) -> int:
@@ -64,5 +69,13 @@ class SiteJournal:
         with self._open() as journal:
             journal.sign(ctx2, survivors)
 
-    def _open(self) -> FileJournal:
-        return FileJournal.open(self._path, durable=self._durable)
+    @contextmanager
+    def _open(self) -> Iterator[FileJournal]:
+        with self._lock:
+            left = self._journal
+            if left is None or not left.reopen():
+                # What this process has seen of it already must still be there.
+                witness = None if left is None else left.head
+                self._journal = left = FileJournal.open(self._path, witness=witness, durable=self._durable)
+            with left:
+                yield left

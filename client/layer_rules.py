@@ -117,10 +117,11 @@ def _of_equal_indices(indices: Tensor, g: Tensor) -> Tensor:
         same = indices.unsqueeze(2) == indices.unsqueeze(1)
         # Replaced, not multiplied: what overflows between two indices is no part of the length.
         return torch.where(same, torch.bmm(g, g.mT), 0.0).sum((1, 2)).clamp(min=0)
-    row = torch.arange(rows, device=g.device).unsqueeze(1).expand_as(indices)
-    pairs, place = torch.stack([row, indices], 2).flatten(0, 1).unique(dim=0, return_inverse=True)
+    table = int(indices.max()) + 1
+    keys = torch.arange(rows, device=g.device).unsqueeze(1) * table + indices
+    pairs, place = torch.unique(keys.flatten(), return_inverse=True)
     sums = g.new_zeros(len(pairs), g.shape[2]).index_add_(0, place, g.flatten(0, 1))
-    return g.new_zeros(rows).index_add_(0, pairs[:, 0], sums.square().sum(1))
+    return g.new_zeros(rows).index_add_(0, pairs // table, sums.square().sum(1))
 
 
 def layer_norm(layer: nn.LayerNorm, passed: Passed) -> Share:

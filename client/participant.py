@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from client import guard
 from client.evaluation import metric_sums
 from client.journal import SiteJournal
 from client.sessions import FolderSessions, MemorySessions, Session, Sessions
-from client.site import Site
+from client.site import Site, policy_stamp
 from client.statistics import scaled, statistics
 from client.training import LocalTrainer
 from tacit import config
@@ -97,8 +98,24 @@ class Participant:
         self._journal = MemoryJournal() if in_memory else SiteJournal(site.folder, durable=site.durable)
         self.audit = NoAudit() if in_memory else AuditLog(site.folder / SITE_FILE, durable=site.durable)
         self._records: dict[str, Records] = {}
+        self.known_receipts: set[str] | None = None  # those in its audit log, once they were looked for
         self._entered = ""  # id of the run without privacy that the ledger knows of
         self.num_updates = self.num_clipped = 0  # stay at the site
+
+    def look_again(self) -> None:
+        """Takes the site's policy as it is now; to be called before each request.
+
+        Raises:
+            ConfigError: it cannot be read: nothing is answered until it can.
+            Refused: it does not allow this experiment any more.
+
+        Guarantees:
+            A changed policy counts from the next request on.
+        """
+        if policy_stamp(self.site.folder) != self.site.stamp:
+            site = Site.open(self.site.folder)
+            guard.admit(site, self.run.experiment)
+            self.site = replace(self.site, policy=site.policy, stamp=site.stamp)
 
     @property
     def declared_rows(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from client.site import Site
 from tacit.errors import ConfigError, TacitError
-from tacit.processes import LOOPBACK, interrupted_once
+from tacit.processes import LOOPBACK, interrupted_once, leave_no_core
 
 if TYPE_CHECKING:
     from client.flower_wire import Wire
@@ -112,13 +111,14 @@ def _take_part(
     check_bundle: Callable[[bytes], None],
     look: Callable[[], str],
 ) -> None:
-    from client.agent import PACES, Agent
+    from client.agent import Agent
     from client.follower import Follower, screen
     from client.inbox import alone
+    from client.pace import PACES
     from tacit import logs
 
     logs.configure()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file with records and keys in it
+    leave_no_core()
     with alone(site.folder), closing(wire), _health(health_port) as on_joined, screen() as shown:
         follower = Follower(shown)
         agent = Agent(site.folder, wire, check_bundle, PACES[profile], follower, on_joined, look)

@@ -35,7 +35,7 @@ class Session:
         round: number of the round.
         model: digest of the global model that was trained from.
         experiment: digest of the experiment whose noise is in `encoded`; its price, and no other, is debited.
-        encoded: the finished update; a later attempt on the same model sends it again unchanged.
+        encoded: the finished update; a later attempt on the same model sends it again unchanged. Empty once erased.
         machine: the protocol's state in the present attempt.
         attempt: its number.
         sent: whether `encoded` has been paid for, and so may have left.
@@ -49,6 +49,17 @@ class Session:
     machine: ClientMachine
     attempt: int = 1
     sent: bool = False
+
+    @property
+    def is_erased(self) -> bool:
+        """Whether the update is gone, so that another attempt would have to make a new one."""
+        return self.encoded.values.size == 0
+
+    def erase(self) -> None:
+        """Forgets the update. Best effort: a disk may keep what a file held before."""
+        if self.encoded.values.flags.writeable:
+            self.encoded.values[:] = 0
+        self.encoded = EncodedUpdate(np.zeros(0, dtype=np.int64), self.encoded.clipped)
 
     def encode(self) -> bytes:
         """The whole session behind its hash, for a file that only this participant can read."""

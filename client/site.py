@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tacit.secagg.identity import Identity
     from tacit.secagg.roster import Roster
 
+POLICY: Final = "policy.toml"
 _DATA: Final = re.compile(r"\s*data\s*=")
 
 
@@ -37,6 +38,7 @@ class Site:
         data: the file with the records.
         policy: what the site allows; it can only tighten what the federation agreed.
         durable: whether ledger entries are fsynced; a simulated site may do without.
+        stamp: of policy.toml when it was read; see `policy_stamp`.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Site:
     data: Path
     policy: SitePolicy
     durable: bool = True
+    stamp: tuple[int, ...] = field(default=(), compare=False)
 
     @classmethod
     def open(cls, folder: Path) -> Site:
@@ -58,7 +61,7 @@ class Site:
         for key in ("label", "data_set", "data"):
             if not isinstance(fields.get(key), str) or not fields[key]:
                 raise ConfigError("required key is missing or not text", source=description, key=key)
-        policy_file = folder / "policy.toml"
+        policy_file, stamp = folder / POLICY, policy_stamp(folder)
         policy = SitePolicy.load(policy_file) if policy_file.exists() else SitePolicy()
         return cls(
             folder,
@@ -67,6 +70,7 @@ class Site:
             folder / fields["data"],
             policy,
             bool(fields.get("durable", True)),
+            stamp,
         )
 
     def ledger(self) -> Ledger:
@@ -107,6 +111,15 @@ class Site:
             raise StorageError(f"{path}: cannot be read: {error.strerror}") from None
         except ProtocolError as error:
             raise StorageError(f"{path}: {error}") from None
+
+
+def policy_stamp(folder: Path) -> tuple[int, ...]:
+    """What changes when policy.toml does; empty where there is none."""
+    try:
+        status = (folder / POLICY).stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def set_data(folder: Path, file: Path) -> None:

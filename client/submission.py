@@ -57,7 +57,10 @@ def setup(participant: Participant, request: bytes, arrays: Arrays, receipts: Se
         encoded = participant.encode(own.round, arrays, participant.update(own.round, arrays))
         session = Session(own.run, own.round, own.model, participant.run.digest, encoded, machine)
     session.machine, session.attempt = machine, own.attempt  # the same finished update under new masks
-    participant.audit.write(*_news(participant, shown), _requested(own))
+    news = _news(participant, shown)
+    participant.audit.write(*news, _requested(own))
+    if participant.known_receipts is not None:
+        participant.known_receipts.update(event.receipt for event in news)
     participant.sessions.save(session)
     return answer
 
@@ -92,6 +95,8 @@ def mask(participant: Participant, request: bytes) -> tuple[bytes, bytes]:
     participant.audit.write(
         Attempted(session.run, session.round, session.attempt, sent.sender, sent.context.hex())
     )
+    if participant.run.plan.unit == "none":
+        session.erase()  # it is sent once, so that nobody needs it any more
     participant.sessions.save(session)
     return answer
 
@@ -102,8 +107,16 @@ def confirm(participant: Participant, request: bytes) -> bytes:
 
 
 def unmask(participant: Participant, request: bytes) -> bytes:
-    """M4: one share of each client; every secret is erased."""
-    return _step(participant, "unmask", request)
+    """M4: one share of each client; every secret is erased, and the update, too.
+
+    Guarantees:
+        Once a site has opened shares, nothing of its update is left in its session.
+    """
+    session = current(participant)
+    answer = session.machine.unmask(request)
+    session.erase()
+    participant.sessions.save(session)
+    return answer
 
 
 def as_computed_here(participant: Participant, invitation: Invitation, arrays: Arrays) -> Invitation:
@@ -161,11 +174,18 @@ def _requested(own: Invitation) -> Requested:
 
 def _news(participant: Participant, shown: Sequence[Receipt]) -> list[Receipted]:
     """The receipts that this site's log does not have yet."""
-    known = {event.receipt for event in participant.audit.read() if isinstance(event, Receipted)}
+    if (known := participant.known_receipts) is None:
+        known = {event.receipt for event in participant.audit.read() if isinstance(event, Receipted)}
+        participant.known_receipts = known
     written = [receipt.encode().hex() for receipt in shown]
     return [Receipted(receipt, {}) for receipt in written if receipt not in known]
 
 
 def _same_update(session: Session, participant: Participant, invitation: Invitation) -> bool:
     held = session.run, session.round, session.model, session.experiment
-    return held == (invitation.run, invitation.round, invitation.model, participant.run.digest)
+    return not session.is_erased and held == (
+        invitation.run,
+        invitation.round,
+        invitation.model,
+        participant.run.digest,
+    )

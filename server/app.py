@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from server.attempts import AttemptFile
 from server.receipts import AuditedStore, ReceiptFile, audit_file, spelled_epsilon
 from server.state import RunState
-from server.sums import SumFile
+from server.sums import COUNTERS_FILE, SumFile
 from strategies.coordinator import Coordinator, SumMemory
 from strategies.exchange import find_members
 from strategies.factory import make_strategy
@@ -56,7 +56,8 @@ def main(grid: Grid, context: Context) -> None:
     if "TACIT_STATE" not in os.environ:
         raise ConfigError("names no folder for the run", key="TACIT_STATE")
     folder = Path(os.environ["TACIT_STATE"]).resolve()  # a link, perhaps, that will name the next run
-    state = RunState(folder, experiment.to_toml(), experiment.checkpoints.keep)
+    durable = getattr(grid, "durable", True)  # a simulation's grid may say no
+    state = RunState(folder, experiment.to_toml(), experiment.checkpoints.keep, durable=durable)
     try:
         serve(steady(grid), experiment, state)
     except TacitError as error:
@@ -74,13 +75,14 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     if not experiment.federation.num_members:
         raise ConfigError("declares no sites", key="federation.sites")
     plan, task = PrivacyPlan.of(experiment), load_task(experiment)
+    log = AuditLog(audit_file(state.folder), durable=state.durable)
     check_monitor(experiment, task)
     nodes = nodes_of(grid, experiment)
     strategy = make_strategy(experiment)
     grid = wrap(grid, experiment, plan, strategy, nodes, state)
     if needs_statistics(experiment) and not state.scaling:
         state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
-    store = AuditedStore(state, state.run_id, AuditLog(audit_file(state.folder)), attempts_of(state))
+    store = AuditedStore(state, state.run_id, log, attempts_of(state))
     rounds = Rounds(experiment, plan, strategy, grid, nodes, store, state.run_id, state.scaling)
     private = plan.max_grad_norm is not None  # record-level noise alone changes what a model may be made of
     progress = rounds.run(initial_arrays(task, private=private, seed=experiment.seed))
@@ -148,9 +150,8 @@ def wrap(
 
     if settings.engine == "ideal" or not settings.enabled:
         return IdealSumGrid(grid, agreement(anyone(nodes)))
-    coordinator = coordinator_of(
-        Path(os.environ.get("TACIT_FEDERATION", ".")), SumFile(state.folder / "sums.json")
-    )
+    kit = Path(os.environ.get("TACIT_FEDERATION", "."))
+    coordinator = coordinator_of(kit, SumFile(state.folder / "sums.json", kit / COUNTERS_FILE))
     if "TACIT_NODES" in os.environ:  # sites that remember: only they can answer a second time as they did
         coordinator = replace(coordinator, attempts=attempts_of(state))
     roster = coordinator.roster

@@ -40,8 +40,13 @@ class Checkpoint:
     progress: Progress
     record: Mapping[str, Any] | None
 
-    def write(self, root: Path) -> None:
-        """Adds the checkpoint to the folder of all of them, under a temporary name until it is on the disk."""
+    def write(self, root: Path, *, durable: bool = True) -> None:
+        """Adds the checkpoint to the folder of all of them, under a temporary name until it is on the disk.
+
+        Args:
+            root: the folder.
+            durable: wait for the disk. Without, a checkpoint outlives its process, but perhaps not a power failure.
+        """
         root.mkdir(mode=0o700, exist_ok=True)
         unfinished = root / ".unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
@@ -63,10 +68,12 @@ class Checkpoint:
         }
         files["manifest.json"] = json.dumps({name: _sha256(data) for name, data in files.items()}).encode()
         for name, data in files.items():
-            write_file(unfinished / name, data, sync_folder=False)
-        _sync(unfinished)
+            write_file(unfinished / name, data, sync_folder=False, durable=durable)
+        if durable:
+            _sync(unfinished)
         unfinished.rename(root / name_of(progress.round))
-        _sync(root)
+        if durable:
+            _sync(root)
 
     @classmethod
     def read(cls, folder: Path, run: str) -> Checkpoint | None:
@@ -98,16 +105,17 @@ def name_of(round_number: int) -> str:
     return f"round-{round_number:06d}"
 
 
-def write_file(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
-    """Replaces a file atomically and, with its folder synced, durably; mode 0600."""
+def write_file(path: Path, data: bytes, *, sync_folder: bool = True, durable: bool = True) -> None:
+    """Replaces a file atomically and, unless `durable` is off, durably with its folder synced; mode 0600."""
     temporary = path.with_name(f".{path.name}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     temporary.replace(path)
-    if sync_folder:
+    if sync_folder and durable:
         _sync(path.parent)
 
 

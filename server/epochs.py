@@ -326,7 +326,7 @@ def _absent(signed: SignedRoster) -> str:
     roster = signed.roster
     if roster.root_key:
         return "" if ROOT in signed.signatures else "the root has not signed"
-    labels = [roster.members[index].label for index in sorted(roster.active - set(signed.signatures))]
+    labels = [roster.members[index].label for index in sorted(roster.voters - set(signed.signatures))]
     return f"not signed by {', '.join(labels)}" if labels else ""
 
 

@@ -88,15 +88,6 @@ class Run:
             except (ValueError, TypeError):
                 raise StorageError(f"{path}: damaged") from None
 
-    @property
-    def is_damaged(self) -> bool:
-        """Whether its status cannot be read, so that nobody knows where it stands."""
-        try:
-            _ = self.status
-        except StorageError:
-            return True
-        return False
-
     def set(self, state: str, reason: str = "") -> None:
         """Writes where it stands from now on, if that is any news."""
         before = self.status
@@ -104,7 +95,7 @@ class Run:
         after = replace(before, state=state, reason=reason, begun=begun)
         if after != before:
             self._write(after)
-            self.log(f"{state}{': ' if reason else ''}{reason}")
+            self.log(state if reason in ("", state) else f"{state}: {reason}")
 
     def _write(self, status: Status) -> None:
         with _usable(self.folder):
@@ -205,17 +196,23 @@ class Queue:
         run._write(replace(status, state="queued", reason="", queued=time.time()))
         run.log("queued again")
 
-    def runs(self) -> list[Run]:
-        """All of them, in the order in which they were queued; before them those whose status is damaged."""
+    def known(self) -> list[tuple[Run, Status | None]]:
+        """All of them with where they stand, in the order in which they were queued; first, and with None, those
+        whose status is damaged."""
         found = [Run(path) for path in self.folder.glob("[!.]*") if (path / "status.json").exists()]
-        return sorted(found, key=lambda run: (0.0 if run.is_damaged else run.status.queued, run.id))
+        pairs = [(run, _status_of(run)) for run in found]
+        return sorted(pairs, key=lambda pair: (pair[1].queued if pair[1] else 0.0, pair[0].id))
+
+    def runs(self) -> list[Run]:
+        """All of them, in that order."""
+        return [run for run, _ in self.known()]
 
     def next(self) -> Run | None:
         """The one to work on: that which was begun, else the oldest."""
-        waiting = [(run, run.status.state) for run in self.runs() if not run.is_damaged]
+        known = self.known()
         for wanted in ("running", "queued"):
-            for run, state in waiting:
-                if state == wanted:
+            for run, status in known:
+                if status is not None and status.state == wanted:
                     return run
         return None
 
@@ -231,6 +228,13 @@ class Queue:
         if len(found) != 1:
             raise ConfigError(f"{len(found) or 'no'} runs begin with {start!r}", source=self.folder)
         return found[0]
+
+
+def _status_of(run: Run) -> Status | None:
+    try:
+        return run.status
+    except StorageError:
+        return None
 
 
 def _read(path: Path) -> dict[str, object] | None:

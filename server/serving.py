@@ -33,7 +33,7 @@ from tacit import __version__
 from tacit.audit import SERVER_FILE, AuditLog, RosterAccepted, Started, Stopped
 from tacit.errors import ConfigError
 from tacit.health import Health, serve_health
-from tacit.processes import LOOPBACK, Group, free_port, interrupted_once, tacit_command
+from tacit.processes import LOOPBACK, Group, free_port, interrupted_once, leave_no_core, tacit_command
 from tacit.secagg.identity import readable
 
 LOCK_SECONDS = 10.0  # a server that was killed needs a moment to be gone
@@ -54,6 +54,7 @@ def serve(folder: Path, *, host: str, port: int | None, health_port: int, metric
         ConfigError: the kit is not complete, or the address cannot be used.
         StorageError: another server works on it, or a secret is open to others.
     """
+    leave_no_core()  # SuperLink and ServerApp inherit it
     kit = CoordinatorKit.open(folder.resolve())
     state = kit.folder / "state"
     state.mkdir(mode=0o700, exist_ok=True)

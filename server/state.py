@@ -42,13 +42,16 @@ class RunState:
         config: the experiment in canonical TOML; a run goes on with the experiment that it began with.
         keep: newest checkpoints kept; 0 = all.
         read_only: look at a run that has ended; nothing is locked or written.
+        durable: wait for the disk at each round; a simulation may do without.
 
     Raises:
         StorageError: another server works on it, it belongs to another experiment, or it cannot be used.
     """
 
-    def __init__(self, folder: Path, config: str, keep: int, *, read_only: bool = False) -> None:
-        self.folder, self._keep, self._lock = folder, keep, -1
+    def __init__(
+        self, folder: Path, config: str, keep: int, *, read_only: bool = False, durable: bool = True
+    ) -> None:
+        self.folder, self._keep, self._lock, self.durable = folder, keep, -1, durable
         with _usable(folder):
             if not read_only:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,7 +102,7 @@ class RunState:
     def save(self, progress: Progress, record: Mapping[str, Any] | None) -> None:
         """Writes a checkpoint, which is what counts; then the round's line."""
         with _usable(self.folder):
-            Checkpoint(self.run_id, progress, record).write(self.folder / "checkpoints")
+            Checkpoint(self.run_id, progress, record).write(self.folder / "checkpoints", durable=self.durable)
             if record is not None:
                 self._append_round(record)
             self._prune(progress)

@@ -61,16 +61,12 @@ def submit(
 
 def runs(kit: Kit = KIT) -> None:
     """List a federation's runs, the newest last: state, rounds, name, why, and the report of what has ended."""
-    from tacit.errors import StorageError
-
-    found = queue_of(kit).runs()
+    found = queue_of(kit).known()
     if not found:
         typer.echo(f"no runs yet: tacit submit EXPERIMENT.toml --kit {kit}")
-    for run in found:
-        try:
-            status = run.status
-        except StorageError as error:
-            typer.echo(f"{run.id[:SHOWN]}  damaged   {error}")
+    for run, status in found:
+        if status is None:
+            typer.echo(f"{run.id[:SHOWN]}  damaged   {run.folder / 'status.json'}")
             continue
         done = f"{run.num_rounds}/{status.rounds}"
         reason = status.reason.partition("\n")[0]

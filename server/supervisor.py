@@ -154,10 +154,10 @@ class Supervisor:
         """What there is to do now: one look around, or one run."""
         self.link.check()
         self._look(control)
-        for run in self.queue.runs():
-            if run.is_damaged:
+        for run, status in self.queue.known():
+            if status is None:
                 self._complain(f"run {run.id[:8]}: status.json is damaged; it is left alone")
-            elif run.is_asked_to_stop and not run.status.has_ended:
+            elif not status.has_ended and run.is_asked_to_stop:
                 self._end(run, "stopped", "by tacit stop")
         chosen = self.queue.next()
         if chosen is None:
@@ -305,7 +305,7 @@ class Supervisor:
             run.set(run.status.state, "its report is being written")
             self._watch.write_report(run, outcome_text(state, reason))
         run.set(state, reason)
-        self._watch.say(f"run {run.id[:8]} {state}: {reason}")
+        self._watch.say(f"run {run.id[:8]} {state}" + ("" if reason in ("", state) else f": {reason}"))
         self._watch.ended(run.id, state)
 
     def _submit(self, run: Run, control: Control) -> int:

@@ -10,25 +10,27 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import compress
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from numpy.typing import NDArray
 
 from client import guard, plain
-from client.app import fields, participant, ready, reason_of, received_arrays
+from client.app import InForce, fields, participant, reason_of, received_arrays
 from client.guard import Received
 from client.participant import Participant, Run
 from simulations.batches import Job
 from simulations.held import HeldLedgers, HeldMember
 from simulations.stacked import StackedTrainer, executor_for
+from simulations.workers import WorkersTrainer, close_pools
 from strategies.sum_grid import CohortResult
 from tacit.encoding import STATISTICS_ROUND
 from tacit.errors import Refused
-from tacit.privacy.discrete import add_noise
-from tacit.privacy.noise import SeededKeys, in_unit_interval
+from tacit.privacy.discrete import add_noise, discrete_gaussian
+from tacit.privacy.noise import SeededKeys, SystemKeys, in_unit_interval
 from tacit.privacy.streams import Portions
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.parameters import Rules
@@ -86,7 +88,8 @@ class CohortExecutor:
         self.close()
 
     def close(self) -> None:
-        """Gives the sites' ledgers free."""
+        """Gives the sites' ledgers free, and ends worker processes."""
+        close_pools()
         self._ledgers.close()
         for member in self._members.values():
             member.release()
@@ -100,7 +103,10 @@ class CohortExecutor:
         clients = dict(self._permitted(cohort, run_id, number, arrays, tally))
         if clients:
             run = next(iter(clients.values())).run
-            if number != STATISTICS_ROUND and executor_for(run, len(clients)) == "stacked":
+            executor = "serial" if number == STATISTICS_ROUND else executor_for(run, len(clients))
+            if executor == "workers" and isinstance(run.trainer, WorkersTrainer):
+                run.trainer.train_ahead(arrays, list(_jobs(clients)), number, run.keys)
+            if executor == "stacked":
                 clip = next(iter(clients.values())).clip
                 encoder = run.encoder(arrays, float(clip) if clip else None)
                 self._stacked(Asked(run, run_id, number, arrays, encoder), clients, tally)
@@ -113,11 +119,16 @@ class CohortExecutor:
     ) -> Iterator[tuple[int, Participant]]:
         """Node and participant of each site that takes part in the round."""
         model: Received | None = None
+        content: RecordDict | None = None
         for message, context in cohort:
-            node = message.metadata.dst_node_id
+            node = context.node_id
             try:
-                member = self._member(message, context)
-                client = ready(message, context, member.client)
+                member = self._member(context)
+                client = member.client
+                if message.content is not content:  # Flower's strategies give one to all of their messages
+                    content = message.content
+                    in_force = InForce.of(content)
+                in_force.applied_to(client)
                 if model is None:
                     model = Received.of(client.run, number, arrays)
                 member.permit(model)
@@ -129,12 +140,11 @@ class CohortExecutor:
                 continue
             yield node, client
 
-    def _member(self, message: Message, context: Context) -> Member:
-        """Who a message is for; kept until the run has ended."""
-        node = message.metadata.dst_node_id
-        member = self._members.get(node)
+    def _member(self, context: Context) -> Member:
+        """Who a node is; kept until the run has ended."""
+        member = self._members.get(context.node_id)
         if member is None:
-            member = self._members[node] = HeldMember(participant(context), self._ledgers)
+            member = self._members[context.node_id] = HeldMember(participant(context), self._ledgers)
         return member
 
     def _stacked(self, asked: Asked, clients: dict[int, Participant], tally: _Tally) -> None:
@@ -153,7 +163,7 @@ class CohortExecutor:
             start += len(part)
             try:
                 deltas = stack.train(asked.arrays, asked.round, asked.run.keys)
-                finite = np.isfinite(deltas).all(axis=1)
+                finite = [bool(row) for row in np.asarray(np.isfinite(deltas).all(axis=1))]
                 values, clipped = self._encoded(asked, deltas, list(part.values()))
             except Exception as error:  # a task may raise anything: alone, each client meets the same
                 LOG.warning("executor serial: training all clients at once failed (%s)", type(error).__name__)
@@ -161,8 +171,7 @@ class CohortExecutor:
                 _one_by_one(part, asked.run_id, asked.round, asked.arrays, tally)
             else:
                 paid = [
-                    _pays(client, asked, bool(ok), tally)
-                    for client, ok in zip(part.values(), finite, strict=True)
+                    _pays(client, asked, ok, tally) for client, ok in zip(part.values(), finite, strict=True)
                 ]
                 for (node, client), cut in compress(zip(part.items(), clipped, strict=True), paid):
                     tally.nodes.append(node)
@@ -189,8 +198,15 @@ class CohortExecutor:
         if noise > 0:
             cohort = run.experiment.cohort_size
             share = Rules.of(run.experiment.secure_aggregation, noise).parameters(cohort).noise_share
-            for row, label in zip(values, labels, strict=True):
-                row[:] = add_noise(row, share, run.share_stream(label, asked.round, 1))
+            if isinstance(
+                run.keys, SystemKeys
+            ):  # fresh in any case: the vectors share a stream, and no part of it
+                values += discrete_gaussian(run.share_stream("", asked.round, 1), values.size, share).reshape(
+                    values.shape
+                )
+            else:
+                for row, label in zip(values, labels, strict=True):
+                    row[:] = add_noise(row, share, run.share_stream(label, asked.round, 1))
         return values, clipped
 
 
@@ -230,6 +246,13 @@ class _Tally:
         values = np.zeros(0, dtype=np.int64) if self.total is None else self.total
         total = Aggregate(values, len(self.nodes))
         return CohortResult(total, tuple(self.nodes), dict(self.refusals), self.num_clipped)
+
+
+def _jobs(clients: dict[int, Participant]) -> Iterator[Job]:
+    """What a trainer needs of each client whose records can be read; the others meet the reason themselves."""
+    for client in clients.values():
+        with suppress(Exception):
+            yield Job(client.site.label, client.records("train"), client.declared_rows)
 
 
 def _one_by_one(

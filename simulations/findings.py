@@ -56,6 +56,7 @@ def write_findings(
         started=simulation.started,
         outcome=str(state.result["outcome"]),
         engine=simulation.engine,  # type: ignore[arg-type]
+        executor="; ".join(simulation.executor),
         seed=experiment.seed,
         experiment=experiment.model_dump(mode="json", by_alias=True, exclude_none=True),
         rounds=tuple(rounds),
@@ -64,6 +65,7 @@ def write_findings(
         privacy=privacy_entries(experiment, plan, ledgers.values(), secure=secure, simulation=True),
         secure_aggregation=secure,
         partition=tuple(_slice(row) for row in partition_table(simulation.prepared)),
+        distances=simulation.prepared.distances,
         faults=tuple(_faults(simulation, rows)),
         timings=dict(clock.seconds),
         versions=versions(),

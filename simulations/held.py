@@ -6,6 +6,7 @@ except its policy, which an operator may edit: that file is looked at before eac
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
@@ -16,7 +17,9 @@ from typing import Final
 from client import guard, plain
 from client.guard import Received
 from client.participant import Participant
+from client.rate import FILE, count_round
 from client.site import Site
+from simulations.run import ROUNDS_PER_HOUR
 from tacit.privacy.ledger import Ledger
 
 MOST_LEDGERS: Final = 400  # open at once: a process may have about a thousand files
@@ -91,7 +94,7 @@ class HeldMember:
     def __init__(self, client: Participant, ledgers: HeldLedgers) -> None:
         self.client = client
         self._ledgers = ledgers
-        self._policy = client.site.folder / "policy.toml"
+        self._policy = str(client.site.folder / "policy.toml")
         self._stamp: Stamp | None = _stamp(self._policy)
         self._admitted = 0  # size of the model that it was asked about
         client.site = HeldSite.of(client.site, ledgers)
@@ -109,6 +112,8 @@ class HeldMember:
             self._admitted = model.num_parameters
         if model.problem is not None or model.norm > client.site.policy.max_model_norm:
             guard.check_received(client.site, model)
+        if (hourly := client.site.policy.max_rounds_per_hour) < ROUNDS_PER_HOUR:
+            count_round(client.site.folder / FILE, hourly)
 
     def release(self) -> None:
         """The participant opens its ledger by itself again."""
@@ -116,9 +121,9 @@ class HeldMember:
         self.client.site = Site(**{field.name: getattr(site, field.name) for field in fields(Site)})
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: str) -> Stamp:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except FileNotFoundError:
         return 0, 0, 0
     return found.st_mtime_ns, found.st_size, found.st_ino

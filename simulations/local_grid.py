@@ -36,6 +36,7 @@ class LocalGrid(Grid):
         run_config: what every node and the server find in their context.
         num_nodes: node i (from 0) has `partition-id` i.
         executor: trains a whole cohort and adds it up; None = there is no such hook.
+        durable: whether the server waits for the disk at each round.
         train_ahead: sees all messages of a push before any of them is handled.
     """
 
@@ -46,6 +47,8 @@ class LocalGrid(Grid):
         num_nodes: int,
         executor: Executor | None = None,
         train_ahead: Callable[[Cohort], None] = lambda cohort: None,
+        *,
+        durable: bool = False,
     ) -> None:
         identify_process()
         self._app, self._run_config, self._num_nodes = client_app, run_config, num_nodes
@@ -53,7 +56,7 @@ class LocalGrid(Grid):
         self._answers: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
         self._run = Run.create_empty(RUN_ID)
-        self._train_ahead = train_ahead
+        self._train_ahead, self.durable = train_ahead, durable
         if executor is not None:
             self.train_cohort = lambda messages: executor(self._addressed(messages))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from server import submission
 from server.superlink import SuperLink
+from tacit.config import Ray
 from tacit.errors import MissingExtra
 
 
@@ -26,6 +27,7 @@ def run(
     state: Path,
     sites: Path,
     num_clients: int,
+    settings: Ray | None = None,
     on_poll: Callable[[], None] | None = None,
     timeout: float | None = None,
 ) -> None:
@@ -36,6 +38,7 @@ def run(
         state: the server's state directory, `TACIT_STATE` of the `ServerApp`.
         sites: folder with one folder per site, named 0, 1, 2 ..., `TACIT_SITES` of the `ClientApp`s.
         num_clients: how many sites there are.
+        settings: what each gets, and which cluster; None = a core each.
         on_poll: called about five times a second, to show progress.
         timeout: seconds after which the run is stopped.
 
@@ -47,19 +50,20 @@ def run(
         raise MissingExtra("the Ray engine", "simulation")
     # Not below `state`: Ray's sockets lie in this folder, and a socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="tacit-ray-", ignore_cleanup_errors=True) as scratch:
-        variables = ray_variables(state, sites, scratch)
+        settings = settings or Ray()
+        variables = ray_variables(state, sites, scratch, settings.address)
         with SuperLink(state / "flower", simulation=True, variables=variables) as link:
             submission.run(
                 link,
                 experiment_toml,
                 state,
-                federation=_federation(num_clients),
+                federation=_federation(num_clients, settings),
                 on_poll=on_poll,
                 timeout=timeout,
             )
 
 
-def ray_variables(state: Path, sites: Path, scratch: str) -> dict[str, str]:
+def ray_variables(state: Path, sites: Path, scratch: str, address: str = "") -> dict[str, str]:
     """What the simulation's processes find in their environment.
 
     Guarantees:
@@ -72,15 +76,23 @@ def ray_variables(state: Path, sites: Path, scratch: str) -> dict[str, str]:
         "TACIT_FEDERATION": str(sites.resolve()),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    if "RAY_ADDRESS" not in os.environ:
+    if address:
+        variables["RAY_ADDRESS"] = address
+    elif "RAY_ADDRESS" not in os.environ:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         variables |= {"RAY_TMPDIR": scratch, **token}
     return variables
 
 
-def _federation(num_clients: int) -> str:
-    """Flower's federation configuration: one core per actor, and no more actors than clients."""
-    settings = {"num-supernodes": num_clients, "client-resources-num-cpus": 1}
-    if "RAY_ADDRESS" not in os.environ and num_clients < (os.cpu_count() or 1):
-        settings["init-args-num-cpus"] = num_clients
-    return " ".join(f"{key}={value}" for key, value in settings.items())
+def _federation(num_clients: int, settings: Ray) -> str:
+    """Flower's federation configuration: what each client gets, and no more of our own actors than clients."""
+    keys: dict[str, float] = {
+        "num-supernodes": num_clients,
+        "client-resources-num-cpus": settings.cpus_per_client,
+        "client-resources-num-gpus": settings.gpus_per_client,
+    }
+    own = not settings.address and "RAY_ADDRESS" not in os.environ
+    most = num_clients * settings.cpus_per_client
+    if own and most < (os.cpu_count() or 1):
+        keys["init-args-num-cpus"] = most
+    return " ".join(f"{key}={value}" for key, value in keys.items())

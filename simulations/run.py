@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import tomli_w
 
@@ -30,8 +30,12 @@ from tacit.config import Experiment
 from tacit.errors import ConfigError, RunFailed
 from tacit.report.record import RunRecord
 
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
 FAULTS, DRAWN = "faults.toml", "faults-drawn.toml"
+ROUNDS_PER_HOUR = 10**9  # more than any simulated hour has: nobody counts them
 REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
 
 
@@ -62,6 +66,8 @@ class Simulation:
         started: when.
         clock: seconds per part.
         faults: what is played, if anything.
+        executor: how the local engine has trained its cohorts, and why; known once it has.
+        around: puts something around the `ClientApp`: an audit that watches sites and gives some of them canaries.
     """
 
     prepared: PreparedSites
@@ -70,6 +76,8 @@ class Simulation:
     started: datetime
     clock: Clock
     faults: FaultList | None = None
+    executor: list[str] = field(default_factory=list)
+    around: Callable[[ClientApp], ClientApp] | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -246,14 +254,14 @@ def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> Prepa
     table, schema = load_source(experiment.data, experiment.seed) if arrays is None else arrays.table()
     prepared = prepare_sites(experiment, table, schema, out, durable=durable, arrays=arrays)
     for i in range(len(prepared.sites)):
-        _write_policy(prepared.folder / str(i), prepared.experiment)
+        write_policy(prepared.folder / str(i), prepared.experiment)
     secure = prepared.experiment.secure_aggregation
     if secure.enabled and secure.engine == "protocol":
         enrol(prepared.folder, prepared.experiment)
     return prepared
 
 
-def _write_policy(folder: Path, experiment: Experiment) -> None:
+def write_policy(folder: Path, experiment: Experiment) -> None:
     """What a real site would have to allow for this experiment, and no more; an operator's own is left alone."""
     path = folder / "policy.toml"
     if path.exists():
@@ -264,7 +272,7 @@ def _write_policy(folder: Path, experiment: Experiment) -> None:
         "require_secure_aggregation": protected,
         "allow_single_updates": not protected,
         "allowed_tasks": [experiment.task.kind],
-        "max_rounds_per_hour": 10**9,  # a simulation's hour is short
+        "max_rounds_per_hour": ROUNDS_PER_HOUR,
         "max_model_parameters": 10**12,
         "max_update_norm": max(secure.update_clip, _largest_clip(experiment)),
     }
@@ -291,6 +299,7 @@ def run_engine(simulation: Simulation) -> None:
             state=simulation.state,
             sites=simulation.prepared.folder,
             num_clients=experiment.federation.num_members,
+            settings=experiment.simulation.ray,
         )
     elif simulation.engine == "local":
         run_local(simulation)
@@ -307,10 +316,10 @@ def run_local(simulation: Simulation) -> None:
     from client import participant
     from client.app import app as client_app
     from server.app import app as server_app
+    from simulations import stacked
     from simulations.cohort import CohortExecutor
     from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
-    from simulations.stacked import train_ahead
     from simulations.virtual import VirtualExecutor, VirtualGrid
 
     logging.getLogger("flwr").setLevel(
@@ -322,6 +331,7 @@ def run_local(simulation: Simulation) -> None:
     run_config = {"experiment": experiment.to_toml()}
     serial, faults = experiment.simulation.executor == "serial", simulation.faults
     app = client_app if faults is None else FaultyApp(client_app, faults, simulation.state / PLAYED)
+    app = app if simulation.around is None else simulation.around(app)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config))
     sites = str(simulation.prepared.folder)
     variables = {"TACIT_STATE": str(simulation.state), "TACIT_SITES": sites, "TACIT_FEDERATION": sites}
@@ -331,10 +341,14 @@ def run_local(simulation: Simulation) -> None:
         VirtualExecutor(experiment, Path(sites)) if virtual else CohortExecutor() as executor,
     ):
         # A cohort that is trained without messages meets no app, and so no faults. Virtual clients have no app.
-        hook = executor if virtual or not (serial or faults is not None) else None
-        ahead = () if serial else (train_ahead,)
+        hook = executor if virtual or not (serial or app is not client_app) else None
+        ahead = () if serial else (stacked.train_ahead,)
         kind = VirtualGrid if virtual else LocalGrid
-        server_app(kind(app, run_config, experiment.federation.num_members, hook, *ahead), context)
+        durable = experiment.simulation.durable_ledgers
+        grid = kind(app, run_config, experiment.federation.num_members, hook, *ahead, durable=durable)
+        server_app(grid, context)
+    run = participant.run_of(experiment.to_toml())
+    simulation.executor.append(stacked.chosen(run, with_messages=hook is None))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from simulations.partition import partition
 from simulations.partition.classes import class_indices, is_missing
+from simulations.partition.distances import distances
 from simulations.partition.folders import csv_bytes, store
 from simulations.partition.library import points
 from simulations.partition.shifts import attendance, shifted
@@ -27,6 +28,7 @@ from simulations.partition.split import held_out, latest
 from tacit.config import Data, Experiment, Federation, Partition, Population, Site, first_problem
 from tacit.data.schema import Schema
 from tacit.errors import ConfigError, DataError
+from tacit.report.record import SiteDistances
 from tacit.shifts import Duplicates
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class PreparedSites:
         experiment: the experiment with its schema complete and its federation declared.
         fingerprint: SHA-256 over that experiment and every file, in hexadecimal.
         warnings: one line each.
+        distances: of the sites from one another; None of a single one.
     """
 
     folder: Path
@@ -75,6 +78,7 @@ class PreparedSites:
     experiment: Experiment
     fingerprint: str
     warnings: tuple[str, ...] = ()
+    distances: SiteDistances | None = None
 
     def data_path(self, site: int) -> Path:
         """The file of site number `site`, from 0."""
@@ -124,7 +128,8 @@ def prepare_sites(
     )
     file = csv_bytes if arrays is None else arrays.file
     fingerprint = store(out, resolved, labels, frames, file, durable=durable)
-    return PreparedSites(out / "sites", sites, resolved, fingerprint, tuple(warnings))
+    apart = distances(frames, labels, schema)
+    return PreparedSites(out / "sites", sites, resolved, fingerprint, tuple(warnings), apart)
 
 
 def _notes(settings: Partition) -> list[str]:

@@ -25,6 +25,7 @@ from client.bookkeeping import ELEMENTWISE, MARGIN, stack, supports
 from client.plain import ids
 from client.training import LocalTrainer, learning_rate, record_losses
 from simulations.batches import Batches, Job
+from simulations.workers import PATIENCE, WorkersTrainer, no_workers
 from tacit.encoding import STATISTICS_ROUND
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Keys
@@ -254,7 +255,8 @@ class Stack:
 
 def _squares(x: Tensor) -> Tensor:
     """Squared norm of each last row, in float64; summed up in float32, which takes a quarter of the time."""
-    return torch.linalg.vector_norm(x, dim=2).double().square_()
+    squares: Tensor = torch.linalg.vector_norm(x, dim=2).double().square_()
+    return squares
 
 
 def unstackable(model: nn.Module) -> str:
@@ -268,26 +270,49 @@ def unstackable(model: nn.Module) -> str:
 
 
 def executor_for(run: Run, num_clients: int) -> str:
-    """ "stacked" or "serial", as the experiment says or the model and the cohort allow; the reason is logged once.
+    """ "stacked", "workers" or "serial", as the experiment says or the model allows; the reason is logged once.
 
-    Where it is "stacked", the run's trainer is a `StackedTrainer` from here on.
+    Where it is one of the first two, the run's trainer is of that kind from here on.
 
     Raises:
-        ConfigError: the experiment demands `executor = "stacked"` and the model does not stack.
+        ConfigError: the experiment demands an executor that is not possible for the model or the device.
     """
     wish = run.experiment.simulation.executor
     if wish == "serial":
         return "serial"
     if isinstance(run.trainer, StackedTrainer):
         return "stacked"
-    if reason := unstackable(run.trainer.model):
-        if wish == "stacked":
-            raise ConfigError(f"not possible here: {reason}", key="simulation.executor")
-        LOG.debug("executor serial: %s", reason)
+    if isinstance(run.trainer, WorkersTrainer):
+        return "workers"
+    reason = unstackable(run.trainer.model)
+    if wish == "stacked" and reason:
+        raise ConfigError(f"not possible here: {reason}", key="simulation.executor")
+    if wish != "workers" and not reason:
+        LOG.info("executor stacked: %d clients at once", num_clients)
+        run.trainer = StackedTrainer.of(run.trainer)
+        return "stacked"
+    if obstacle := no_workers(run):
+        if wish == "workers":
+            raise ConfigError(f"not possible here: {obstacle}", key="simulation.executor")
+        LOG.info("executor serial: %s; %s", reason, obstacle)
         return "serial"
-    LOG.info("executor stacked: %d clients at once", num_clients)
-    run.trainer = StackedTrainer.of(run.trainer)
-    return "stacked"
+    if wish == "auto":
+        LOG.info("executor serial, and workers after %g s of training: %s", PATIENCE, reason)
+    run.trainer = WorkersTrainer.of(run, 0.0 if wish == "workers" else PATIENCE)
+    return "workers"
+
+
+def chosen(run: Run, *, with_messages: bool) -> str:
+    """How a run's cohorts were trained, and why, for the report."""
+    if isinstance(run.trainer, StackedTrainer):
+        how = "stacked: the model is a stack of layers, and all clients of a cohort are one matrix"
+    elif isinstance(run.trainer, WorkersTrainer) and run.trainer.has_started:
+        how = f"workers: {unstackable(run.trainer.model) or 'as the experiment says'}"
+    elif run.experiment.simulation.executor == "serial":
+        how = "serial, as the experiment says"
+    else:
+        how = f"serial: {unstackable(run.trainer.model)}"
+    return f"{how}; {'over messages' if with_messages else 'without messages'}"
 
 
 def train_ahead(cohort: Sequence[tuple[Message, Context]]) -> None:
@@ -305,8 +330,9 @@ def train_ahead(cohort: Sequence[tuple[Message, Context]]) -> None:
     if not clients or (number := _round(asked[0][0])) == STATISTICS_ROUND:
         return
     run = clients[0].run
-    if executor_for(run, len(clients)) == "serial" or not isinstance(run.trainer, StackedTrainer):
+    if executor_for(run, len(clients)) == "serial":
         return
+    assert isinstance(run.trainer, StackedTrainer | WorkersTrainer)
     jobs = [Job(c.site.label, c.records("train"), c.declared_rows) for c in clients]
     try:
         run.trainer.train_ahead(received_arrays(asked[0][0]), jobs, number, run.keys)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context
 
 from client import guard
 from client.participant import Participant, Run, run_of
@@ -74,7 +74,7 @@ class VirtualExecutor(CohortExecutor):
 
     def __call__(self, cohort: Cohort) -> CohortResult:
         """See `CohortExecutor`; the debits of the whole cohort are in the file before the sum is returned."""
-        labels = [self._label(message) for message, _ in cohort]
+        labels = [self._label(context) for _, context in cohort]
         guard.admit(self._site, self._run.experiment)
         self._file.load(labels)
         try:
@@ -90,11 +90,11 @@ class VirtualExecutor(CohortExecutor):
         super().close()
         self._file.close()
 
-    def _member(self, message: Message, context: Context) -> Member:
-        return VirtualMember(self._drawn[self._label(message)])
+    def _member(self, context: Context) -> Member:
+        return VirtualMember(self._drawn[self._label(context)])
 
-    def _label(self, message: Message) -> str:
-        return self._labels[message.metadata.dst_node_id - SERVER_NODE - 1]
+    def _label(self, context: Context) -> str:
+        return self._labels[context.node_id - SERVER_NODE - 1]
 
     def _clients(self, labels: Sequence[str]) -> Iterator[VirtualClient]:
         for label, records in zip(labels, records_of(self._run.experiment, self._pool, labels), strict=True):
@@ -108,8 +108,8 @@ def records_of(experiment: Experiment, pool: Records, labels: Sequence[str]) -> 
     portions = Portions.even(tuple(labels), rows)
     uniform = in_unit_interval(portions.read(SeededKeys(experiment.seed), "virtual"))
     chosen = torch.from_numpy((uniform * pool.num_rows).astype("int64"))
-    features = pool.features.index_select(0, chosen).split(rows)
-    targets = pool.targets.index_select(0, chosen).split(rows)
+    features = torch.split(pool.features.index_select(0, chosen), rows)
+    targets = torch.split(pool.targets.index_select(0, chosen), rows)
     return [Records(x, y) for x, y in zip(features, targets, strict=True)]
 
 

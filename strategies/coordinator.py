@@ -18,7 +18,8 @@ class SumMemory:
     Attributes:
         round, attempt: the newest attempt that was made.
         strikes: indices of members that are proven to have cheated.
-        counters: of each member's journal, as clients were last shown it. Not worth a file: the clients remember.
+        counters: of each member's journal, as clients were last shown it. They refuse a cohort in which one has gone
+            back, and a server that has forgotten would have all of them refuse again and again.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,10 @@ from flwr.serverapp import Grid
 from tacit.errors import RunFailed
 
 AT_ONCE = 64  # messages that are pushed, or asked for, in one call
-POLL_SECONDS = 0.02
+POLL_SECONDS, SLOWEST_SECONDS = 0.02, 1.0  # between two questions to the SuperLink: soon at first, then rarer
+POLL_SHARE = (
+    1 / 8
+)  # of the time since the last message was pushed, which is what waiting for an answer adds at most
 ASK_SECONDS = 30.0  # a stock Flower node starts a process to answer
 ASK_AGAIN_SECONDS = 0.5
 LOST_SECONDS = 30.0  # who is silent for this long, while half have answered, may not have got the message
@@ -68,8 +71,13 @@ def exchange(
             looked = now
             waiting.repeat(again, waiting.gone)
         if waiting.nodes or waiting.gone:
-            time.sleep(POLL_SECONDS)
+            time.sleep(min(pause(now - began), max(0.0, began + deadline_seconds - now)))
     yield from waiting.gone.values()
+
+
+def pause(elapsed: float) -> float:
+    """Seconds until the next question. One costs the SuperLink, which is one process, as much as a client's answer."""
+    return min(max(POLL_SECONDS, elapsed * POLL_SHARE), SLOWEST_SECONDS)
 
 
 class _Waiting:

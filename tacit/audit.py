@@ -10,6 +10,7 @@ Guarantees:
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -127,7 +128,8 @@ class Refusal(Event):
     Attributes:
         step: type of the message, or the round's phase.
         reason: code.
-        count: how many sites gave it, where a server writes this; else 1.
+        count: where a server writes this, how many sites gave it; at a site, how often since the record of this
+            kind before.
     """
 
     NAME: ClassVar = "refusal"
@@ -194,13 +196,16 @@ class AuditLog:
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         self._path, self._durable = path, durable
+        self._file: ChainFile | None = None  # as it was left
+        self._lock = threading.Lock()
 
-    def write(self, *events: Event, check: Check = lambda records: None) -> None:
+    def write(self, *events: Event, check: Check | None = None) -> None:
         """Appends events; returns when they are on the disk.
 
         Args:
             events: to be written; they are checked first.
-            check: is shown the records so far under the lock, and may raise.
+            check: is shown the records so far under the lock, and may raise; without it they are read only where
+                another process has written since.
 
         Raises:
             StorageError: they could not be written, or the file was changed.
@@ -208,11 +213,21 @@ class AuditLog:
         records = [event.record() for event in events]
         if not records:
             return
-        file, before = ChainFile.open(self._path, durable=self._durable)
-        with file:
-            check(before)
+        with self._lock, self._open(check) as file:
             for record in records:
                 file.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), **record})
+
+    def _open(self, check: Check | None) -> ChainFile:
+        if check is None and self._file is not None and self._file.reopen():
+            return self._file
+        self._file, before = ChainFile.open(self._path, durable=self._durable)
+        try:
+            if check is not None:
+                check(before)
+        except BaseException:
+            self._file.close()
+            raise
+        return self._file
 
     def read(self) -> tuple[Event, ...]:
         """All events so far; none where there is no file."""
@@ -225,7 +240,7 @@ class NoAudit(AuditLog):
     def __init__(self) -> None:
         super().__init__(Path())
 
-    def write(self, *events: Event, check: Check = lambda records: None) -> None:
+    def write(self, *events: Event, check: Check | None = None) -> None:
         """Nothing, but the events must be well-formed."""
         for event in events:
             event.record()

@@ -13,7 +13,7 @@ from tacit.errors import ConfigError, RunFailed
 
 app = typer.Typer(
     name="audit",
-    help="Look into audit logs.",
+    help="Look into audit logs, and attack a training to test its privacy.",
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -22,7 +22,7 @@ app = typer.Typer(
 
 @app.callback()
 def _audit() -> None:
-    """Check audit logs, one's own and those of others."""
+    """Check audit logs, one's own and those of others; test a claim of privacy."""
 
 
 @app.command("verify")

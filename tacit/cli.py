@@ -39,9 +39,11 @@ COMMANDS = {
     "report": ("server.submit_cli:report", "Write the report and the privacy statement of a run anew."),
     "stop": ("server.submit_cli:stop", "End a run; what was complete is kept."),
     "rehearse": ("simulations.cli:rehearse", "Try a whole federation, secured, on this machine."),
-    "audit": ("tacit.audit_cli:app", "Look into the audit logs of both sides."),
+    "audit": ("tacit.audit_cli:app", "Look into audit logs, and attack a training to test its privacy."),
     "doctor": ("tacit.doctor:doctor", "Say what is installed, and what is missing for which use."),
 }
+# Sub-commands that join a group from another folder: group -> name -> module:function
+JOINS = {"audit": {"privacy": "simulations.auditing.cli:privacy"}}
 
 
 class LazyGroup(TyperGroup):
@@ -66,15 +68,25 @@ class LazyGroup(TyperGroup):
 
 def load(name: str) -> click.Command:
     """Imports one command, or a group of them, and makes a command of it."""
-    module, _, attribute = COMMANDS[name][0].partition(":")
-    target = getattr(importlib.import_module(module), attribute)
+    target = _target(COMMANDS[name][0])
     if isinstance(target, typer.Typer):
         group = typer.main.get_group(target)
         group.name = name
         for info in target.registered_commands:
             if info.callback is not None:
                 _explain(group.commands[info.name or info.callback.__name__], info.callback)
+        for joined, place in JOINS.get(name, {}).items():
+            group.commands[joined] = _command(joined, _target(place))
         return group
+    return _command(name, target)
+
+
+def _target(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _command(name: str, target: Callable[..., Any]) -> click.Command:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(name=name)(target)
     command = typer.main.get_command(app)

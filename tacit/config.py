@@ -363,23 +363,40 @@ class Checkpoints(Frozen):
     keep: Annotated[int, Field(ge=0)] = 3
 
 
+class Ray(Frozen):
+    """`[simulation.ray]`: what `--engine ray` gives each client, and where.
+
+    Attributes:
+        cpus_per_client: cores of one client, whole ones: Flower's runtime takes no parts of a core.
+        gpus_per_client: GPUs of one client; 0.25 lets four clients share one.
+        address: of a running cluster, which must see the same paths, as in `RAY_ADDRESS`; empty = that variable,
+            else a Ray of this run's own.
+    """
+
+    cpus_per_client: Count = 1
+    gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
+    address: str = ""
+
+
 class Simulation(Frozen):
     """`[simulation]`: how it is simulated. Without faults this changes speed and the report, never the result.
 
     Attributes:
         baselines: also train the pooled and the local-only models that federation is compared with.
         tune_baselines: choose each one's learning rate, on a quarter of its own training records held back.
-        executor: how the local engine trains a cohort: all clients at once, or one after the other through the
-            `ClientApp`; "auto" stacks them where the model allows it.
+        executor: how the local engine trains a cohort: all clients at once, by worker processes, or one after the
+            other through the `ClientApp`; "auto" stacks them where the model allows it, and else starts workers
+            once training takes long.
         faults: a file of failures and lies to play (docs/faults.md); empty = none.
-        durable_ledgers: fsync the simulated sites' ledgers too.
+        durable_ledgers: fsync the simulated sites' ledgers, and what the server keeps of each round, too.
     """
 
     baselines: bool = True
     tune_baselines: bool = True
     faults: str = ""
-    executor: Literal["auto", "stacked", "serial"] = "auto"
+    executor: Literal["auto", "stacked", "workers", "serial"] = "auto"
     durable_ledgers: bool = False
+    ray: Ray = Ray()
 
 
 class Site(Frozen):

@@ -7,6 +7,7 @@ it is gone, `kill -9` included, and then it ends the group. So it imports the st
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -135,6 +136,11 @@ def flower_environment(home: Path, variables: Mapping[str, str] | None = None) -
 def tacit_command(arguments: Iterable[str]) -> list[str]:
     """A command of this installation's `tacit`, whatever is first on the path."""
     return [str(Path(sysconfig.get_path("scripts")) / "tacit"), *arguments]
+
+
+def leave_no_core() -> None:
+    """A crash of this process, or of one that it starts, leaves no file with records and keys in it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def free_port(port: int = 0) -> int:

@@ -78,15 +78,20 @@ def _write(
     name = experiment.data.file
     _private_file(folder / "experiment.toml", experiment.to_toml().encode())
     for i, (label, frame) in enumerate(zip(labels, frames, strict=True)):
-        (folder / str(i)).mkdir(mode=0o700)
-        description: dict[str, object] = {
-            "label": label,
-            "data_set": f"{experiment.name}/{label}",
-            **({} if name == "data.csv" else {"data": name}),
-            **({} if durable else {"durable": False}),
-        }
-        _private_file(folder / str(i) / "site.toml", tomli_w.dumps(description).encode())
+        write_site(folder / str(i), experiment, label, data=name, durable=durable)
         _private_file(folder / str(i) / name, file(frame))
+
+
+def write_site(folder: Path, experiment: Experiment, label: str, *, data: str, durable: bool) -> None:
+    """A new site's folder with its description; the file that it names as its data is not there yet."""
+    folder.mkdir(mode=0o700)
+    description: dict[str, object] = {
+        "label": label,
+        "data_set": f"{experiment.name}/{label}",
+        **({} if data == "data.csv" else {"data": data}),
+        **({} if durable else {"durable": False}),
+    }
+    _private_file(folder / "site.toml", tomli_w.dumps(description).encode())
 
 
 def csv_bytes(frame: DataFrame) -> bytes:

@@ -113,7 +113,7 @@ def generate(rows: int, seed: int) -> tuple[DataFrame, Schema]:
     return frame, schema()
 
 
-def _logits(x: dict[str, Floats], month: Floats) -> Floats:
+def _logits(x: dict[str, Floats], month: NDArray[np.int64]) -> Floats:
     """What a payment's features add to the logit of fraud in its month."""
     late = (month - 1) / (MONTHS - 1)
     signs = {

@@ -134,7 +134,8 @@ def _logits(z: dict[str, Floats]) -> Floats:
     )
     old_heart = np.outer(z["age"] > 75, np.arange(len(EFFECTS)) == 0) * 0.7
     of_diagnosis = known[:, None] + EFFECTS + old_heart
-    return INTERCEPT + of_diagnosis[:, :, None] + 0.30 * np.arange(MOST + 1)
+    logits: Floats = INTERCEPT + of_diagnosis[:, :, None] + 0.30 * np.arange(MOST + 1)
+    return logits
 
 
 def _poisson(mean: float) -> Floats:
@@ -142,13 +143,15 @@ def _poisson(mean: float) -> Floats:
     from scipy.stats import poisson
 
     cut: Floats = poisson.pmf(np.arange(MOST + 1), mean)
-    return cut / cut.sum()
+    cut /= cut.sum()
+    return cut
 
 
 def _drawn(probabilities: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
     """One position for each row of probabilities."""
     position = (probabilities.cumsum(1) < rng.random((len(probabilities), 1))).sum(1)
-    return np.minimum(position, probabilities.shape[1] - 1)
+    drawn: NDArray[np.int64] = np.minimum(position, probabilities.shape[1] - 1)
+    return drawn
 
 
 STORY = Story(

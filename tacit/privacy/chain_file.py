@@ -6,6 +6,7 @@ A file that is behind its head, or behind what others remember, is an old copy.
 Guarantees:
     When `append` returns, the record is in the file and, if durable, on the disk.
     A changed byte, a missing record, a second owner and access by other users are refused.
+    A file that is opened again by the process that closed it is read again if anything about it has changed.
     After a failed write or fsync nothing more is written: what reached the disk is then unknown (Rebello et
     al., "Can applications recover from fsync failures?", USENIX ATC 2020).
 """
@@ -24,6 +25,9 @@ from typing import Any, Final, NamedTuple, Self
 from tacit.errors import StorageError
 from tacit.privacy import chain
 
+PATIENCE_SECONDS: Final = (
+    5.0  # that an owner may hold a file; it needs a moment, on a busy machine a longer one
+)
 _FLAGS: Final = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -55,6 +59,7 @@ class ChainFile(Closing):
         self._path, self._descriptor, self._durable = path, descriptor, durable
         self._torn = b""
         self._failed = False
+        self._stamp: tuple[int, ...] = ()  # of the file when it was closed
         self.head, self.num_torn = Head(0, chain.GENESIS), 0
 
     @classmethod
@@ -94,8 +99,41 @@ class ChainFile(Closing):
     def close(self) -> None:
         """Gives the file free for other processes. Closing twice is allowed."""
         if self._descriptor >= 0:
+            self._stamp = _stamp(self._descriptor)
             os.close(self._descriptor)
         self._descriptor = -1
+
+    def reopen(self) -> bool:
+        """Opens the closed file again for this process alone, without reading it.
+
+        Returns:
+            Whether it is the file that was closed, unchanged since; else it stays closed, and `open` must read it.
+
+        Raises:
+            StorageError: in use, or accessible to others.
+        """
+        try:
+            _check_private(self._path.parent, os.stat(self._path.parent))
+            self._descriptor = os.open(self._path, _FLAGS & ~os.O_CREAT | os.O_RDWR | os.O_APPEND)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _failure(self._path, "cannot be opened", error) from None
+        before = self._stamp
+        try:
+            self._lock()
+            # What somebody who takes no lock changes within one tick of the clock, at the same length, is found later.
+            same = (
+                not self._failed
+                and _stamp(self._descriptor) == before
+                and self._read_head(new=False) == self.head
+            )
+        except BaseException:
+            self.close()
+            raise
+        if not same:
+            self.close()
+        return same
 
     def append(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Writes one record, and returns it with its links when it is safe.
@@ -117,14 +155,21 @@ class ChainFile(Closing):
 
     def _lock(self) -> None:
         _check_private(self._path, os.fstat(self._descriptor))
-        for patience in (*[0.01] * 40, 0.0):  # an owner may hold it for the moment of one record
+        started, wait = time.monotonic(), 0.01
+        while True:
             try:
                 return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(patience)
+                if time.monotonic() - started >= PATIENCE_SECONDS:
+                    break
+                time.sleep(wait)
+                wait = min(2 * wait, 0.1)
             except OSError as error:
                 raise _failure(self._path, "cannot be locked", error) from None
-        raise StorageError(f"{self._path}: in use by another process")
+        raise StorageError(
+            f"{self._path}: in use by another process, which has not let go of it in {PATIENCE_SECONDS:g} seconds; "
+            "try again, or end the other process"
+        )
 
     def _load(self, witness: tuple[int, str] | None) -> tuple[dict[str, Any], ...]:
         try:
@@ -180,6 +225,12 @@ class ChainFile(Closing):
             data = data[os.write(descriptor, data) :]
         if self._durable:
             os.fsync(descriptor)
+
+
+def _stamp(descriptor: int) -> tuple[int, ...]:
+    """What changes with a file's content."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _sync(folder: Path) -> None:

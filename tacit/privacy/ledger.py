@@ -18,9 +18,10 @@ Guarantees:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ class Entry:
         if set(record) != {field.name for field in fields(cls)}:
             raise ValueError("not the fields of a debit")
         return cls(**{**record, "event": Event.from_dict(record["event"])})
+
+
+@lru_cache(maxsize=256)
+def _spelled(event: Event) -> Mapping[str, Any]:
+    """The event as JSON values; nobody writes into it."""
+    return event.to_dict()
 
 
 class Ledger(Closing):
@@ -169,7 +176,7 @@ class Ledger(Closing):
                 "attempt": attempt,
                 "purpose": purpose,
                 "unit": unit,
-                "event": event.to_dict(),
+                "event": _spelled(event),
                 "delta": delta,
             }
         )

@@ -12,16 +12,19 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tomli_w
 
 from tacit.errors import MissingExtra
 from tacit.report import compare, statement
 from tacit.report.plots import Line, line_chart
-from tacit.report.record import Round, RunRecord, SiteSlice
+from tacit.report.record import Round, RunRecord, SiteDistances, SiteSlice
 from tacit.report.storage import write_text
 from tacit.report.wording import PROTECTED, upper
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MARKS = {
     "simulation": "simulation only: a deployment's server never sees this",
@@ -34,6 +37,16 @@ MOST_SITES = 60  # rows of a table before the rest is left to report.json
 MOST_ROUNDS = 100
 MOST_FAULTS = 200
 CLASS_COLOURS = 8
+
+
+class Matrix(NamedTuple):
+    """Distances between sites as a table: rows, what full colour stands for, and the two that are farthest apart."""
+
+    title: str
+    rows: Sequence[Sequence[float]]
+    largest: float
+    farthest: str
+    mean: float
 
 
 class Chart(NamedTuple):
@@ -55,23 +68,12 @@ def write_html(record: RunRecord, path: Path) -> None:
 
 def render_html(record: RunRecord) -> str:
     """The page as text."""
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError:
-        raise MissingExtra("an HTML report", "simulation") from None
-    # Autoescape is on for every template: the automatic choice goes by file name and would leave .j2 out.
-    environment = Environment(
-        loader=PackageLoader("tacit", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages()
     environment.filters.update(
         metric=_metric,
         gain=_gain,
         upper=upper,
-        seconds=_seconds,
+        seconds=seconds,
         size=_size,
         cell=_cell,
         reasons=_reasons,
@@ -79,6 +81,26 @@ def render_html(record: RunRecord) -> str:
         scale=_scale,
     )
     return environment.get_template("report.html.j2").render(_context(record))
+
+
+def pages() -> Environment:
+    """Templates of this folder, with every text escaped.
+
+    Raises:
+        MissingExtra: Jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise MissingExtra("an HTML report", "simulation") from None
+    # Autoescape is on for every template: the automatic choice goes by file name and would leave .j2 out.
+    return Environment(
+        loader=PackageLoader("tacit", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _context(record: RunRecord) -> dict[str, Any]:
@@ -111,6 +133,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "other_metrics": [name for name in metrics if name != main],
         "slices": record.partition[:MOST_SITES],
         "slices_left_out": max(0, len(record.partition) - MOST_SITES),
+        "matrices": _matrices(record.distances),
         "played": record.faults[:MOST_FAULTS],
         "played_left_out": max(0, len(record.faults) - MOST_FAULTS),
         "faulty_rounds": _faulty_rounds(record),
@@ -181,6 +204,21 @@ def _tally(sites: Sequence[compare.SiteComparison]) -> dict[str, int]:
     }
 
 
+def _matrices(apart: SiteDistances | None) -> list[Matrix]:
+    """Distances in labels and in features."""
+    if apart is None:
+        return []
+    matrices = []
+    for title, rows in (("labels", apart.labels), ("features", apart.features)):
+        pairs = [(value, i, j) for i, row in enumerate(rows) for j, value in enumerate(row[:i])]
+        if not pairs:
+            continue
+        largest, i, j = max(pairs)
+        mean = math.fsum(value for value, _, _ in pairs) / len(pairs)
+        matrices.append(Matrix(title, rows, largest or 1.0, f"{apart.sites[j]} and {apart.sites[i]}", mean))
+    return matrices
+
+
 def _classes(slices: Sequence[SiteSlice]) -> list[str]:
     return list(dict.fromkeys(label for site in slices for label in site.labels))
 
@@ -228,7 +266,8 @@ def _percent(value: float, scale: float) -> str:
     return f"{100 * min(1.0, max(0.0, value / scale)):.2f}" if scale else "0"
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """A time as a reader says it."""
     if value < 60:
         return f"{value:.2f} s"
     return f"{int(value // 60)} min {int(value % 60):02d} s"

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,6 +84,32 @@ def svg_of(figure: Figure, name: str) -> str:
     return _inline(buffer.getvalue(), name)
 
 
+def drawing(
+    name: str, draw: Callable[[Axes], None], *, across: str, up: str = "", legend: bool = True
+) -> str:
+    """An `<svg>` element of anything else: the caller draws, in colours of `COLOURS`.
+
+    Args:
+        name: distinguishes the ids of this chart from those of others on the page.
+        draw: gets axes that are dressed as those of `line_chart`.
+        across: what the horizontal axis shows.
+        up: what the vertical one shows.
+        legend: whether there is one.
+    """
+    figure = blank_figure()
+    axes = figure.add_subplot()
+    dress(axes, legend=False, from_zero=False)
+    axes.set_xlabel(across, color=COLOURS["ink"], **FONT)
+    axes.set_ylabel(up, color=COLOURS["ink"], **FONT)
+    draw(axes)
+    axes.tick_params(which="both", colors=COLOURS["ink"], length=0, labelfontfamily=FONT["family"])
+    if legend:
+        _legend(axes)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    return _inline(buffer.getvalue(), name)
+
+
 def _height(value: float | None) -> float:
     return math.nan if value is None or not math.isfinite(value) else value
 
@@ -127,10 +153,14 @@ def dress(axes: Axes, *, legend: bool, from_zero: bool, xlabel: str = "round") -
     if from_zero:
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     if legend:
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=ink, prop=FONT,
-            handlelength=2.2, columnspacing=1.2, borderaxespad=0.2,
-        )  # fmt: skip
+        _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=COLOURS["ink"], prop=FONT,
+        handlelength=2.2, columnspacing=1.2, borderaxespad=0.2,
+    )  # fmt: skip
 
 
 def _inline(svg: str, name: str) -> str:

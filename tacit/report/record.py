@@ -248,6 +248,20 @@ class SiteSlice(Part):
         return fields
 
 
+class SiteDistances(Part):
+    """How far simulated sites are from one another: a row and a column for each of `sites`, 0 on the diagonal.
+
+    Attributes:
+        sites: labels; the first ones, where there are many.
+        labels: Jensen-Shannon distance of the class shares, from 0 to 1.
+        features: mean over columns of the Wasserstein distance in half ranges, or of the total variation of a category.
+    """
+
+    sites: tuple[str, ...]
+    labels: tuple[tuple[float, ...], ...]
+    features: tuple[tuple[float, ...], ...] = ()
+
+
 class PlayedFault(Part):
     """A failure or a lie that a simulation was told to play at one site in one round, and what came of it.
 
@@ -303,6 +317,7 @@ class RunRecord(Part):
     Attributes:
         experiment: `Experiment.model_dump(mode="json", by_alias=True, exclude_none=True)`.
         engine: "local" and "ray" are simulations; "superlink" is real processes.
+        executor: how the local engine has trained its cohorts, and why.
         ledger: the last entries, oldest first.
         federation: what its members had agreed on. Of real processes only.
         outcome: "finished", "stopped early", "stopped" (by somebody; what is complete is kept) or "failed: reason".
@@ -312,6 +327,7 @@ class RunRecord(Part):
     started: AwareDatetime
     outcome: Annotated[str, Field(pattern=r"^(finished|stopped early|stopped|failed: .+)$")]
     engine: Literal["local", "ray", "superlink"]
+    executor: str = ""
     seed: int
     experiment: Table
     rounds: tuple[Round, ...]
@@ -320,6 +336,7 @@ class RunRecord(Part):
     privacy: Annotated[tuple[PrivacyEntry, ...], Field(min_length=1)]
     secure_aggregation: SecureSum
     partition: tuple[SiteSlice, ...] = ()
+    distances: SiteDistances | None = None
     faults: tuple[PlayedFault, ...] = ()
     federation: Federation | None = None
     timings: dict[str, Seconds] = {}
@@ -350,6 +367,7 @@ class RunRecord(Part):
         known_to_nobody = {
             "final.sites": self.final.sites,
             "partition": self.partition,
+            "distances": self.distances,
             "faults": self.faults,
             "baselines": self.baselines != Baselines(),
             "rounds.metrics": any(item.metrics for item in self.rounds),

@@ -132,7 +132,7 @@ def _run(record: RunRecord) -> Section:
         ("Started", f"{record.started.astimezone(UTC):%Y-%m-%d %H:%M} UTC"),
         ("Outcome", record.outcome),
         ("Data", source),
-        ("Participants", f"{len(record.labels)} sites"),
+        ("Participants", _participants(record)),
         ("Rounds made", str(len(record.rounds))),
     ]
     simulated = (
@@ -141,6 +141,14 @@ def _run(record: RunRecord) -> Section:
         "about that machine."
     )
     return Section("The run", (simulated,) if record.is_simulation else (), tuple(points))
+
+
+def _participants(record: RunRecord) -> str:
+    """How many there are; of virtual clients the population counts, not the one folder that they draw from."""
+    population = record.experiment.get("federation", {}).get("population")
+    if population is None:
+        return f"{len(record.labels)} sites"
+    return f"{population['size']} simulated clients of {population['rows']} records"
 
 
 def _promise(entry: PrivacyEntry) -> Section:

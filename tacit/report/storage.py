@@ -10,11 +10,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tacit.errors import StorageError
-from tacit.report.record import RunRecord
+from tacit.report.record import Part, RunRecord
 
 
-def write_json(record: RunRecord, path: Path) -> None:
-    """Writes report.json.
+def write_json(record: Part, path: Path) -> None:
+    """Writes a record: report.json, audit.json.
 
     Guarantees:
         The file holds no NaN and no Infinity.

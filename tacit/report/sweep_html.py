@@ -17,8 +17,8 @@ from tacit.report import compare
 from tacit.report.html import MARKS, Chart
 from tacit.report.html import _gain as gain_text
 from tacit.report.html import _metric as metric_text
-from tacit.report.html import _seconds as seconds_text
 from tacit.report.html import _size as size_text
+from tacit.report.html import seconds as seconds_text
 from tacit.report.sweep_plots import SERIES, Column, Curve, Level, band_chart, dot_chart, gain_chart
 from tacit.report.sweep_record import SEED, Band, Group, SweepRecord
 from tacit.report.wording import upper

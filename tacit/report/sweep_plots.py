@@ -81,10 +81,8 @@ def band_chart(
         )
     bands = [band for curve in curves[:SERIES] for band in curve.bands if band is not None]
     if bands and all(0 <= mean <= 1 for mean in (*(b.mean for b in bands), *(x.value for x in levels))):
-        low, high = axes.get_ylim()
-        axes.set_ylim(
-            max(low, -0.02), min(high, 1.02)
-        )  # an interval of a share may reach beyond what a share can be
+        bottom, top = axes.get_ylim()  # an interval of a share may reach beyond what a share can be
+        axes.set_ylim(max(bottom, -0.02), min(top, 1.02))
     if log:
         axes.set_xscale("log")
     dress(axes, legend=bool(levels), from_zero=from_zero, xlabel=xlabel)

@@ -184,7 +184,7 @@ class Band(NamedTuple):
     mean: float
     low: float | None
     high: float | None
-    count: int
+    size: int
 
 
 def band(values: Sequence[float]) -> Band | None:

@@ -75,7 +75,7 @@ TRANSITIONS: Final = {
     ("dealt", "mask"): "masked",
     ("dealt", "complain"): "complained",
     ("masked", "confirm"): "confirmed",
-    ("masked", "unmask"): "unmasked",
+    ("masked", "unmask"): "unmasked",  # on the complete graph only
     ("confirmed", "unmask"): "unmasked",
 }
 
@@ -316,6 +316,11 @@ class ClientMachine:
             return stored[0]
         after, message = self._next("unmask"), UnmaskRequest.decode(request)
         self._check_survivors(message.context, message.survivors)
+        if self.phase == "masked" and not self.cohort.parameters.complete:
+            # On the ring T who have signed are few of a client's own neighbours: it must have seen their proofs itself.
+            raise ProtocolError(
+                "phase", "this client has not been shown that its neighbours sent their vectors"
+            )
         if len(message.signatures) < self.cohort.parameters.threshold:
             raise ProtocolError(
                 "confirmations", f"only {len(message.signatures)} clients have signed this set"

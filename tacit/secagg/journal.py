@@ -263,6 +263,11 @@ class FileJournal(Journal):
             file.close()
             raise
 
+    def reopen(self) -> bool:
+        """Opens the closed journal again; False and still closed where the file has changed: see `ChainFile`."""
+        assert isinstance(self._store, ChainFile)
+        return self._store.reopen()
+
 
 class MemoryJournal(Journal):
     """A journal that is gone with its process."""

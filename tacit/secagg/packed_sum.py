@@ -53,7 +53,7 @@ class PackedSum:
 
     def subtract(self, data: bytes | memoryview) -> None:
         """Takes back a vector that was added."""
-        self.restore(self.words() - unpack(data, self.bits, self.length))
+        self.restore(np.subtract(self.words(), unpack(data, self.bits, self.length)))
 
     def words(self) -> Words:
         """The sum: shape (length,), each word below 2**bits."""

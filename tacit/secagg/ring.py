@@ -218,7 +218,7 @@ def check_packed(data: bytes | memoryview, bits: int, length: int) -> None:
             raise ProtocolError("padding", "an unused bit of a packed vector is set")
 
 
-def unpack(data: bytes, bits: int, length: int) -> Words:
+def unpack(data: bytes | memoryview, bits: int, length: int) -> Words:
     """The words that `pack` was given, shape (length,).
 
     Raises:

@@ -101,8 +101,13 @@ class Roster:
 
     @property
     def active(self) -> frozenset[int]:
-        """Indices that are not revoked: N of the rule that says how many must sign."""
+        """Indices that are not revoked."""
         return frozenset(range(len(self.enrolled))) - self.revoked
+
+    @property
+    def voters(self) -> frozenset[int]:
+        """Whose signatures count under a roster, N of them: nobody who was revoked, or proven to cheat."""
+        return self.active - self.strikes
 
     def check_member(self, index: int, today: date) -> RosterMember:
         """The entry of a member that may take part today.

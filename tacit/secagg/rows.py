@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tacit.secagg.ring import rounds_to_zero, squared_norm, units_per_one
 from tacit.update import Integers
 
-_EXACT: Final = 2**62  # sums of squares below it are exact in an int64
+_EXACT: Final = 2.0**52
 
 
 def clip_norms(values: NDArray[Any], clip: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -51,17 +51,19 @@ def rounded(cut: NDArray[np.float64], *, clip: float, c_int: int, uniforms: NDAr
     d = cut.shape[1]
     cut *= units_per_one(clip, c_int, d)
     if rounds_to_zero(c_int, d):
-        integers = np.trunc(cut).astype(np.int64)
+        np.trunc(cut, out=cut)
     else:
-        floor = np.floor(cut)
-        cut -= floor
-        integers = floor.astype(np.int64)
-        integers += uniforms < cut
-    # A coordinate is at most c_int in size, unless something is wrong: then the sum is done in Python's integers.
-    if d * (c_int + 1) ** 2 < _EXACT and np.abs(integers).max(initial=0) <= c_int:
-        squares = np.einsum("ij,ij->i", integers, integers)
-        longest = int(squares.max(initial=0))
+        fraction = cut.copy()
+        np.floor(cut, out=cut)
+        fraction -= cut
+        cut += uniforms < fraction
+    # Whole numbers in float64, whose squares and their sum are exact up to 2**53.
+    peak = max(float(cut.max(initial=0.0)), -float(cut.min(initial=0.0)))
+    if d * peak * peak < _EXACT:
+        longest = int(np.einsum("ij,ij->i", cut, cut).max(initial=0.0))
+        integers = cut.astype(np.int64)
     else:
+        integers = cut.astype(np.int64)
         longest = max((squared_norm(row) for row in integers), default=0)
     if longest > c_int**2:
         raise AssertionError("an encoded vector is longer than its bound")

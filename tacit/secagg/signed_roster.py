@@ -115,7 +115,7 @@ def check_first(signed: SignedRoster, *, compared: bytes = b"") -> None:
     if roster.root_key:
         if ROOT not in signers or compared != roster.digest():
             raise ProtocolError("roster-signature", "the root has not signed, or its digest was not compared")
-    elif missing := roster.active - signers:
+    elif missing := roster.voters - signers:
         raise ProtocolError("roster-signature", f"members {sorted(missing)} have not signed")
 
 
@@ -142,16 +142,16 @@ def check_next(before: Roster, signed: SignedRoster) -> None:
             raise ProtocolError("roster-signature", "the root has not signed")
         return
     enough = num_signers(before)
-    if len(signers & before.active) < enough:
+    if len(signers & before.voters) < enough:
         raise ProtocolError(
             "roster-signature",
-            f"{len(signers & before.active)} members of epoch {before.epoch} have signed; {enough} must",
+            f"{len(signers & before.voters)} members of epoch {before.epoch} have signed; {enough} must",
         )
 
 
 def num_signers(before: Roster) -> int:
     """How many members of an epoch have to sign the one after it: more than (N + c) / 2."""
-    return (len(before.active) + before.max_corrupt) // 2 + 1
+    return (len(before.voters) + before.max_corrupt) // 2 + 1
 
 
 def check_joining(signed: SignedRoster, *, compared: bytes) -> None:
@@ -177,8 +177,8 @@ def check_joining(signed: SignedRoster, *, compared: bytes) -> None:
     if roster.root_key:
         if ROOT not in signers:
             raise ProtocolError("roster-signature", "the root has not signed this epoch")
-    elif len(signers & roster.active) < roster.max_corrupt + 2:
-        raise ProtocolError("roster-signature", f"{len(signers & roster.active)} members have signed")
+    elif len(signers & roster.voters) < roster.max_corrupt + 2:
+        raise ProtocolError("roster-signature", f"{len(signers & roster.voters)} members have signed")
 
 
 class RosterFile(Closing):

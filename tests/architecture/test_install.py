@@ -65,7 +65,7 @@ def test_what_is_not_in_the_base_is_in_an_extra() -> None:
     assert set(closure("tables")) & HEAVY == {"pandas", "pyarrow"}
 
 
-def test_every_distribution_of_the_base_install_has_its_version_in_the_constraints() -> None:
+def test_K8_every_distribution_of_the_base_install_has_its_version_in_the_constraints() -> None:
     """So a wheelhouse is the same whenever it is built. setuptools comes with torch, in any version."""
     pinned = {
         canonicalize_name(line.split("==")[0])

@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-GROUPS = ("masks", "secagg", "steps", "engines", "edge", "utility")
-SLOW = ("secagg_slow",)  # run by name only
+GROUPS = ("masks", "secagg", "steps", "engines", "convolutions", "edge", "utility")
+SLOW = ("secagg_slow", "scale")  # run by name only
 RESULT = Path("build") / "bench.json"
 
 

@@ -230,8 +230,9 @@ def take_part(folder: Path, name: str, experiment: str, change: Callable[[str], 
     arm(folder / "points" / name, CLIENT_POINTS)
     from spool import FIRST_NODE, SpoolWire
 
-    from client.agent import Agent, Pace
+    from client.agent import Agent
     from client.follower import Follower, Lines
+    from client.pace import Pace
 
     number = int(name.removeprefix("site-")) - 1
     wire = SpoolWire(folder / "spool", FIRST_NODE + number, experiment)

@@ -201,7 +201,7 @@ def test_B22_code_that_the_server_sends_never_runs_and_the_agent_goes_on(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_agent_that_is_told_to_stop_signs_off_and_leaves_nothing(
+def test_K10_an_agent_leaves_no_core_dump_and_when_it_is_told_to_stop_nothing_else(
     number: signal.Signals, federation: Federation
 ) -> None:
     prepared, _ = federation.use(f"left-{number}")
@@ -209,7 +209,7 @@ def test_an_agent_that_is_told_to_stop_signs_off_and_leaves_nothing(
     with federation.agent(site) as agent:
         wait_for(lambda: all(federation.online(site)))
         limits = Path(f"/proc/{agent.pid}/limits").read_text().splitlines()
-        assert "Max core file size 0 0 bytes" in [" ".join(line.split()) for line in limits], "K10"
+        assert "Max core file size 0 0 bytes" in [" ".join(line.split()) for line in limits]
         agent.send_signal(number)
         assert agent.wait(timeout=30) == 0
         assert federation.online(site) == [False]

@@ -47,9 +47,12 @@ class Memory:
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_D12_ten_sites_of_which_somebody_is_always_killed_keep_every_promise(tmp_path: Path) -> None:
-    world = World(
-        tmp_path, "training.rounds=100000", "secure_aggregation.max_dropouts=2", num_sites=NUM_SITES
+    settings = (
+        "training.rounds=100000",
+        "secure_aggregation.max_dropouts=2",
+        "secure_aggregation.deadline_seconds=60",  # nobody is late for want of a core
     )
+    world = World(tmp_path, *settings, num_sites=NUM_SITES)
     rng, memory, kills = random.Random(12), Memory(world), 0
     end = time.monotonic() + 60 * MINUTES
     next_kill, next_look = time.monotonic() + rng.uniform(10, 50), 0.0

@@ -189,6 +189,10 @@ def test_the_run_is_the_one_of_the_page(hour: Reader) -> None:
     rows = read_rounds(run.folder / "rounds.jsonl")
     assert [row["survivors"] for row in rows] == [list(SITES)] * 2
     assert (run.folder / "model.safetensors").exists()
+    for name in ("report.html", "privacy-statement.md"):
+        assert (run.folder / name).exists() and f"kits/coordinator/state/runs/{run.id}/{name}" in hour.said(
+            "tacit submit"
+        )
     assert run.id in hour.said("tacit client ledger")
 
 

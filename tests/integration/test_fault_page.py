@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from simulations.faults import KINDS, PHASES
+from simulations.faults import KINDS, LIES, PHASES
 from tacit import config
 from tacit.cli import main
 from tests.architecture.sources import ROOT, text
 
 PAGE = text("docs/faults.md")
-COMMANDS, LIST, ERROR = re.findall(r"^```(?:toml)?\n(.*?)^```$", PAGE, re.M | re.S)
+COMMANDS, LIST, ERROR, STORM = re.findall(r"^```(?:toml)?\n(.*?)^```$", PAGE, re.M | re.S)
 EXAMPLE = ROOT / "simulations" / "scenarios" / "faults" / "dropouts_and_lies.toml"
 SCENARIO = ROOT / "simulations" / "scenarios" / "breast_cancer.toml"
 SHORT = ("--quiet", "--set", "simulation.baselines=false", "--set", "training.rounds=5")
@@ -89,8 +89,22 @@ def test_the_page_has_every_kind_and_phase() -> None:
     assert all(f"`{phase}`" in phases for phase in (*PHASES, "training"))
     for kind, where in KINDS.items():
         for name, row in rows:
-            if name == kind and len(where) == 1:
+            if name == kind and len(where) == 1 and kind in LIES:
                 assert f" `{where[0]}` |" in row
+
+
+def test_what_was_drawn_is_written_out_and_plays_the_same(folder: Path) -> None:
+    command = ("simulate", "my.toml", *SHORT, *NOT_PRIVATE, "--set", 'secure_aggregation.engine="ideal"')
+    drawn = STORM.replace('"vector"', '"training"').replace('"keys"', '"training"')
+    (folder / "faults.toml").write_text(drawn)
+    assert tacit(*command, "--faults", "faults.toml", "--out", "a") == 0
+    assert tacit(*command, "--faults", "a/faults-drawn.toml", "--out", "b") == 0
+    assert history(folder / "a") == history(folder / "b")
+    assert (folder / "a" / "model.safetensors").read_bytes() == (
+        folder / "b" / "model.safetensors"
+    ).read_bytes()
+    happened = [[row["happened"] for row in report(folder / name)["faults"]] for name in "ab"]
+    assert happened[0] == happened[1] != []
 
 
 def test_the_engine_on_ray_refuses_a_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,12 +71,12 @@ class BadFederation(Federation):
         """A run of sites that have all imported torch: only the network makes them late."""
         if self.run is None:
             warm = self.submit("training.rounds=1")
-            self.wait_end(warm)
+            self.wait_end(warm, 1000)
             assert warm.status.state == "finished", self.said()
         self.run, self.wanted = self.submit(*overrides), (*self.wanted, *overrides)
         self.more_rounds(1)
 
-    def more_rounds(self, number: int, seconds: float = 240.0) -> list[dict[str, Any]]:
+    def more_rounds(self, number: int, seconds: float = 1000.0) -> list[dict[str, Any]]:
         """The records of the round that is under way and of those after it, `number` in all."""
         assert self.run is not None
         run, before = self.run, self.run.num_rounds
@@ -94,7 +94,7 @@ class BadFederation(Federation):
         assert self.run is not None
         run = self.run
         run.ask_to_stop()
-        self.wait_end(run)
+        self.wait_end(run, 1000)
         wait_for(lambda: self.pids("flwr-serverapp") == [], 30)
         rounds = self.rounds
         assert [row["round"] for row in rounds] == list(range(1, len(rounds) + 1))

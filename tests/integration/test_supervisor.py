@@ -115,6 +115,14 @@ def test_nothing_but_the_front_listens_on_an_address_that_others_can_reach(feder
     assert len(listening) == 2, "the SuperLink is the other one"
 
 
+def test_K10_a_crash_of_a_server_or_a_site_leaves_no_core(federation: Federation) -> None:
+    wait_for(lambda: federation.pids("flower-superlink") != [])
+    processes = [process.pid for process in federation.processes.values()]
+    for pid in (*processes, *federation.pids("flower-superlink")):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert "Max core file size 0 0" in " ".join(limits.split())
+
+
 def test_F5_a_second_server_on_the_kit_refuses(federation: Federation) -> None:
     import subprocess
 

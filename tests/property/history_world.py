@@ -1,4 +1,4 @@
-"""A server and its sites in one process, whose every move a history decides: real apps, a SuperLink in memory.
+"""A server and its sites in one process, all of whose moves a history decides: real apps and files, no SuperLink.
 
 A process is killed at a moment of the history, or at one of the system calls by which it changes a file; what it held
 in memory is gone then, and what it has written stays. The server runs in a thread that goes on only when it is told
@@ -7,6 +7,7 @@ to, and its clock is the history's.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ from tacit import config
 from tacit.config import Experiment
 from tacit.errors import TacitError
 from tacit.secagg.server import AttemptFailed
+from tacit.tasks import Records
 from tacit.tasks.weights import initial_arrays
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -97,6 +99,7 @@ class Prepared:
         self.folder, self.experiment = prepared.folder, prepared.experiment
         self.text = self.experiment.to_toml()
         run = run_of(self.text)  # the model and the plan: the same for every history
+        self.records: list[dict[str, Records]] = [{} for _ in range(NUM_SITES)]
         private = self.experiment.privacy.record is not None
         self.initial = initial_arrays(run.task, private=private, seed=self.experiment.seed)
 
@@ -210,6 +213,7 @@ class Member:
         self.fuse = Fuse()
         self.num_kills = 0
         self.participant: Participant | None = None
+        self.records = world.records[number]
         self._begin()
 
     def _begin(self) -> None:
@@ -325,7 +329,7 @@ class World:
 
     def __init__(self, prepared: Prepared) -> None:
         self.experiment: Experiment = prepared.experiment
-        self.text, self.initial = prepared.text, prepared.initial
+        self.text, self.initial, self.records = prepared.text, prepared.initial, prepared.records
         memory = Path("/dev/shm")
         self._folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
         self.sites, self.state = self._folder / "sites", self._folder / "state"
@@ -375,6 +379,7 @@ class World:
         member = self.members[int(folder.name)]
         if member.participant is None:
             member.participant = Participant(run_of(text), Site.open(folder), FolderSessions(folder))
+            member.participant._records = member.records  # as they lie on the disk, read once
         return member.participant
 
     def _watch_calls(self) -> None:
@@ -383,7 +388,10 @@ class World:
 
         def write(descriptor: int, data: Any) -> int:
             if self._acting.tick():
-                real_write(descriptor, data[: len(data) // 2])
+                if (
+                    fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
+                ):  # a head is replaced whole or not at all
+                    real_write(descriptor, data[: len(data) // 2])
                 raise Killed
             return real_write(descriptor, data)
 

@@ -5,17 +5,27 @@ Twenty kinds of moves in any order. Hypothesis shrinks a history that breaks a p
 
 from __future__ import annotations
 
+import itertools
+import os
+import random
+import time
+from collections import Counter
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import ClassVar
 
+import pytest
+from flwr.app import Message
 from history_promises import Promises
 from history_world import DEADLINE, FIRST_NODE, NUM_SITES, PRIVATE, Prepared, World
-from hypothesis import settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-SITES, CALLS = st.integers(0, NUM_SITES - 1), st.integers(1, 25)
+# A round takes about fifty calls that change a file, on either side.
+SITES, CALLS = st.integers(0, NUM_SITES - 1), st.integers(1, 60)
 
 
 @lru_cache
@@ -26,7 +36,7 @@ def prepared(*overrides: str) -> Prepared:
 class Histories(RuleBasedStateMachine):
     """A federation at the mercy of its moves."""
 
-    num_histories = num_moves = num_rounds = num_kills = 0
+    counts: ClassVar[Counter[str]] = Counter()  # of all that were played
 
     @initialize(private=st.booleans())
     def begin(self, private: bool) -> None:
@@ -45,14 +55,14 @@ class Histories(RuleBasedStateMachine):
             self.promises.check_models()
         finally:
             rounds = self.world.state / "rounds.jsonl"
-            Histories.num_rounds += rounds.read_bytes().count(b"\n") if rounds.exists() else 0
-            Histories.num_kills += self.server.num_kills + sum(m.num_kills for m in self.members)
-            Histories.num_histories += 1
+            self.counts["histories"] += 1
+            self.counts["rounds"] += rounds.read_bytes().count(b"\n") if rounds.exists() else 0
+            self.counts["kills"] += self.server.num_kills + sum(m.num_kills for m in self.members)
             self.world.__exit__()
 
     @invariant()
     def promises_hold(self) -> None:
-        Histories.num_moves += 1
+        self.counts["moves"] += 1
         if hasattr(self, "promises"):
             self.promises.check()
 
@@ -61,6 +71,7 @@ class Histories(RuleBasedStateMachine):
     @rule(often=st.integers(1, 12))
     def everybody_works(self, often: int) -> None:
         for _ in range(often):
+            self.server_starts()  # as the supervisor does
             for member in self.members:
                 member.work()
             self.server.work()
@@ -97,6 +108,7 @@ class Histories(RuleBasedStateMachine):
     @rule(calls=CALLS)
     def server_killed_at_a_call(self, calls: int) -> None:
         self.server.fuse.left = calls
+        self.everybody_works(6)
 
     @rule(site=SITES)
     def site_killed(self, site: int) -> None:
@@ -105,6 +117,7 @@ class Histories(RuleBasedStateMachine):
     @rule(site=SITES, calls=CALLS)
     def site_killed_at_a_call(self, site: int, calls: int) -> None:
         self.members[site].fuse.left = calls
+        self.everybody_works(6)
 
     @rule()
     def everybody_killed(self) -> None:
@@ -172,19 +185,49 @@ class Histories(RuleBasedStateMachine):
         self.link.cut.clear()
 
 
-def again(answer, message):
+def again(answer: Message, message: Message) -> Message:
     """An answer as one to another message."""
-    from copy import deepcopy
-
     copy = deepcopy(answer)
     copy.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
     return copy
 
 
-SHORT = settings(max_examples=12, stateful_step_count=40, deadline=None)
+def play(number: int, steps: int, histories: int) -> None:
+    """So many histories of so many moves; which they are follows from `number`."""
+    batch = seed(number)(type("Batch", (Histories,), {}))
+    run_state_machine_as_test(
+        batch,
+        settings=settings(
+            max_examples=histories,
+            stateful_step_count=steps,
+            derandomize=False,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 def test_E8_no_history_of_kills_and_losses_breaks_a_promise() -> None:
-    run_state_machine_as_test(Histories, settings=SHORT)
-    print(Histories.num_histories, Histories.num_moves, Histories.num_rounds, Histories.num_kills)
-    assert Histories.num_rounds > 0
+    before = Counter(Histories.counts)
+    play(8, steps=30, histories=10)
+    seen = Histories.counts - before
+    assert seen["histories"] >= 10 and seen["rounds"] >= 10 and seen["kills"] >= 20
+
+
+LONG = 10_000  # histories
+MINUTES = float(os.environ.get("TACIT_SOAK_MINUTES", "2"))
+BATCHES = ((40, 50), (40, 50), (100, 20), (400, 5))  # moves, histories
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_E8_no_history_of_up_to_400_moves_breaks_a_promise() -> None:
+    """Ten thousand of them, or as many as there is time for."""
+    end, number = time.monotonic() + 60 * MINUTES, random.SystemRandom().randrange(2**32)
+    before = Counter(Histories.counts)
+    for i in itertools.count():
+        if time.monotonic() >= end or (Histories.counts - before)["histories"] >= LONG:
+            break
+        play(number + i, *BATCHES[i % len(BATCHES)])
+    print(", ".join(f"{count} {what}" for what, count in (Histories.counts - before).items()))

@@ -28,6 +28,7 @@ def images(draw: Any, dimensions: int) -> tuple[nn.Module, Tensor]:
     kernel, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     padding = draw(st.sampled_from([0, 1, 2, "same"]))
     stride = 1 if padding == "same" else draw(st.integers(1, 2))
+    kernel = kernel | 1 if padding == "same" else kernel
     kind = nn.Conv1d if dimensions == 1 else nn.Conv2d
     layer = kind(
         *channels, kernel, stride, padding, dilation, groups,
@@ -90,9 +91,9 @@ def test_a_rule_gives_the_length_of_each_gradient_and_their_clipped_sum(problem:
 class Text(nn.Module):
     """Indices, attention, mean over positions."""
 
-    def __init__(self) -> None:
+    def __init__(self, padding_idx: int | None = 0) -> None:
         super().__init__()
-        self.table = nn.Embedding(11, 8, padding_idx=0)
+        self.table = nn.Embedding(11, 8, padding_idx)
         self.attention = DPMultiheadAttention(8, 2, batch_first=True)
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
 
@@ -126,6 +127,7 @@ MODELS = {
     "cnn in place": (lambda: cnn(inplace=True), lambda rows: torch.randn(rows, 1, 8, 8)),
     "text": (Text, lambda rows: torch.randint(0, 11, (rows, 7))),
     "long text": (Text, lambda rows: torch.randint(0, 11, (rows, 70))),
+    "text without padding": (lambda: Text(None), lambda rows: torch.randint(0, 11, (rows, 7))),
     "encoder": (Encoder, lambda rows: torch.randn(rows, 5, 8)),
 }
 
@@ -175,7 +177,8 @@ def test_clipped_sums_of_whole_models_are_those_of_one_record_at_a_time(
         torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5 * min(1.0, clip))
 
 
-@pytest.mark.parametrize("name", ["cnn", "text", "encoder"])
+# Not "text": Opacus counts the row of padding into a record's gradient, which autograd leaves out.
+@pytest.mark.parametrize("name", ["cnn", "text without padding", "encoder"])
 @pytest.mark.parametrize("rows", [0, 1, 6])
 def test_whole_models_have_the_gradients_of_private_gradients_noise_included(name: str, rows: int) -> None:
     model, records = problem(name, 5, rows)

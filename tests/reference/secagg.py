@@ -78,6 +78,7 @@ class Client:
     ) -> None:
         self.u, self.secret, self.roster, self.draws = index, secret, roster, draws
         self.journal, self.today = journal, today
+        self.has_confirmed = False
 
     def m0(self, message: bytes, model: bytes, config: bytes, length: int, rules: Rules) -> bytes:
         """Answer an invitation."""
@@ -199,6 +200,7 @@ class Client:
             made, signature = proofs[v]
             verify_answer(self.roster.members[v].key, "M2/answer", self.ctx2, v, data(made), signature)
         self.journal.signed(self.ctx2, survivors)
+        self.has_confirmed = True
         return signed(self.secret, "M3/answer", self.ctx2, self.u, numbers(survivors), sent=False)
 
     def m4(self, message: bytes) -> bytes:
@@ -207,6 +209,7 @@ class Client:
         survivors = r.members()
         listed = [(r.number(), r.data(64)) for _ in range(r.count(76))]
         r.end()
+        require(self.p.k == self.p.n - 1 or self.has_confirmed, "phase")
         self.check_survivors(survivors)
         signers = [signer for signer, _ in listed]
         require(signers == sorted(set(signers)), "order")

@@ -19,10 +19,11 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.agent import MAX_TRIES, PACES, Agent, agreed_config, known_types
+from client.agent import MAX_TRIES, Agent, agreed_config, known_types
 from client.flower_wire import Delivery, Lost, Over, RunInfo, Wire, loopback_key
 from client.follower import Follower
 from client.inbox import Inbox, alone, known_node, note_node
+from client.pace import PACES, Rhythm, spread
 from client.running import check_bundle_of
 from client.site import Site, set_data
 from tacit.errors import ConfigError, ProtocolError, StorageError
@@ -51,6 +52,28 @@ def test_an_agent_asks_soon_after_a_message_and_rarely_when_nothing_comes(profil
     assert pauses == sorted(pauses)
     assert pauses[0] == pace.quickest and pauses[-1] == pace.slowest
     assert pace.pause(3) <= 0.3
+
+
+def test_within_a_round_an_agent_asks_when_the_next_message_is_likely() -> None:
+    """Each question costs the SuperLink as much as an answer does."""
+    rhythm, pace = Rhythm(), PACES[""]
+    for seconds in (0.5, 0.4):
+        rhythm.note("train", seconds)
+    assert rhythm.expected("train") == 0.0, "nothing is known yet"
+    rhythm.note("train", 20.0)
+    expected = rhythm.expected("train")
+    assert expected == pytest.approx(0.28), "one long wait does not make the next ones longer"
+    assert pace.pause(0.0, expected) == pytest.approx(0.28)
+    assert pace.pause(0.27, expected) == pace.quickest and pace.pause(3.0, expected) == 0.3
+    for seconds in (0.05, 0.05, 0.05):
+        rhythm.note("train", seconds)
+    assert pace.pause(0.0, rhythm.expected("train")) == pace.quickest, (
+        "and it follows one that becomes quicker"
+    )
+    assert pace.pause(0.0, 1000.0) == pace.slowest, "whatever was seen, it asks"
+    assert rhythm.expected("train.tacit0") == 0.0
+    drawn = [spread(1.0) for _ in range(1000)]
+    assert 0.75 <= min(drawn) < 0.8 and 1.2 < max(drawn) <= 1.25
 
 
 def test_an_edge_agent_asks_rarer() -> None:
@@ -294,7 +317,7 @@ def said(status: int, headers: dict[str, str], body: bytes = b"") -> Any:
         (said(200, {"Content-Length": "9"}, b"no protobuf"[:9]), Lost),
     ],
 )
-def test_no_answer_of_a_server_is_more_than_lost_or_over(
+def test_J9_no_answer_of_a_server_is_more_than_lost_or_over_and_no_redirect_is_followed(
     answer: Any, kind: type[Exception], tmp_path: Path
 ) -> None:
     with (
@@ -305,7 +328,7 @@ def test_no_answer_of_a_server_is_more_than_lost_or_over(
         with pytest.raises(kind):
             wire.receive()
         assert time.monotonic() - began < 10
-        assert asked == ["/v1/fleet/pull-messages"]  # J9: a redirect is not followed
+        assert asked == ["/v1/fleet/pull-messages"]
 
 
 @pytest.mark.parametrize(

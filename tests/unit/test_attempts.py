@@ -125,6 +125,48 @@ def test_an_attempt_at_another_sum_is_not_gone_on_with(
         assert same(rounds.run(federation.initial()).arrays, undisturbed)
 
 
+def test_a_sum_has_one_receipt_also_when_another_run_has_written_one_since(
+    federation: Federation, undisturbed: Arrays, tmp_path: Path
+) -> None:
+    with federation.rounds(tmp_path / "state") as rounds:
+        started(rounds, tmp_path)
+        with pytest.MonkeyPatch.context() as patch:
+            dies(patch, "_opened", when="after")
+            with pytest.raises(Killed):
+                rounds.run(federation.initial())
+        chain = rounds.grid._coordinator.receipts  # type: ignore[attr-defined]
+        own = chain.receipts[-1]
+        other = replace(own, number=own.number + 1, previous=chain.head, context=bytes(32), run="another")
+        chain.add(other.signed(rounds.grid._coordinator.identity), {})  # type: ignore[attr-defined]
+        started(rounds, tmp_path)
+        assert same(rounds.run(federation.initial()).arrays, undisturbed)
+        assert [receipt.context for receipt in chain.receipts].count(own.context) == 1
+
+
+def test_B34_a_journal_that_goes_back_is_known_after_a_restart_and_in_another_run(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Else every client refuses the cohort that it is in, attempt after attempt."""
+    counters = tmp_path / "state" / "counters.json"
+    with federation.rounds(tmp_path / "state") as rounds:
+        memory = SumFile(tmp_path / "sums.json", counters)
+        grid = rounds.grid
+        grid._coordinator = replace(grid._coordinator, memory=memory)  # type: ignore[attr-defined]
+        rounds.run(federation.initial())
+    shown = dict(memory.counters)
+    assert len(shown) == 6 and min(shown.values()) >= 2
+    assert SumFile(tmp_path / "sums.json", counters).counters == shown
+    other = SumFile(tmp_path / "other-run.json", counters)
+    assert other.counters == shown
+    other.show({1: shown[1] + 5})
+    memory.show({2: shown[2] + 1, 1: 1})
+    expected = shown | {1: shown[1] + 5, 2: shown[2] + 1}
+    assert SumFile(tmp_path / "sums.json", counters).counters == expected
+    counters.write_text("[1]")
+    with pytest.raises(StorageError, match="delete it"):
+        SumFile(tmp_path / "sums.json", counters)
+
+
 BEGUN = Begun(b"request", b"s" * 32, (1, 2, 5), {1: 7, 2: 9})
 STEPS = [
     Step((b"a", b"bc"), b"", {11: 100}, {}),

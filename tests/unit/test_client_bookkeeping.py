@@ -174,12 +174,12 @@ def test_an_input_that_is_written_over_never_makes_a_gradient() -> None:
 
 def test_opacus_takes_over_where_the_forward_pass_has_no_rule(caplog: pytest.LogCaptureFixture) -> None:
     model = NoGradient()
+    wanted = sums(PrivateGradients, model, records())
     with caplog.at_level("INFO", logger="client.choice"):
         step = private_gradients(model, Classes(), 1.0, 0.0)
         step.fill(records(), 1.0, Stream(bytes(32)))
     assert "gradients: book-keeping" in caplog.text
     assert "gradients: opacus (a Linear is called with keywords, or without a gradient)" in caplog.text
-    wanted = sums(PrivateGradients, model, records())
     for parameter, g in zip(model.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, g)
 

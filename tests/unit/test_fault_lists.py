@@ -1,5 +1,6 @@
 """Fault lists: what a file may say, what each kind does to a round, and that a list plays the same twice."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from report_records import run_record
 from client.app import app as client_app
 from server.cli import serve
 from server.state import read_rounds
-from simulations.faults import FAILURES, KINDS, LIES, Fault, FaultList
+from simulations.faults import FAILURES, KINDS, LIES, PHASES, Fault, FaultList
 from simulations.faulty_app import PLAYED, FaultyApp, read_played
 from simulations.lies import PLAYS
 from tacit import config
@@ -48,7 +49,7 @@ def listed(folder: Path, text: str, *settings: str) -> FaultList:
 
 
 def entry(**keys: Any) -> str:
-    lines = [f"{key} = {str(value).lower() if value is True else value!r}" for key, value in keys.items()]
+    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
     return "\n".join(["[[fault]]", *lines, ""])
 
 
@@ -76,7 +77,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "unknown kind": (entry(**{**GOOD, "kind": "sleep"}), "fault 2: kind: input should be 'drop', "),
     "kind in another phase": (entry(**{**GOOD, "kind": "swap-key"}), 'fault 2: kind "swap-key" has phase shares'),
     "no phase": (entry(round=1, site="site-1", kind="drop"), "fault 2: phase: required key is missing"),
-    "no round": (entry(site="site-1", phase="vector", kind="drop"), "fault 2: needs one of round, rounds and"),
+    "no round": (entry(site="site-1", phase="vector", kind="drop"), "fault 2: needs one of round, rounds, every"),
     "two kinds of round": (entry(**GOOD, every=2), "fault 2: needs one of round, rounds, every and since"),
     "round 0": (entry(**{**GOOD, "round": 0}), "fault 2: round: input should be greater than or equal to 1"),
     "a round after the last": (entry(**{**GOOD, "round": 3}), "fault 2: round 3 of a run that has 2"),
@@ -84,6 +85,14 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "a share above 1": (entry(round=1, share=1.5, phase="keys", kind="drop"), "fault 2: share: input should be"),
     "a reason without refuse": (entry(**GOOD, reason="x"), 'fault 2: reason belongs to kind = "refuse"'),
     "a factor without boost": (entry(**GOOD, factor=2.0), 'fault 2: factor belongs to kind = "boost"'),
+    "a share of sites": (entry(round=1, sites=["site-1"], share=0.5, phase="keys", kind="nan"), "fault 2: needs one"),
+    "an unknown one of sites": (entry(round=1, sites=["x"], phase="keys", kind="drop"), "fault 2: sites: there is no"),
+    "until without since": (entry(**GOOD, until=2), "fault 2: until belongs to every or since"),
+    "together without chance": (entry(**GOOD, together=True), "fault 2: together belongs to chance"),
+    "a chance above 1": (entry(**GOOD, chance=1.5), "fault 2: chance: input should be"),
+    "seconds without straggle": (entry(**GOOD, seconds=5.0), 'fault 2: seconds belongs to kind = "straggle"'),
+    "a round after the last one, since": (
+        entry(since=3, site="site-1", phase="keys", kind="drop"), "fault 2: round 3 of a run that has 2"),
     "a phase without a protocol": (entry(**OPEN), 'fault 2: phase "training": the protocol has keys, shares, '),
 }  # fmt: skip
 
@@ -287,6 +296,107 @@ def test_sites_fail_without_the_protocol_too(tmp_path: Path, setting: str) -> No
     assert [row["survivors"] for row in rows] == [[*LABELS[2:]], [*LABELS[:2], *LABELS[4:]]]
     assert [row["refusals"] for row in rows] == [{"no-answer": 1, "unavailable": 1}, {"no-answer": 2}]
     assert [row["attempts"] for row in rows] == [None, None]
+
+
+# -- what is drawn -----------------------------------------------------------------------------------------------
+
+CHANCES = {"since": 1, "share": 1.0, "phase": "keys", "kind": "drop", "chance": 0.25}
+
+
+def test_drop_outs_by_chance_come_as_often_as_they_should_and_one_by_one(tmp_path: Path) -> None:
+    faults = listed(tmp_path, entry(**CHANCES))
+    struck = np.array([[label in faults.sites(1, n) for label in LABELS] for n in range(1, 1001)])
+    assert abs(struck.mean() - 0.25) < 0.03
+    correlations = np.corrcoef(struck.T)[np.triu_indices(6, 1)]
+    assert np.abs(correlations).max() < 0.12
+
+
+def test_drop_outs_that_belong_together_come_together(tmp_path: Path) -> None:
+    faults = listed(
+        tmp_path,
+        entry(since=1, sites=["site-2", "site-5"], phase="keys", kind="drop", chance=0.25, together=True),
+    )
+    struck = [tuple(faults.sites(1, n)) for n in range(1, 1001)]
+    assert set(struck) == {(), ("site-2", "site-5")}
+    assert abs(sum(map(bool, struck)) / 1000 - 0.25) < 0.05
+
+
+def test_a_drawn_phase_is_one_that_the_kind_can_have(tmp_path: Path) -> None:
+    faults = listed(tmp_path, entry(**{**CHANCES, "phase": "drawn", "chance": 1.0}))
+    phases = [strikes[0].phase for n in range(1, 101) for strikes in faults.strikes(n).values()]
+    assert {phase: phases.count(phase) > 80 for phase in PHASES} == dict.fromkeys(PHASES, True)
+    single = listed(tmp_path, entry(**{**CHANCES, "phase": "drawn"}), SINGLE)
+    assert {s.phase for n in range(1, 50) for found in single.strikes(n).values() for s in found} == {
+        "training"
+    }
+
+
+def test_since_and_until_are_the_first_and_the_last_round(tmp_path: Path) -> None:
+    faults = listed(
+        tmp_path, entry(since=3, until=5, site="site-1", phase="keys", kind="drop"), "training.rounds=9"
+    )
+    assert [n for n in range(10) if faults.sites(1, n)] == [3, 4, 5]
+
+
+RANDOM = (
+    entry(since=1, share=0.5, phase="drawn", kind="drop", chance=0.4)
+    + entry(since=1, sites=["site-1", "site-2"], phase="vector", kind="late", chance=0.5, together=True)
+    + entry(every=1, share=0.2, phase="keys", kind="garbage")
+    + entry(since=1, share=0.9, phase="keys", kind="straggle", seconds=300.0, spread=2.0)
+)
+
+
+def test_the_list_written_out_plays_what_this_list_plays(plain: Federation, tmp_path: Path) -> None:
+    drawn = listed(tmp_path, RANDOM)
+    text = drawn.written_out(LAST)
+    explicit = listed(tmp_path, text)
+    assert not any(fault.is_drawn for fault in explicit.faults)
+    for number in range(1, LAST + 1):
+        for label in LABELS:
+            for phase in PHASES:
+                one, other = (faults.at(label, number, 1, phase) for faults in (drawn, explicit))
+                assert (one is None) == (other is None)
+                assert one is None or other is None or one[1].kind == other[1].kind
+    models, rows, played = [], [], []
+    for name, own in (("drawn", RANDOM), ("explicit", text)):
+        model, found = play(plain, tmp_path / name, own)
+        models.append(model)
+        rows.append(history(found))
+        lines = read_played(tmp_path / name / PLAYED)
+        played.append([{k: v for k, v in line.items() if k != "fault"} for line in lines])
+    assert same(*models) and rows[0] == rows[1] and played[0] == played[1] != []
+
+
+def test_a_straggler_is_too_late_beyond_the_deadline_and_only_then(tmp_path: Path) -> None:
+    settings = ("training.rounds=2", SINGLE, "secure_aggregation.deadline_seconds=60.0")
+    federation = Federation(tmp_path / "sites", *settings)
+    straggle = {"phase": "training", "kind": "straggle", "spread": 0.0}
+    text = entry(**straggle, round=1, site="site-1", seconds=59.0) + entry(
+        **straggle, round=2, site="site-1", seconds=61.0
+    )
+    _, rows = play(federation, tmp_path / "x", text, SINGLE)
+    assert ["site-1" in row["survivors"] for row in rows] == [True, False]
+    happened = [line["happened"] for line in read_played(tmp_path / "x" / PLAYED)]
+    assert happened == ["answered after 59 s", "answered after 61 s, too late"]
+
+
+@pytest.mark.parametrize("executor", ["serial", "stacked"])
+def test_flipped_labels_are_trained_on_and_the_same_ones_in_every_round(
+    tmp_path: Path, executor: str
+) -> None:
+    settings = ("training.rounds=1", SINGLE, f'simulation.executor="{executor}"')
+    federation = Federation(tmp_path / "sites", *settings)
+    lie = {"since": 1, "site": "site-2", "phase": "training", "kind": "flip-labels"}
+    honest = federation.run(tmp_path / "honest")
+    all_wrong, _ = play(federation, tmp_path / "all", entry(**lie), SINGLE)
+    half, _ = play(federation, tmp_path / "half", entry(**lie, rate=0.5), SINGLE)
+    again, _ = play(federation, tmp_path / "again", entry(**lie, rate=0.5), SINGLE)
+    assert same(half, again) and not same(half, honest)
+
+    def apart(model: Any) -> float:
+        return float(sum(((model[n] - honest[n]) ** 2).sum() for n in honest))
+
+    assert apart(all_wrong) > apart(half) > 0
 
 
 # -- the same twice ----------------------------------------------------------------------------------------------

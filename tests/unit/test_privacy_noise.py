@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import random
 import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +177,42 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 stream.bytes(1)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+DRAWS = """
+import random, sys
+import numpy as np
+from tacit.privacy.noise import Stream, SystemKeys
+
+def draw(channel):
+    random.seed(0)
+    np.random.seed(0)
+    channel.send(Stream(SystemKeys().key("noise", 1, 1)).bytes(16).hex())
+
+if __name__ == "__main__":
+    import multiprocessing
+    SystemKeys().key("noise", 1, 1)  # whatever there is to share is there now
+    for method in ("fork", "fork", "spawn"):
+        context = multiprocessing.get_context(method)
+        here, there = context.Pipe()
+        child = context.Process(target=draw, args=(there,))
+        child.start()
+        print(here.recv())
+        child.join()
+"""
+
+
+def test_K7_processes_that_are_forked_or_spawned_share_no_randomness(tmp_path: Path) -> None:
+    (tmp_path / "draws.py").write_text(DRAWS)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "draws.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    drawn = done.stdout.split()
+    assert len(set(drawn)) == len(drawn) == 3
 
 
 def test_a_stream_is_not_printed_or_copied() -> None:

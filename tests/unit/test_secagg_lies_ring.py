@@ -146,6 +146,7 @@ def test_B30_a_u3_with_fewer_than_t_neighbours_is_neither_confirmed_nor_opened()
         else:
             missing = replace(confirm, proofs=confirm.proofs[1:])
             assert reason_of(victim.confirm, missing.encode()) == "proof"
+            assert reason_of(victim.unmask, unmask.encode()) == "phase"  # has not been shown the proofs
             victim.confirm(confirm.encode())
             victim.unmask(unmask.encode())
 
@@ -159,7 +160,7 @@ def test_B29_without_the_count_of_neighbours_the_victims_vector_is_recovered_and
     The others then drop the victim's remaining neighbours as late and open: the t that the victim was not shown
     have shares of its own seed, and everybody has shares of the late ones' mask keys, which are all that its
     vector is masked with. Neighbours of the victim would not confirm such a sum (they ask for a vector in *their*
-    ctx2), so they are not asked to: T others do.
+    ctx2), so they are not asked to: T others do. That is the second barrier: who has not confirmed does not open.
     """
     stage = ring()
     ring.cache_clear()  # its clients go on in here
@@ -187,6 +188,9 @@ def test_B29_without_the_count_of_neighbours_the_victims_vector_is_recovered_and
     assert len(far) >= stage.cohort.parameters.threshold
     confirmed = {i: ConfirmAnswer.decode(attempt.clients[i].confirm(request(i)), u3) for i in far}
     unmask = UnmaskRequest(context, u3, tuple((i, a.signature) for i, a in confirmed.items())).encode()
+    assert reason_of(attempt.clients[hidden[0]].unmask, unmask) == "phase"
+    for i in stage.near:
+        attempt.clients[i]._state.phase = "confirmed"  # as if that were not asked
     opened = {i: UnmaskAnswer.decode(attempt.clients[i].unmask(unmask)) for i in u3 if i != VICTIM}
 
     def secret(dealer):

@@ -25,7 +25,15 @@ from tacit.secagg.identity import Identity
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
 from tacit.secagg.roster import MAX_MEMBERS, NO_ROSTER, Roster, RosterMember
-from tacit.secagg.signed_roster import ROOT, RosterFile, SignedRoster, check_first, check_next
+from tacit.secagg.signed_roster import (
+    ROOT,
+    RosterFile,
+    SignedRoster,
+    check_first,
+    check_joining,
+    check_next,
+    num_signers,
+)
 
 TODAY = date(2031, 5, 17)
 LATER = date(2032, 1, 1)
@@ -397,6 +405,24 @@ def test_only_members_of_the_epoch_before_are_counted():
     for others in ([6, 7, 8], [5]):
         by = [0, 1, 2, *others]
         assert reason_of(lambda b=by: check_next(before, signed(grown, b))) == "roster-signature"
+
+
+def test_who_is_struck_has_no_say_in_the_next_roster():
+    """Left out of N and of those who sign, in both implementations."""
+    struck = frozenset({5, 6})
+    before = roster(7, strikes=struck)
+    assert num_signers(before) == (5 + before.max_corrupt) // 2 + 1 == 4
+    grown = after(before, strikes=struck)
+    check_next(before, signed(grown, [0, 1, 2, 3]))
+    for by in ([0, 1, 2], [0, 1, 2, 5], [0, 1, 2, 5, 6]):
+        assert reason_of(lambda b=by: check_next(before, signed(grown, b))) == "roster-signature"
+    first = roster(6, strikes=frozenset({5}))
+    check_first(signed(first, range(5)))
+    later = after(first, strikes=frozenset({5}))
+    with_cheat = signed(later, range(first.max_corrupt + 1)).signatures | signed(later, [5]).signatures
+    compared = {"compared": later.digest()}
+    assert reason_of(lambda: check_joining(SignedRoster(later, with_cheat), **compared)) == "roster-signature"
+    check_joining(signed(later, range(first.max_corrupt + 2)), **compared)
 
 
 def test_B33_the_coordinators_key_signs_no_roster():

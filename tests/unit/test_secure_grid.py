@@ -355,7 +355,7 @@ def test_the_cohort_hook_trains_as_often_as_messages_do(
 def test_one_site_that_crashes_in_the_cohort_hook_is_a_drop_out_as_it_is_over_messages(
     make: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    federation = make(ONE_ROUND, "secure_aggregation.engine=ideal")
+    federation = make(ONE_ROUND, "secure_aggregation.engine=ideal", "simulation.executor=serial")
     real = LocalTrainer.train
 
     def crashing(self: LocalTrainer, *args: Any, site: str, **rest: Any) -> Any:

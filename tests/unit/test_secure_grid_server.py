@@ -13,6 +13,7 @@ from client.participant import participant_of
 from server.state import read_rounds
 from strategies import secure_grid
 from strategies.secure_grid import SecureAggregationGrid
+from tacit.secagg.packed_sum import PackedSum
 from tacit.secagg.ring import keep_low, to_words, unpack
 from tacit.secagg.server import ServerMachine
 from tests.unit.small_federation import Federation, Misbehaving, is_step, opened_sums
@@ -99,12 +100,18 @@ def test_the_servers_code_receives_masked_updates_only_and_learns_their_sum_or_n
     """Every message to the server and every array that its machine ever holds, against the clients' true vectors."""
     answers: list[Message] = []
     held: list[np.ndarray] = []
+    vectors: dict[int, np.ndarray] = {}
 
     def look(message: Message, real: Any, site: int) -> Message | None:
         if not message.metadata.message_type.startswith("train."):
             return None
         answer: Message = real()
         answers.append(answer)
+        if is_step(message, "tacit1"):  # later it is erased
+            text = federation.experiment.to_toml()
+            session = participant_of(text, federation.sites / str(site), True).session()
+            assert session is not None
+            vectors[site] = session.encoded.values.copy()
         return answer
 
     class Looked(ServerMachine):
@@ -112,27 +119,22 @@ def test_the_servers_code_receives_masked_updates_only_and_learns_their_sum_or_n
             if name.startswith("collect"):
                 for value in object.__getattribute__(self, "__dict__").values():
                     held.extend([value.copy()] if isinstance(value, np.ndarray) else [])
+                    held.extend([value.words()] if isinstance(value, PackedSum) and value.length else [])
             return super().__getattribute__(name)
 
     monkeypatch.setattr(secure_grid, "ServerMachine", Looked)
-    vectors = []
     with federation.rounds(tmp_path / "run", app=Misbehaving(look)) as rounds:
         assert isinstance(rounds.grid, SecureAggregationGrid)
         rounds.run(federation.initial())
-        for i in range(6):
-            text = federation.experiment.to_toml()
-            session = participant_of(text, federation.sites / str(i), True).session()
-            assert session is not None
-            vectors.append(session.encoded.values)
-    assert len(answers) == 30
+    assert len(answers) == 30 and len(vectors) == 6
     for i, answer in enumerate(answers):
         assert set(answer.content) == ({"tacit", "vector"} if i // 6 == 2 else {"tacit"})
         assert list(answer.content.config_records["tacit"]) == ["body"]
     packed = [answer.content.array_records["vector"]["words"].numpy().tobytes() for answer in answers[12:18]]
     bits = last_row(tmp_path / "run")["bits"]
-    true_words = [keep_low(to_words(vector), bits) for vector in vectors]
+    true_words = [keep_low(to_words(vector), bits) for vector in vectors.values()]
     wire = b"".join([*(body(answer) for answer in answers), *packed])
-    for words, vector in zip(true_words, vectors, strict=True):
+    for words, vector in zip(true_words, vectors.values(), strict=True):
         for form in (vector.tobytes(), words.tobytes(), vector.astype(np.int32).tobytes()):
             assert form[:64] not in wire
     for data in packed:

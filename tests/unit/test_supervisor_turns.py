@@ -117,7 +117,9 @@ def test_a_run_that_cannot_go_on_does_not_keep_the_others_from_theirs(supervisor
     control.problem = RunFailed("the SuperLink refuses: 400")
     for _ in range(4):
         turn(supervisor, control)
-    assert unreadable.is_damaged, "nothing was written over what somebody may still read"
+    assert (unreadable.folder / "status.json").read_text() == "{", (
+        "nothing was written over what somebody may still read"
+    )
     assert torn.status.state == "failed" and "run.json: damaged" in torn.status.reason
     assert refused.status.state == "failed" and "refuses: 400" in refused.status.reason
     assert [said for said in told(supervisor).said if "status.json is damaged" in said] == [
