@@ -27,7 +27,7 @@ from simulations.partition.folders import write_site
 from simulations.run import write_policy
 from tacit.config import Experiment, Federation, Site
 from tacit.errors import ConfigError
-from tacit.privacy.audit_estimates import two_gaussians_epsilon
+from tacit.privacy.audit_estimates import mu_of, two_gaussians_epsilon
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report.audit_record import Attack
 from tacit.tasks import load_task
@@ -36,6 +36,7 @@ from tacit.update import LocalUpdate
 
 CLIENTS: Final = 200
 FEWEST: Final = 20
+MANY: Final = 500
 VIEW: Final = "the model after every round; all updates but those of the canaries"
 TOO_LONG: Final = 100.0  # a canary's update, in clip norms: the client itself cuts it
 
@@ -129,9 +130,16 @@ def audit_clients(
     scores, cosines = score(joined, plan, members, state)
     here, away = cosines[members.coins], cosines[~members.coins]
     attack = attack_of("clients", plan, scores, members.coins, guesses=guesses, view=VIEW, seconds=0.0)
-    moments = [(float(s.mean()), max(float(s.std(ddof=1)), 1e-12)) for s in (away, here)]
-    estimate = two_gaussians_epsilon(moments[0], moments[1], attack.delta)
+    estimate = estimated(here, away, attack.delta)
     return attack.model_copy(update={"estimate": estimate, "seconds": folder.seconds})
+
+
+def estimated(here: Scores, away: Scores, delta: float) -> float:
+    """Epsilon if cosines are Gaussian. Variances of few canaries are too uncertain to be told apart: they get one."""
+    if min(here.size, away.size) < MANY:
+        return mu_of(here, away).epsilon(delta)
+    moments = [(float(s.mean()), max(float(s.std(ddof=1)), 1e-12)) for s in (away, here)]
+    return two_gaussians_epsilon(moments[0], moments[1], delta)
 
 
 def how_many(experiment: Experiment, wanted: int) -> int:

@@ -147,7 +147,9 @@ def attack_of(
     seconds: float,
 ) -> Attack:
     """The result of guesses: half of them "in", at the highest scores, half of them "out", at the lowest."""
-    number = min(guesses or max(50, coins.size // 10), coins.size)
+    number = min(
+        guesses or max(50, coins.size // 10), 2 * coins.size // 3
+    )  # coins need not fall half and half
     ranked = np.argsort(scores, kind="stable")
     lowest, highest = ranked[: number // 2], ranked[ranked.size - (number - number // 2) :]
     correct = int(coins[highest].sum() + (~coins[lowest]).sum())

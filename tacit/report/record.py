@@ -363,6 +363,14 @@ class RunRecord(Part):
         return self
 
     @model_validator(mode="after")
+    def _metrics_are_paid_for(self) -> RunRecord:
+        budget = (self.experiment.get("privacy") or {}).get("record")
+        learned = any(item.private_metrics for item in self.rounds)
+        if learned and budget and not budget.get("metrics_share") and not self.seeded_noise:
+            raise ValueError("metrics that the server learned in a private run, and that no budget pays for")
+        return self
+
+    @model_validator(mode="after")
     def _holds_what_the_server_may_know(self) -> RunRecord:
         known_to_nobody = {
             "final.sites": self.final.sites,

@@ -49,6 +49,8 @@ def _cost(record: RunRecord) -> str:
         parts.append(f"{secure.bytes_up_per_client / 1000:.1f} kB up per client and round")
     how = secure.protocol if secure.engine == "protocol" else secure.engine
     parts.append(f"secure aggregation {how}" if secure.enabled else "no secure aggregation")
+    if record.is_simulation:
+        parts.append("figures exact: not private, local only")
     return "; ".join(parts)
 
 

@@ -52,7 +52,7 @@ def run_record(
     """
     rng = np.random.default_rng(5)
     rounds = 20
-    privacy = {"record": {"epsilon": 1.0, "delta": 1e-4}} if private else {}
+    privacy = {"record": {"epsilon": 1.0, "delta": 1e-4, "metrics_share": 0.1}} if private else {}
     experiment = parse(
         {
             "name": "heart disease",

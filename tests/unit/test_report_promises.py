@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from tacit import config
 from tacit.privacy.plan import PrivacyPlan
+from tacit.report.origins import ORIGINS, WORDS, origins
 from tacit.report.promises import privacy_entries
-from tacit.report.record import PrivacyEntry, SecureSum
+from tacit.report.record import Part, PrivacyEntry, Round, RunRecord, SecureSum
+from tacit.report.summary import summary_table
+from tests.unit.report_records import deployed, run_record
 
 SITES = "".join(f'[[federation.sites]]\nlabel = "s{i}"\nrows = 500\n' for i in range(20))
 RECORD = "[privacy.record]\nepsilon = 4.0\ndelta = 1e-3\n"
@@ -66,3 +69,43 @@ def test_seeded_noise_promises_nothing_for_either_unit() -> None:
 
 def test_without_privacy_there_is_one_entry_that_says_so() -> None:
     assert entries("") == (PrivacyEntry.nothing(),)
+
+
+def keys(model: type[Part], before: str = "") -> set[str]:
+    """Every key of a record, with dots; below a key that is one in the table there is nothing more to say."""
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        key = before + name
+        parts = [t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type)]
+        inner = [part for part in parts if issubclass(part, Part)]
+        found |= keys(inner[0], f"{key}.") if inner and key not in ORIGINS else {key}
+    return found
+
+
+def test_I17_every_figure_of_a_record_has_an_origin() -> None:
+    assert keys(RunRecord) == set(ORIGINS)
+    assert set(ORIGINS.values()) == set(WORDS) and "not private, local only" in WORDS["local"]
+
+
+def test_I17_what_only_a_simulation_can_know_is_local_and_nothing_of_it_is_in_a_federations_record() -> None:
+    """The keys that the record itself refuses in a federation, and the table, say the same."""
+    held = dict(origins(run_record()))
+    local = {key for key, origin in held.items() if origin == "local"}
+    assert local >= {"final.metrics", "final.sites", "baselines", "partition", "rounds.metrics"}
+    assert "secure_aggregation.clipped_fraction" in local
+    served = dict(origins(deployed()))
+    assert "local" not in served.values()
+    assert served["final.metrics"] == served["rounds.private_metrics"] == "noised"
+    caption = str(summary_table(run_record()).caption)
+    assert "not private, local only" in caption and "local only" not in str(summary_table(deployed()).caption)
+
+
+def test_I17_a_metric_of_a_private_run_that_no_budget_pays_for_cannot_be_recorded() -> None:
+    record = run_record()
+    learned = Round(round=1, seconds=1.0, cohort=("a",), survivors=("a",), private_metrics={"accuracy": 0.5})
+    budget = {**record.experiment["privacy"]["record"], "metrics_share": 0.0}
+    unpaid = {**record.experiment, "privacy": {"record": budget}}
+    with pytest.raises(ValueError, match="no budget pays for"):
+        run_record(rounds=(learned,), experiment=unpaid)
+    silent = learned.model_copy(update={"private_metrics": {}})
+    assert run_record(rounds=(silent,), experiment=unpaid).is_private
