@@ -23,6 +23,7 @@ from client.participant import Participant
 from client.sessions import MemorySessions
 from simulations.faults import Fault
 from simulations.stacked import StackedTrainer
+from simulations.workers import WorkersTrainer
 from tacit.secagg.client import ClientMachine
 from tacit.secagg.client_state import ClientState
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair
@@ -216,7 +217,7 @@ def flip_labels(turn: Turn) -> Played:
     client, honest = turn.client, turn.client.records
     poisoned = _flipped(honest("train"), turn)
     trainer = client.run.trainer
-    if isinstance(trainer, StackedTrainer):  # what it has trained ahead was of the right labels
+    if isinstance(trainer, StackedTrainer | WorkersTrainer):  # what it has trained ahead was of the right labels
         trainer.forget(client.site.label, turn.round)
     setattr(client, "records", lambda split: poisoned if split == "train" else honest(split))  # noqa: B010
     try:

@@ -86,6 +86,10 @@ class StackedTrainer(LocalTrainer):
             for job, delta in zip(part.jobs, part.train(arrays, round_number, keys), strict=True):
                 self._ahead[job.site, round_number] = arrays, self.unflatten(delta)
 
+    def forget(self, site: str, round_number: int) -> None:
+        """Lets go of what one client has trained ahead, if anything: it will train on something else."""
+        self._ahead.pop((site, round_number), None)
+
     def unflatten(self, row: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """The named arrays of one row of what `Stack.train` gives."""
         sizes = [p.numel() for p in self.model.parameters()]

@@ -101,6 +101,11 @@ class WorkersTrainer(LocalTrainer):
         self.patience -= time.perf_counter() - start
         return delta
 
+    def forget(self, site: str, round_number: int) -> None:
+        """Lets go of what one client has trained ahead, if anything: it will train on something else."""
+        if self._pool in _OPEN:
+            self._attempt(lambda pool: pool.take(site, round_number))
+
     def _attempt(self, ask: Any) -> Deltas | None:
         """What a pool answers; a worker that has ended ends the pool, and what is left is done here."""
         assert self._pool is not None

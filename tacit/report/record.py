@@ -1,7 +1,7 @@
 """The record of one run: the content of report.json, and all that the pages about a run are made from.
 
 docs/report.md explains every key. Numbers are finite or, spelled out, "inf"; an undefined one (the AUROC of a
-site with one class) is null.
+site with one class) is null. Longer than 400 lines because every key of report.json is explained here.
 
 Guarantees:
     A record that claims a finite epsilon which its own configuration does not back cannot be made.
