@@ -217,7 +217,9 @@ def flip_labels(turn: Turn) -> Played:
     client, honest = turn.client, turn.client.records
     poisoned = _flipped(honest("train"), turn)
     trainer = client.run.trainer
-    if isinstance(trainer, StackedTrainer | WorkersTrainer):  # what it has trained ahead was of the right labels
+    if isinstance(
+        trainer, StackedTrainer | WorkersTrainer
+    ):  # what it has trained ahead was of the right labels
         trainer.forget(client.site.label, turn.round)
     setattr(client, "records", lambda split: poisoned if split == "train" else honest(split))  # noqa: B010
     try:
