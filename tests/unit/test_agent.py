@@ -176,13 +176,13 @@ def test_E3_an_answer_is_said_once_however_often_its_acknowledgement_is_lost(tmp
             if self.num_done < 3:
                 raise Lost("on its way back")
 
-    wire = Deaf(message("query.unheard-of"), GOOD)
+    wire = Deaf(message("query.unheard_of"), GOOD)
     agent, shown = agent_with(tmp_path, wire)
-    agent._inbox.save(delivery("query.unheard-of"))
+    agent._inbox.save(delivery("query.unheard_of"))
     for _ in range(2):
         with pytest.raises(Lost):
-            agent._answer(delivery("query.unheard-of"))
-    agent._answer(delivery("query.unheard-of"))
+            agent._answer(delivery("query.unheard_of"))
+    agent._answer(delivery("query.unheard_of"))
     assert wire.num_done == 3
     assert len(shown.lines) == 1
 
