@@ -67,6 +67,7 @@ class Agent:
         self._inbox, self._rhythm = Inbox(site / "sessions" / "inbox"), Rhythm()
         self._runs: dict[int, tuple[RunInfo, Context]] = {}
         self._reply: tuple[Message, float] | None = None  # of the message in the inbox, once it is known
+        self._told = False  # whether the person was told of it
         self._lost, self._end = threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -119,7 +120,7 @@ class Agent:
             except Over as reason:
                 LOG.info("not answered: %s", reason)
             self._inbox.clear()
-            self._reply = None
+            self._reply, self._told = None, False
             since, answered = time.monotonic(), delivery.message.metadata.message_type
 
     def _answer(self, delivery: Delivery) -> None:
@@ -132,7 +133,9 @@ class Agent:
         reply, seconds = self._reply
         size = self._wire.answer(delivery, reply, seconds)
         refusal = str(reply.error.reason) if reply.has_error() else ""
-        self._follower.answered(kind, refusal, seconds, size)
+        if not self._told:  # the acknowledgement of what follows may be lost, and then all this comes again
+            self._follower.answered(kind, refusal, seconds, size)
+            self._told = True
         self._wire.done(delivery)
 
     def _reply_to(self, delivery: Delivery) -> Message:

@@ -142,6 +142,7 @@ def test_E2_requests_that_are_lost_are_sent_again(federation: BadFederation, sha
     assert share < 0.05 or sum(link.num["loses_request"] for link in federation.links) > 0
 
 
+@pytest.mark.slow
 def test_E3_what_was_done_and_not_acknowledged_is_done_once(federation: BadFederation) -> None:
     with weather(*federation.links, loses_answer=0.2):
         rows = federation.more_rounds(2)
@@ -149,6 +150,7 @@ def test_E3_what_was_done_and_not_acknowledged_is_done_once(federation: BadFeder
     assert sum(link.num["loses_answer"] for link in federation.links) > 0
 
 
+@pytest.mark.slow
 def test_E6_requests_that_come_twice_and_out_of_order_count_once(federation: BadFederation) -> None:
     with weather(*federation.links, repeats=0.3, is_late=0.1):
         rows = federation.more_rounds(2)
@@ -157,6 +159,7 @@ def test_E6_requests_that_come_twice_and_out_of_order_count_once(federation: Bad
         assert sum(link.num[name] for link in federation.links) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{"resets": 0.5}, {"half_open": True}, {"trickles": True}],
@@ -174,6 +177,7 @@ def test_E4_who_breaks_off_hangs_or_crawls_holds_up_the_others_to_the_deadline_a
     print(how, took, row, victim.num)
 
 
+@pytest.mark.slow
 def test_E5_who_is_cut_off_is_missing_and_too_many_are_waited_for(federation: BadFederation) -> None:
     """D sites: the round is complete without them. D + 1: none is, until one of them is back."""
     with weather(federation.links[0], is_cut=True):
@@ -190,6 +194,7 @@ def test_E5_who_is_cut_off_is_missing_and_too_many_are_waited_for(federation: Ba
     assert survivors(rows)[-1] >= 3
 
 
+@pytest.mark.slow
 def test_E7_a_slow_line_makes_an_upload_slow_and_no_more(federation: BadFederation) -> None:
     """What a site sends takes as long as its bandwidth says, and is sent once."""
     slow, bandwidth = federation.links[1], 1000.0

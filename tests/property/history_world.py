@@ -98,6 +98,19 @@ class Prepared:
         self.initial = initial_arrays(run.task, private=private, seed=self.experiment.seed)
 
 
+class Remembers:
+    """In place of a cache that an agent empties after some runs: here all agents share it, and only a kill forgets."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def cache_clear(self) -> None:
+        pass
+
+
 class Silence:
     """A screen that nobody looks at."""
 
@@ -250,7 +263,8 @@ class World:
         for name, path in (("STATE", "state"), ("FEDERATION", "sites"), ("NODES", "nodes.json")):
             self.patch.setenv(f"TACIT_{name}", str(self._folder / path))
         self.patch.setattr(exchange, "time", self.clock)
-        self.patch.setattr(client.participant, "participant_of", self._participant_of)
+        self.patch.setattr(client.participant, "participant_of", Remembers(self._participant_of))
+        self.patch.setattr(client.participant, "run_of", Remembers(run_of))
         self._stack.enter_context(one_thread())
         self._watch_calls()
         self._watch_sums()

@@ -213,9 +213,9 @@ def play(number: int, steps: int, histories: int, *, shrink: bool = True) -> Non
 
 def test_E8_no_history_of_kills_and_losses_breaks_a_promise() -> None:
     before = Counter(Histories.counts)
-    play(8, steps=30, histories=3, shrink=False)
+    play(8, steps=30, histories=8, shrink=False)
     seen = Histories.counts - before
-    assert seen["histories"] >= 3 and seen["rounds"] >= 3 and seen["kills"] >= 6, seen
+    assert seen["histories"] >= 8 and seen["rounds"] >= 8 and seen["kills"] >= 16, seen
 
 
 def sweep(victim: int, calls: range) -> None:
@@ -234,6 +234,7 @@ def sweep(victim: int, calls: range) -> None:
                 promises.check()
                 if num_rounds(world) >= number:
                     break
+                world.clock.now += DEADLINE / 40  # a message that was taken and lost is sent again
             assert num_rounds(world) >= number, f"lost with call {call}"
         assert killed.num_kills > len(calls) / 2
         promises.check_debits()
@@ -245,10 +246,12 @@ def num_rounds(world: World) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_E8_a_site_killed_at_any_call_of_a_round_has_paid_for_what_left_it() -> None:
     sweep(1, range(1, 61))
 
 
+@pytest.mark.slow
 def test_E8_a_server_killed_at_any_call_of_a_round_opens_its_sum_once() -> None:
     sweep(-1, range(1, 61))
 

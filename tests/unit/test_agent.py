@@ -190,6 +190,26 @@ def agent_with(tmp_path: Path, wire: OneMessage, check: Any = lambda digest: Non
 GOOD = RunInfo("00" * 32, {"experiment": 'name = "x"\n'}, 0)
 
 
+def test_E3_an_answer_is_said_once_however_often_its_acknowledgement_is_lost(tmp_path: Path) -> None:
+    class Deaf(OneMessage):
+        num_done = 0
+
+        def done(self, asked: Delivery) -> None:
+            self.num_done += 1
+            if self.num_done < 3:
+                raise Lost("on its way back")
+
+    wire = Deaf(message("query.unheard_of"), GOOD)
+    agent, shown = agent_with(tmp_path, wire)
+    agent._inbox.save(delivery("query.unheard_of"))
+    for _ in range(2):
+        with pytest.raises(Lost):
+            agent._answer(delivery("query.unheard_of"))
+    agent._answer(delivery("query.unheard_of"))
+    assert wire.num_done == 3
+    assert len(shown.lines) == 1
+
+
 def test_an_app_answers_in_this_process(tmp_path: Path) -> None:
     wire = OneMessage(message(), GOOD)
     agent, _ = agent_with(tmp_path, wire)
