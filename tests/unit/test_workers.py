@@ -149,15 +149,18 @@ def test_no_worker_outlives_its_parent(ending, tmp_path: Path):
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=root,
         env={**os.environ, "PYTHONPATH": root}, start_new_session=True, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    assert parent.stdout is not None
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == workers.num_workers()
-    (os.killpg if ending == signal.SIGINT else os.kill)(parent.pid, ending)  # Ctrl-C is for the whole group
-    parent.wait(30)
-    deadline = time.monotonic() + 30
-    while any(alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, "a worker is still there"
-        time.sleep(0.05)
+    with parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == workers.num_workers()
+        (os.killpg if ending == signal.SIGINT else os.kill)(
+            parent.pid, ending
+        )  # Ctrl-C is for the whole group
+        parent.wait(30)
+        deadline = time.monotonic() + 30
+        while any(alive(pid) for pid in pids):
+            assert time.monotonic() < deadline, "a worker is still there"
+            time.sleep(0.05)
 
 
 def alive(pid: int) -> bool:
