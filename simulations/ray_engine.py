@@ -49,6 +49,7 @@ def run(
     """
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra("the Ray engine", "simulation")
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)  # the server keeps its audit log in it
     # Not below `state`: Ray's sockets lie in this folder, and a socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="tacit-ray-", ignore_cleanup_errors=True) as scratch:
         settings = settings or Ray()

@@ -96,10 +96,10 @@ def _against_ray(experiment: str, folder: Path) -> list[dict]:
 
 
 def _against_pfl(experiment: str, folder: Path) -> dict:
-    """Where `make bench-pfl` has put it; see tests/bench/pfl_round.py."""
+    """Where `pip install --target` has put it; see tests/bench/pfl_round.py."""
     name, bar = f"pfl over local, MLP, {CLIENTS} clients, no privacy", 12.0
     if not PFL.exists():
-        return {"name": f"{name} (pip install --no-deps --target {PFL} pfl)", "ratio": None, "bar": bar,
+        return {"name": f"{name} (pip install --no-deps --target {PFL} pfl prv-accountant)", "ratio": None, "bar": bar,
                 "better": "higher", "ok": True}  # fmt: skip
     ours = _seconds(experiment, folder / "local-pfl", "local", ROUNDS, (IDEAL,))
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join((str(PFL), str(Path.cwd())))}
