@@ -3,6 +3,8 @@
 docs/report.md explains every key. Numbers are finite or, spelled out, "inf"; an undefined one (the AUROC of a
 site with one class) is null. Longer than 400 lines because every key of report.json is explained here.
 
+Longer than 400 lines because every key that a report may have is found here.
+
 Guarantees:
     A record that claims a finite epsilon which its own configuration does not back cannot be made.
     A record of a deployment holds no figure of a single site.
