@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulations.scenarios.story import IDEAL, Floats, Story, drawn_sites, intercept_for, sigmoid
 from tacit.data.schema import CategoricalColumn, Column, NumericColumn, Schema
