@@ -47,7 +47,8 @@ def write_findings(
         on_part("baselines")
         wanted = experiment.simulation.baselines
         baselines = kept(shared, experiment, lambda: _baselines(harness)) if wanted else r.Baselines()
-        baselines = baselines.model_copy(update={"best": _best(harness)})
+        if (best := _best(harness)) is not None:
+            baselines = baselines.model_copy(update={"best": best})
     on_part("report")
     plan = PrivacyPlan.of(experiment)
     ledgers, secure = _ledgers(simulation), _secure_sum(simulation)

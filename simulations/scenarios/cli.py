@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -127,7 +128,9 @@ def run(
         from simulations.scenarios.comparison import comparison_table
 
         settings += [f"seed={seed}"] if seed is not None else []
-        say = (lambda text: None) if quiet or as_json else Console(stderr=True, highlight=False).print
+        say: Callable[[str], None] = (
+            (lambda text: None) if quiet or as_json else Console(stderr=True, highlight=False).print
+        )
         lines = run_all(story, folder, settings, say=say)
         if as_json:
             print((folder / "comparison.json").read_text(encoding="utf-8"))

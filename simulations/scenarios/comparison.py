@@ -107,7 +107,7 @@ def comparison_table(story: Story, lines: Sequence[Line]) -> Table:
 
 
 def _baselines(record: RunRecord, metric: str) -> list[Line]:
-    found, lines = record.baselines, []
+    found, lines = record.baselines, list[Line]()
     for name, baseline in (("best achievable", found.best), ("pooled, not private", found.pooled)):
         if baseline is not None:
             lines.append(

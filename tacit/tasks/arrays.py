@@ -78,5 +78,6 @@ def array_task(experiment: config.Experiment) -> Task:
     if (kind == "array_classification") != bool(schema.classes):
         wanted = "needs the names of its classes" if not schema.classes else "predicts numbers, not classes"
         raise ConfigError(f'kind = "{kind}" {wanted}', key="data.arrays.classes")
-    made = ArrayClassification if schema.classes else ArrayRegression
-    return made(schema, experiment.task.model)
+    if schema.classes:
+        return ArrayClassification(schema, experiment.task.model)
+    return ArrayRegression(schema, experiment.task.model)
