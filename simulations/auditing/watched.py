@@ -25,7 +25,7 @@ from simulations.run import Clock, Simulation, claimed, one_thread, prepare, run
 from simulations.sites import PreparedSites
 from simulations.trial import try_task
 from tacit.config import Experiment, Federation, Site
-from tacit.errors import TacitError
+from tacit.errors import ConfigError, TacitError
 from tacit.tasks.weights import Arrays
 from tacit.update import LocalUpdate
 
@@ -97,6 +97,8 @@ def audited(experiment: Experiment) -> Experiment:
 def divided(experiment: Experiment, out: Path) -> PreparedSites:
     """The experiment's own sites, under `out`."""
     prepared = prepare(audited(experiment), out, durable=False)
+    if prepared.experiment.federation.population is not None:
+        raise ConfigError("has no site that canaries could be given to", key="federation.population")
     try_task(prepared.experiment, prepared.data_path(0))
     return prepared
 

@@ -82,7 +82,7 @@ EXPLAINED = {
     "stop": ["what was complete is kept", "First digits of its id; the newest without."],
     "rehearse": ["one process for each site", "divided. [default: (4, or as many as its secure sum needs)]"],
     "report": ["its privacy statement anew", "First digits of its id; the newest without."],
-    "audit": ["verify"],
+    "audit": ["verify", "privacy"],
     "doctor": ["Exit code 0: a client can run here.", "--json"],
 }
 
