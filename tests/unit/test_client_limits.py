@@ -260,9 +260,12 @@ def test_a_changed_policy_counts_from_the_next_request_on_and_a_broken_one_refus
     assert ask(3) == "refused:model-norm"
 
 
-@pytest.mark.parametrize("private", [True, False])
-def test_once_a_site_has_opened_shares_nothing_of_its_update_is_left_in_its_session(tmp_path, private):
-    settings = experiment(private=private)
+@pytest.mark.parametrize("unit", ["record", "client", "none"])
+def test_once_a_site_has_opened_shares_nothing_is_left_in_its_session_of_an_update_that_is_not_private_by_itself(
+    tmp_path, unit
+):
+    client = {"privacy": {"client": {"epsilon": 8.0, "delta": 1e-3}}} if unit == "client" else {}
+    settings = experiment(private=unit == "record", **client)
     folders, start = write_sites(tmp_path), model(settings)
     clients = participants(Run(settings.to_toml()), folders)
     clients[0].sessions = FolderSessions(folders[0])
@@ -271,17 +274,19 @@ def test_once_a_site_has_opened_shares_nothing_of_its_update_is_left_in_its_sess
     file = folders[0] / "sessions" / "round"
     assert update in file.read_bytes()
     round_.vectors()
-    assert (update in file.read_bytes()) == private  # without privacy it is sent once
-    total = round_.sum()
-    assert np.any(total.values) and update not in file.read_bytes()
-    assert clients[0].session().is_erased
+    assert (update in file.read_bytes()) == (unit != "none")  # without privacy it is sent once
+    assert np.any(round_.sum().values)
+    assert (update in file.read_bytes()) == (unit == "record")
+    assert clients[0].session().is_erased == (unit != "record")
     again = setup_request(clients[0].run, start, attempt=2)
-    if private:  # made anew, and paid for
-        submission.setup(clients[0], again, start)
-        assert not clients[0].session().is_erased and not clients[0].session().sent
-    else:
+    if unit == "none":
         with pytest.raises(Refused, match="sent once"):
             submission.setup(clients[0], again, start)
+        return
+    submission.setup(clients[0], again, start)
+    session = clients[0].session()
+    assert session.sent == (unit == "record")  # paid for: the same bytes go out once more
+    assert (session.encoded.values.astype("<i8").tobytes() == update) == (unit == "record")
 
 
 def test_two_processes_count_rounds_together(tmp_path):
