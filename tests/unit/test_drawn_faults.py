@@ -11,7 +11,6 @@ from simulations.faulty_app import PLAYED, read_played
 from tests.unit.small_federation import Federation, same
 from tests.unit.test_fault_lists import LABELS, LAST, SINGLE, entry, history, listed, play
 
-
 CHANCES = {"since": 1, "share": 1.0, "phase": "keys", "kind": "drop", "chance": 0.25}
 
 
