@@ -11,13 +11,6 @@ from simulations.faulty_app import PLAYED, read_played
 from tests.unit.small_federation import Federation, same
 from tests.unit.test_fault_lists import LABELS, LAST, SINGLE, entry, history, listed, play
 
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    """Not private; the real protocol. n = 6, D = 2, c = 1, T = 4."""
-    return Federation(tmp_path_factory.mktemp("plain"), f"training.rounds={LAST}")
-
-
 CHANCES = {"since": 1, "share": 1.0, "phase": "keys", "kind": "drop", "chance": 0.25}
 
 
@@ -63,7 +56,7 @@ RANDOM = (  # of 6 sites at most 2 are lost, whatever is drawn
 )
 
 
-def test_the_list_written_out_plays_what_this_list_plays(plain: Federation, tmp_path: Path) -> None:
+def test_the_list_written_out_plays_what_this_list_plays(tmp_path: Path) -> None:
     drawn = listed(tmp_path, RANDOM)
     text = drawn.written_out(LAST)
     explicit = listed(tmp_path, text)
@@ -76,7 +69,10 @@ def test_the_list_written_out_plays_what_this_list_plays(plain: Federation, tmp_
                 assert one is None or other is None or one[1].kind == other[1].kind
     models, rows, played = [], [], []
     for name, own in (("drawn", RANDOM), ("explicit", text)):
-        model, found = play(plain, tmp_path / name, own)
+        fresh = Federation(
+            tmp_path / f"{name}-sites", f"training.rounds={LAST}"
+        )  # sites remember an earlier run
+        model, found = play(fresh, tmp_path / name, own)
         models.append(model)
         rows.append(history(found))
         lines = read_played(tmp_path / name / PLAYED)
