@@ -157,7 +157,7 @@ def invitation(run, arrays, *, round_number=1, attempt=1, run_id="run-1", **chan
         config=text_digest(run.experiment.to_toml()),
         length=run.encoder(arrays).layout.size,
         num_invited=len(run.experiment.federation.sites),
-        rules=Rules.of(run.experiment.secure_aggregation),
+        rules=Rules.of(run.experiment.secure_aggregation, run.plan.sum_noise_multiplier),
         server_pk=SERVER_KEY.public,
     )
     return replace(made, **changes)
