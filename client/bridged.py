@@ -48,6 +48,10 @@ class BridgedRun(Run):
         """See `Run`."""
         return self.terms.encoder(self.asks, arrays)
 
+    def model_shapes(self, arrays: Arrays) -> dict[str, tuple[int, ...]]:
+        """Of the model received: the app has its own, and refuses another."""
+        return {name: array.shape for name, array in arrays.items()}
+
 
 class BridgedParticipant(Participant):
     """One site's part, with the app's answer in the place of our training."""

@@ -37,7 +37,7 @@ from tacit.secagg.encoder import Encoder
 from tacit.secagg.journal import MemoryJournal
 from tacit.secagg.receipt import Receipt, heads_of
 from tacit.tasks import Records, Task, load_task
-from tacit.tasks.weights import Arrays, load_arrays
+from tacit.tasks.weights import Arrays, array_shapes, load_arrays
 from tacit.update import EncodedUpdate, LocalUpdate
 
 
@@ -55,6 +55,10 @@ class Run:
     def encoder(self, arrays: Arrays, clip: float | None = None) -> Encoder:
         """The public encoding of this run's updates; with the clip norm in force, where it adapts."""
         return encoder_of(self.experiment, self.plan, self.task, arrays, clip)
+
+    def model_shapes(self, arrays: Arrays) -> dict[str, tuple[int, ...]]:
+        """Of the task that is installed here: the guard refuses a model that is laid out otherwise."""
+        return array_shapes(self.trainer.model)
 
     @cached_property
     def sizes(self) -> Sequence[int]:

@@ -20,7 +20,7 @@ from tacit.secagg.contexts import Invitation, model_digest, schema_digest
 from tacit.secagg.messages import MaskAnswer, SetupRequest
 from tacit.secagg.parameters import Rules
 from tacit.secagg.receipt import Receipt, check_shown
-from tacit.tasks.weights import Arrays, array_shapes
+from tacit.tasks.weights import Arrays
 
 if TYPE_CHECKING:
     from client.participant import Participant
@@ -116,7 +116,7 @@ def unmask(participant: Participant, request: bytes) -> bytes:
     """
     session = current(participant)
     answer = session.machine.unmask(request)
-    if participant.run.experiment.privacy.record is None:
+    if participant.run.plan.unit != "record":
         session.erase()
     participant.sessions.save(session)
     return answer
@@ -125,7 +125,7 @@ def unmask(participant: Participant, request: bytes) -> bytes:
 def as_computed_here(participant: Participant, invitation: Invitation, arrays: Arrays) -> Invitation:
     """The invitation with all that this site knows itself put in its place; any difference is refused later."""
     run, roster = participant.run, participant.site.roster()
-    check_agreed(participant, roster)
+    check_agreed(participant, roster, arrays)
     return replace(
         invitation,
         roster=roster.digest(),
@@ -136,7 +136,7 @@ def as_computed_here(participant: Participant, invitation: Invitation, arrays: A
     )
 
 
-def check_agreed(participant: Participant, roster: Roster) -> None:
+def check_agreed(participant: Participant, roster: Roster, arrays: Arrays) -> None:
     """Raises `ProtocolError` unless the experiment keeps to what the members have agreed on."""
     run, experiment = participant.run, participant.run.experiment
     secure, privacy = experiment.secure_aggregation, experiment.privacy
@@ -151,8 +151,7 @@ def check_agreed(participant: Participant, roster: Roster) -> None:
         epsilon_record=inf if privacy.record is None or known_noise else privacy.record.epsilon,
         epsilon_client=inf if privacy.client is None or known_noise else privacy.client.epsilon,
     )
-    # Of the task that is installed here: the guard has refused a model that is laid out otherwise.
-    roster.check_model_schema(schema_digest(array_shapes(run.trainer.model)))
+    roster.check_model_schema(schema_digest(run.model_shapes(arrays)))
 
 
 def current(participant: Participant) -> Session:

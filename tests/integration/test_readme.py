@@ -94,7 +94,10 @@ def test_the_readme_lists_all_folders_and_pages() -> None:
     layout = next(block for block in blocks("README.md") if block.startswith("tacit/"))
     listed = set(re.findall(r"[\w-]+\.md|[\w-]+/", layout))
     pages = {Path(page).name for page in PAGES if re.fullmatch(r"docs/[\w-]+\.md", page)}
-    assert listed == pages | {f"{name}/" for name in FOLDERS if name != "tests"} | {"decisions/", "scenarios/"}
+    assert listed == pages | {f"{name}/" for name in FOLDERS if name != "tests"} | {
+        "decisions/",
+        "scenarios/",
+    }
 
 
 @pytest.mark.parametrize("page", PAGES)

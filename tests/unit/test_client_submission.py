@@ -279,7 +279,9 @@ def test_sessions_survive_a_process_per_message(tmp_path, private, run, arrays):
     restored = participant(folders[0], private, on_disk=True).session()
     expected = sum(s.encoded.values for s in (restored, *(c.session() for c in others)))
     phase("train.tacit4", machine.unmask_requests(), machine.collect_unmask, submission.unmask)
-    assert not participant(folders[0], private, on_disk=True).session().is_erased  # another attempt may need it
+    assert (
+        not participant(folders[0], private, on_disk=True).session().is_erased
+    )  # another attempt may need it
     assert np.array_equal(machine.aggregate().values, expected)
     assert len(debits(folders[0])) == 1
     # ... and a repeat in one more process, this one, is answered with the bytes that were sent.
