@@ -151,8 +151,11 @@ def wrap(
     if settings.engine == "ideal" or not settings.enabled:
         return IdealSumGrid(grid, agreement(anyone(nodes)))
     kit = Path(os.environ.get("TACIT_FEDERATION", "."))
-    coordinator = coordinator_of(kit, SumFile(state.folder / "sums.json", kit / COUNTERS_FILE))
-    if "TACIT_NODES" in os.environ:  # sites that remember: only they can answer a second time as they did
+    # Sites that remember: only their journals outlive a process, and only they can answer again as they did.
+    remember = "TACIT_NODES" in os.environ
+    memory = SumFile(state.folder / "sums.json", kit / COUNTERS_FILE if remember else None)
+    coordinator = coordinator_of(kit, memory)
+    if remember:
         coordinator = replace(coordinator, attempts=attempts_of(state))
     roster = coordinator.roster
     enrolled = {member.label: member for member in roster.members if member.index in roster.active}
