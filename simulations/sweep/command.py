@@ -27,7 +27,7 @@ def sweep(
         ),
     ] = None,
     grid: Annotated[
-        Path | None, typer.Option(metavar="GRID.toml", help="The same from a file with a table [sweep].")
+        Path | None, typer.Option(metavar="GRID.toml", help="The same from a file: a table named sweep.")
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key in every cell.")

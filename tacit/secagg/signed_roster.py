@@ -266,6 +266,8 @@ def checked_signers(signed: SignedRoster, root_key: bytes) -> set[int]:
         key = root_key if index == ROOT else b""
         if 0 <= index < len(roster.members):
             key = roster.members[index].key
+        if not key:
+            raise ProtocolError("roster-signature", f"{index} is nobody who signs")
         try:
             verify(key, signature, _LABEL, roster.previous, index, roster.digest())
         except ProtocolError:

@@ -137,7 +137,7 @@ class Promises:
         before = self._model(number - 1)
         assert before is not None, "I4: made from a model that is not there"
         assert receipt.model == model_digest(before), "I4"
-        total = sum(self._world.vectors[site, number, attempt].values for site in receipt.survivors)
+        total = sum(self._world.vectors[site, number, attempt] for site in receipt.survivors)
         assert receipt.aggregate == aggregate_digest(Aggregate(np.asarray(total), len(receipt.survivors)))
 
     def check_models(self) -> None:
@@ -147,7 +147,7 @@ class Promises:
             if before is None or after is None:  # not kept for so long, or killed on the way
                 continue
             sites = receipt.survivors
-            total = sum(self._world.vectors[site, receipt.round, receipt.attempt].values for site in sites)
+            total = sum(self._world.vectors[site, receipt.round, receipt.attempt] for site in sites)
             mean = (
                 run_of(self._world.text).encoder(before).decode(Aggregate(np.asarray(total), len(sites)), 0.0)
             )

@@ -336,10 +336,9 @@ class World:
 
         def noting(self: Participant, encoded: Any, number: int, tried: int, share: float) -> Any:
             made = noised(self, encoded, number, tried, share)
-            key = (self.position, number, tried)
-            assert (world.vectors.setdefault(key, made).values == made.values).all(), (
-                "an update was made anew"
-            )
+            key = (self.position, number, tried)  # a copy: the site erases its own
+            sent = world.vectors.setdefault(key, made.values.copy())
+            assert (sent == made.values).all(), "an update was made anew"
             return made
 
         def trying(self: Any, machine: Any, *rest: Any) -> Any:

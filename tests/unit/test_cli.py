@@ -72,6 +72,8 @@ EXPLAINED = {
         "writes. [default: (runs/NAME)]",
         "rounding; never noise",
     ],
+    "scenarios": ["Stories of health and finance", "list", "show", "run"],
+    "sweep": ["What to run. [required]", "A key and its values", "[default: (sweeps/NAME)]"],
     "partition": ["What would be run. [required]", "Folder to write sites/ into."],
     "provision": ["tacit provision federation.toml", "collect", "revoke", "renew"],
     "server": ["The coordinator's kit.", "without TLS", "grpc.health.v1"],

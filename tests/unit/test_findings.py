@@ -39,6 +39,9 @@ max_corrupt = 1
 [privacy.record]
 epsilon = 4.0
 delta = 1e-4
+metrics_share = 0.1
+[evaluation]
+metrics = true
 {SITES}"""
 
 
@@ -179,7 +182,9 @@ def test_what_has_not_begun_or_not_ended_has_no_report(kit: Path, capsys: pytest
 
 
 def test_a_federations_run_without_privacy_says_so_first(kit: Path) -> None:
-    run = begun(kit, EXPERIMENT.replace("[privacy.record]\nepsilon = 4.0\ndelta = 1e-4\n", ""))
+    run = begun(
+        kit, EXPERIMENT.replace("[privacy.record]\nepsilon = 4.0\ndelta = 1e-4\nmetrics_share = 0.1\n", "")
+    )
     assert privacy_statement(record_of(run, kit, "finished")).startswith("# NOT PRIVATE")
 
 
