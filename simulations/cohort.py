@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import compress
 from typing import Final, NamedTuple, Protocol
@@ -38,6 +38,7 @@ from tacit.tasks.weights import Arrays
 from tacit.update import Aggregate, Integers
 
 LOG: Final = logging.getLogger(__name__)
+MOST_AHEAD: Final = 1 << 30  # bytes of records that are read before anybody asks for them
 
 Cohort = Sequence[tuple[Message, Context]]
 
@@ -94,6 +95,16 @@ class CohortExecutor:
         for member in self._members.values():
             member.release()
         self._members.clear()
+
+    def read_ahead(self, contexts: Iterable[Context]) -> None:
+        """Reads the training records of these nodes now, up to `MOST_AHEAD`; all others when they are first asked."""
+        size = 0
+        for context in contexts:
+            with suppress(Exception):  # whoever cannot be read says why when it is asked
+                records = self._member(context).client.records("train")
+                size += records.features.nbytes + records.targets.nbytes
+            if size > MOST_AHEAD:
+                return
 
     def __call__(self, cohort: Cohort) -> CohortResult:
         """Guard, train, encode, debit for each client; refusals are counted by reason."""
