@@ -23,7 +23,7 @@ from client.app import InForce, fields, participant, reason_of, received_arrays
 from client.guard import Received
 from client.participant import Participant, Run
 from simulations.batches import Job
-from simulations.held import HeldLedgers, HeldMember
+from simulations.held import MOST_LEDGERS, HeldLedgers, HeldMember
 from simulations.stacked import StackedTrainer, executor_for
 from simulations.workers import WorkersTrainer, close_pools
 from strategies.sum_grid import CohortResult
@@ -97,12 +97,18 @@ class CohortExecutor:
         self._members.clear()
 
     def read_ahead(self, contexts: Iterable[Context]) -> None:
-        """Reads the training records of these nodes now, up to `MOST_AHEAD`; all others when they are first asked."""
+        """Reads the training records of these nodes now, up to `MOST_AHEAD`; all others when they are first asked.
+
+        As many of their ledgers as may be open are opened.
+        """
         size = 0
-        for context in contexts:
+        for number, context in enumerate(contexts):
             with suppress(Exception):  # whoever cannot be read says why when it is asked
-                records = self._member(context).client.records("train")
+                client = self._member(context).client
+                records = client.records("train")
                 size += records.features.nbytes + records.targets.nbytes
+                if number < MOST_LEDGERS:
+                    self._ledgers.of(client.site)
             if size > MOST_AHEAD:
                 return
 
