@@ -151,11 +151,10 @@ def wrap(
     if settings.engine == "ideal" or not settings.enabled:
         return IdealSumGrid(grid, agreement(anyone(nodes)))
     kit = Path(os.environ.get("TACIT_FEDERATION", "."))
-    # Sites that remember: only their journals outlive a process, and only they can answer again as they did.
-    remember = "TACIT_NODES" in os.environ
-    memory = SumFile(state.folder / "sums.json", kit / COUNTERS_FILE if remember else None)
-    coordinator = coordinator_of(kit, memory)
-    if remember:
+    remember = "TACIT_NODES" in os.environ  # the sites; the journal of a simulated one ends with its process
+    counters = kit / COUNTERS_FILE if remember else None
+    coordinator = coordinator_of(kit, SumFile(state.folder / "sums.json", counters))
+    if remember:  # only they can answer a second time as they did
         coordinator = replace(coordinator, attempts=attempts_of(state))
     roster = coordinator.roster
     enrolled = {member.label: member for member in roster.members if member.index in roster.active}

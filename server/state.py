@@ -174,8 +174,9 @@ class RunState:
         descriptor = os.open(self.folder / "rounds.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with open(descriptor, "ab") as file:
             file.write(json.dumps(record).encode() + b"\n")  # at once: a reader sees whole lines
-            file.flush()
-            os.fsync(descriptor)
+            if self.durable:
+                file.flush()
+                os.fsync(descriptor)
 
     def _repair_rounds(self, last: int) -> None:
         """Makes rounds.jsonl agree with the checkpoints, which are what counts."""

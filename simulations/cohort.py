@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import compress
 from typing import Final, NamedTuple, Protocol
@@ -23,7 +23,7 @@ from client.app import InForce, fields, participant, reason_of, received_arrays
 from client.guard import Received
 from client.participant import Participant, Run
 from simulations.batches import Job
-from simulations.held import HeldLedgers, HeldMember
+from simulations.held import MOST_LEDGERS, HeldLedgers, HeldMember
 from simulations.stacked import StackedTrainer, executor_for
 from simulations.workers import WorkersTrainer, close_pools
 from strategies.sum_grid import CohortResult
@@ -38,6 +38,7 @@ from tacit.tasks.weights import Arrays
 from tacit.update import Aggregate, Integers
 
 LOG: Final = logging.getLogger(__name__)
+MOST_AHEAD: Final = 1 << 30  # bytes of records that are read before anybody asks for them
 
 Cohort = Sequence[tuple[Message, Context]]
 
@@ -94,6 +95,22 @@ class CohortExecutor:
         for member in self._members.values():
             member.release()
         self._members.clear()
+
+    def read_ahead(self, contexts: Iterable[Context]) -> None:
+        """Reads the training records of these nodes now, up to `MOST_AHEAD`; all others when they are first asked.
+
+        As many of their ledgers as may be open are opened.
+        """
+        size = 0
+        for number, context in enumerate(contexts):
+            with suppress(Exception):  # whoever cannot be read says why when it is asked
+                client = self._member(context).client
+                records = client.records("train")
+                size += records.features.nbytes + records.targets.nbytes
+                if number < MOST_LEDGERS:
+                    self._ledgers.of(client.site)
+            if size > MOST_AHEAD:
+                return
 
     def __call__(self, cohort: Cohort) -> CohortResult:
         """Guard, train, encode, debit for each client; refusals are counted by reason."""

@@ -321,6 +321,7 @@ def run_local(simulation: Simulation) -> None:
     from simulations.faulty_app import PLAYED, FaultyApp
     from simulations.local_grid import RUN_ID, SERVER_NODE, LocalGrid
     from simulations.virtual import VirtualExecutor, VirtualGrid
+    from tacit.encoding import needs_statistics
 
     logging.getLogger("flwr").setLevel(
         logging.ERROR
@@ -345,7 +346,12 @@ def run_local(simulation: Simulation) -> None:
         ahead = () if serial else (stacked.train_ahead,)
         kind = VirtualGrid if virtual else LocalGrid
         durable = experiment.simulation.durable_ledgers
-        grid = kind(app, run_config, experiment.federation.num_members, hook, *ahead, durable=durable)
+        members = experiment.federation.num_members
+        grid = kind(app, run_config, members, hook, *ahead, durable=durable)
+        # Most sites will be asked, and reading is no part of a round; scaled records wait for the constants.
+        often = experiment.training.rounds * experiment.cohort_size >= members
+        if hook is executor and not virtual and often and not needs_statistics(experiment):
+            executor.read_ahead(map(grid.context, grid.get_node_ids()))
         server_app(grid, context)
     run = participant.run_of(experiment.to_toml())
     simulation.executor.append(stacked.chosen(run, with_messages=hook is None))

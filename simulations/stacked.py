@@ -220,7 +220,8 @@ class Stack:
         share = present.to(losses.dtype)
         if self.plan.max_grad_norm is None:
             share = share / self.normalisers.to(losses.dtype)
-        return inputs, list(torch.autograd.grad(losses, outputs, share.flatten()))
+        # Of a scalar: given a vector for `losses`, torch imports sympy first, which takes most of a second.
+        return inputs, list(torch.autograd.grad(losses.dot(share.flatten()), outputs))
 
     def add_up(self, inputs: list[Tensor], gradients: list[Tensor], present: Tensor) -> None:
         """Writes each client's sum over its records, clipped in a private run, into `gradient`."""

@@ -175,3 +175,7 @@ def _main(arguments: list[str] | None) -> None:
 def _interrupted() -> int:
     print("tacit: interrupted; what was complete is kept", file=sys.stderr)
     return INTERRUPTED
+
+
+if __name__ == "__main__":
+    main()

@@ -82,7 +82,8 @@ class ChainFile(Closing):
         try:
             if not path.parent.exists():
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _sync(path.parent.parent)
+                if durable:
+                    _sync(path.parent.parent)
             _check_private(path.parent, os.stat(path.parent))
             descriptor = os.open(path, _FLAGS | os.O_RDWR | os.O_APPEND, 0o600)
         except OSError as error:

@@ -1,6 +1,8 @@
 """The hook that trains a whole cohort: the serial path's sum, its debits and its refusals."""
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.site import Site
+from server.state import RunState
 from simulations import cohort
 from simulations.cohort import CohortExecutor
 from tacit.errors import StorageError
 from tacit.privacy.ledger import Ledger
 from tacit.secagg.client_encoder import ClientLevelEncoder
 from tacit.secagg.encoder import Encoder
+from tacit.tasks.tabular import TabularClassification
 from tacit.update import Layout, LocalUpdate
 from tests.unit.small_federation import PRIVATE as RECORD
 from tests.unit.small_federation import Federation, ledger_entries, same
@@ -135,3 +139,42 @@ def test_an_operator_who_changes_a_policy_is_heard_in_the_next_round(tmp_path: P
         policy.write_text(allowed)
         rounds.next_round(progress)
         assert rounds.grid.facts.refusals == {}
+
+
+@pytest.mark.parametrize("most", [cohort.MOST_AHEAD, 0], ids=["all", "bounded"])
+def test_records_are_read_before_the_first_round_as_far_as_they_fit_into_memory(
+    tmp_path: Path, monkeypatch, most
+):
+    federation, read = Federation(tmp_path, IDEAL), []
+    real = TabularClassification.read
+    monkeypatch.setattr(cohort, "MOST_AHEAD", most)
+    monkeypatch.setattr(TabularClassification, "read", lambda self, *of: read.append(of) or real(self, *of))
+    with CohortExecutor() as executor, federation.rounds(tmp_path / "run", executor=executor) as rounds:
+        grid = rounds.grid._grid
+        executor.read_ahead(map(grid.context, grid.get_node_ids()))
+        assert len(read) == (6 if most else 1)
+        rounds.next_round(rounds.resumed(federation.initial()))
+        assert len(rounds.grid.facts.survivors) == len(read) == 6
+
+
+def test_a_site_that_cannot_be_read_ahead_refuses_when_it_is_asked(tmp_path: Path):
+    federation = Federation(tmp_path, IDEAL)
+    Site.open(federation.sites / "4").data.unlink()
+    with CohortExecutor() as executor, federation.rounds(tmp_path / "run", executor=executor) as rounds:
+        grid = rounds.grid._grid
+        executor.read_ahead(map(grid.context, grid.get_node_ids()))
+        rounds.next_round(rounds.resumed(federation.initial()))
+        assert len(rounds.grid.facts.survivors) == 5
+        assert sum(rounds.grid.facts.refusals.values()) == 1
+
+
+def test_a_simulated_round_waits_for_no_disk_unless_it_is_asked_to(tmp_path: Path, monkeypatch):
+    federation, waited = Federation(tmp_path, IDEAL), []
+    with CohortExecutor() as executor:
+        quick = partial(RunState, durable=False)
+        with federation.rounds(tmp_path / "run", executor=executor, state=quick) as rounds:
+            progress = rounds.resumed(federation.initial())
+            monkeypatch.setattr(os, "fsync", waited.append)
+            rounds.next_round(progress)
+    assert ledger_entries(federation.sites / "2") == 1
+    assert waited == []
