@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from tacit.privacy.plan import PrivacyPlan
 from tacit.privacy.streams import stream_of
 from tacit.tasks import Records, Task
 from tacit.tasks.weights import Arrays, build_model, load_arrays, read_arrays
+
+_RECORDS: Final = 1 << 14  # whose draws are made at a time
 
 
 class Gradients(Protocol):
@@ -114,8 +116,8 @@ class LocalTrainer:
         # One stream for all steps of a round: each reads on where the one before has stopped.
         sampling, noise = (stream_of(keys, purpose, site, round_number) for purpose in ("poisson", "noise"))
         with self._own_generator(keys.key("torch", site, round_number)):
-            for _ in range(self.plan.steps_per_round):
-                batch = poisson_batch(records, self.plan.sampling_rate, sampling)
+            batches = poisson_batches(records, self.plan.sampling_rate, self.plan.steps_per_round, sampling)
+            for batch in batches:
                 self.gradients.fill(batch, normaliser, noise)
                 self._pull_towards(start)
                 optimizer.step()
@@ -190,11 +192,19 @@ def record_losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     return losses
 
 
-def poisson_batch(records: Records, rate: float, stream: Stream) -> Records:
-    """Each record is in with probability `rate`, independently; the batch may be empty."""
-    chosen = torch.from_numpy(np.flatnonzero(stream.bernoulli(records.num_rows, rate)))
-    chosen = chosen.to(records.targets.device)
-    return Records(records.features[chosen], records.targets[chosen])
+def poisson_batches(records: Records, rate: float, num_steps: int, stream: Stream) -> Iterator[Records]:
+    """Of each step: each record is in with probability `rate`, independently; a batch may be empty.
+
+    A record's draws for all steps are neighbours in the stream, so that one record more at the end changes no draw of
+    the others: with the same randomness it moves each sum by its own gradient and nothing else.
+    """
+    drawn = np.empty((records.num_rows, num_steps), dtype=np.bool_)
+    for start in range(0, records.num_rows, _RECORDS):
+        part = drawn[start : start + _RECORDS]
+        part[:] = stream.bernoulli(part.size, rate).reshape(part.shape)
+    for step in range(num_steps):
+        chosen = torch.from_numpy(np.flatnonzero(drawn[:, step])).to(records.targets.device)
+        yield Records(records.features[chosen], records.targets[chosen])
 
 
 def learning_rate(settings: Training, round_number: int) -> float:

@@ -36,10 +36,12 @@ class Batches:
         self._absent = int(rows.sum())
         counts = rows * num_steps
         self._portions = Portions(tuple(job.site for job in jobs), counts)
-        # Word w of the streams decides on one record in one step: `_batch[w]` is step * clients + client.
+        # Draw d decides on one record in one step; `_batch[d]` is step * clients + client. Draws are sorted by client,
+        # step and record, a client's words by record and step: word `_word[d]` makes draw d.
         client = np.repeat(np.arange(len(jobs)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         step, record = np.divmod(within, rows[client])
+        self._word = (np.cumsum(counts) - counts)[client] + record * num_steps + step
         self._batch = (step * len(jobs) + client).astype(np.int32)
         self._record = (record + (np.cumsum(rows) - rows)[client]).astype(np.int32)
 
@@ -48,10 +50,11 @@ class Batches:
 
         Where a batch is shorter there is the number of all records instead.
         """
-        chosen = np.flatnonzero(below(self._portions.read(keys, "poisson", round_number), self._rate))
+        drawn = below(self._portions.read(keys, "poisson", round_number), self._rate)
+        chosen = np.flatnonzero(drawn[self._word])
         batch = self._batch[chosen]
         sizes = np.bincount(batch, minlength=self._num_steps * self._num_clients)
-        # Words come client by client and step by step, so those of one batch are neighbours.
+        # Draws come client by client and step by step, so those of one batch are neighbours.
         in_order = sizes.reshape(self._num_steps, self._num_clients).T.ravel()
         place = np.arange(batch.size) - np.repeat(np.cumsum(in_order) - in_order, in_order)
         longest = sizes.reshape(self._num_steps, self._num_clients).max(axis=1)

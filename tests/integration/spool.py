@@ -30,7 +30,7 @@ class SpoolGrid(LocalGrid):
     """The server's end."""
 
     def __init__(self, folder: Path, num_nodes: int) -> None:
-        super().__init__(ClientApp(), {}, num_nodes)
+        super().__init__(ClientApp(), {}, num_nodes, durable=True)
         self._folder = folder / f"{len(list(folder.iterdir())):05d}"
         for node in self.get_node_ids():
             (self._folder / str(node)).mkdir(parents=True)

@@ -42,7 +42,7 @@ class HeldGrid(LocalGrid):
     """The server's end of a link."""
 
     def __init__(self, link: Link) -> None:
-        super().__init__(ClientApp(), {}, NUM_SITES)
+        super().__init__(ClientApp(), {}, NUM_SITES, durable=True)
         self._link = link
         link.run += 1
         link.forget()  # answers to an earlier run come too late

@@ -9,7 +9,7 @@ from torch import nn
 from client.bookkeeping import BookKeeping
 from client.evaluation import metric_sums, sensitivity
 from client.private_gradients import PrivateGradients
-from client.training import poisson_batch
+from client.training import poisson_batches
 from tacit.privacy.noise import SeededKeys, Stream
 from tacit.tasks import Records
 
@@ -68,7 +68,7 @@ def inclusions():
     records = Records(torch.arange(n)[:, None], torch.arange(n))
     seen = np.zeros((repeats, n))
     for i in range(repeats):
-        seen[i, poisson_batch(records, rate, Stream(KEYS.key("poisson", i))).targets.numpy()] = 1
+        seen[i, next(poisson_batches(records, rate, 1, Stream(KEYS.key("poisson", i)))).targets.numpy()] = 1
     return seen, rate
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from client.participant import keys_for
-from client.training import LocalTrainer, learning_rate, poisson_batch
+from client.training import LocalTrainer, learning_rate, poisson_batches
 from tacit.config import Training
 from tacit.errors import ConfigError
 from tacit.privacy.noise import SeededKeys, Stream, SystemKeys
@@ -88,9 +88,8 @@ def test_a_round_is_the_loop_that_the_paper_has(name, mu):
     load_arrays(model, start())
     origin = [p.detach().clone() for p in model.parameters()]
     optimizer = kind(model.parameters(), lr=0.25, weight_decay=0.01, **extra)
-    stream = stream_of(KEYS, "poisson", "north", ROUND)
-    for _ in range(3):
-        chosen = stream.bernoulli(30, 0.5)
+    draws = stream_of(KEYS, "poisson", "north", ROUND).bernoulli(30 * 3, 0.5).reshape(30, 3)
+    for chosen in draws.T:
         optimizer.zero_grad()
         loss = made.task.loss(model(rows.features[chosen]), rows.targets[chosen]).sum() / (0.5 * 30)
         pull = sum(((p - o) ** 2).sum() for p, o in zip(model.parameters(), origin, strict=True))
@@ -135,9 +134,8 @@ def test_I22_sampling_rate_number_of_steps_and_normaliser_come_from_the_plan_and
     spy = made.gradients = Spy(made.gradients)
     train(made, records(rows), declared=30)
     assert [normaliser for _, normaliser in spy.steps] == [0.5 * 30] * 3
-    stream = stream_of(KEYS, "poisson", "north", ROUND)
-    drawn = [int(stream.bernoulli(rows, 0.5).sum()) for _ in range(3)]
-    assert [n for n, _ in spy.steps] == drawn
+    draws = stream_of(KEYS, "poisson", "north", ROUND).bernoulli(rows * 3, 0.5).reshape(rows, 3)
+    assert [n for n, _ in spy.steps] == draws.sum(0).tolist()
 
 
 def test_G5_expected_batch_above_the_rows_and_no_rows_at_all_make_the_same_number_of_steps():
@@ -268,7 +266,7 @@ def test_a_poisson_batch_holds_whole_records_in_order(rate):
     rows = records(50)
     stream = Stream(bytes(32))
     chosen = stream.bernoulli(50, rate)
-    batch = poisson_batch(rows, rate, Stream(bytes(32)))
+    (batch,) = poisson_batches(rows, rate, 1, Stream(bytes(32)))
     assert torch.equal(batch.features, rows.features[chosen]) and torch.equal(
         batch.targets, rows.targets[chosen]
     )
