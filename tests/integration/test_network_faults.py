@@ -134,7 +134,9 @@ def test_E1_delays_and_jitter_cost_time_and_nothing_else(federation: BadFederati
     assert [row["attempts"] for row in rows] == [1, 1]
 
 
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.01, marks=pytest.mark.slow), 0.05, pytest.param(0.2, marks=pytest.mark.slow)]
+)
 def test_E2_requests_that_are_lost_are_sent_again(federation: BadFederation, share: float) -> None:
     with weather(*federation.links, loses_request=share):
         rows = federation.more_rounds(2)
