@@ -145,19 +145,21 @@ def _plain(value: Any) -> Any:
 def terminal_table(record: SweepRecord) -> Table:
     """A line for each combination of values, over its seeds; what fits beside each other in a terminal."""
     keys = [key for key in record.axes if key != "seed"]
-    table = Table(title=Text(f"{record.name}: {len(record.finished)} of {len(record.cells)} cells"))
+    table = Table(
+        title=Text(f"{record.name}: {len(record.finished)} of {len(record.cells)} cells"), pad_edge=False
+    )
     table.title_justify = table.caption_justify = "left"
     for key in keys:
-        table.add_column(Text(short(key, keys)))
+        table.add_column(Text(short(key, keys)), min_width=min(12, len(short(key, keys))))
     reach = [f"to {record.target.value:.3g}"] if record.target else []
-    for name in ["seeds", record.main or "metric", "pooled", "alone", *reach, "s/round", "gain/lose"]:
-        table.add_column(Text(name), justify="right", no_wrap=True)
+    for name in ["seeds", record.main or "metric", "pooled", "alone", *reach, "s/round", "gain / lose"]:
+        table.add_column(Text(name), justify="right", no_wrap=name == record.main)
     for group in record.groups():
         table.add_row(*(Text(shown(group.values[key])) for key in keys), *_figures(group, record))
     of_target = f"; to {record.target.value:.3g}: rounds until it is reached" if record.target else ""
     table.caption = Text(
         "+-: half width of the 95 % confidence interval of the mean over seeds; alone: mean of the sites' own models; "
-        f"gain/lose: sites of all seeds, against their own model{of_target}"
+        f"gain / lose: sites of all seeds, against their own model{of_target}"
     )
     return table
 
