@@ -128,9 +128,10 @@ def test_a_worker_that_is_killed_costs_time_alone(caplog):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from tests.unit import test_workers as t
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background has switched off
     of = t.run()
     pooled = t.WorkersTrainer.of(of, 0.0)
     pooled.train_ahead(t.arrays(of), t.jobs([400] * 400), 1, t.KEYS)
