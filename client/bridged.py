@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from client import guard
 from client.participant import Participant, Run, keys_for
-from client.rate import FILE as RATE_FILE
-from client.rate import count_round
 from client.sessions import FolderSessions, MemorySessions, Sessions
 from client.site import Site
 from tacit.bridge import FILE, AppConfig, Arrays, Asks, Terms, federation_of, may_be_told, summed_arrays
@@ -82,7 +80,6 @@ class BridgedParticipant(Participant):
         for name in summed_arrays(arrays):
             if not np.isfinite(arrays[name]).all():
                 raise Refused("model-values", f"array {name!r} has a value that is not finite")
-        count_round(self.site.folder / RATE_FILE, self.site.policy.max_rounds_per_hour)
 
     def update(self, round_number: int, arrays: Arrays) -> LocalUpdate:
         """Asks the app. What leaves of its answer is the difference of the models and the metrics agreed on."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from client.rate import FILE, count_round
 from client.site import Site
 from tacit.config import Experiment
 from tacit.encoding import STATISTICS, STATISTICS_ROUND, empty_statistics, needs_statistics
@@ -73,7 +72,6 @@ def check(run: Run, site: Site, run_id: str, round_number: int, arrays: Arrays) 
     if run.plan.is_private:
         with site.ledger() as ledger:
             check_budget(run, site, ledger, run_id, round_number)
-    count_round(site.folder / FILE, site.policy.max_rounds_per_hour)
 
 
 def check_received(site: Site, model: Received) -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 from client import guard
 from client.evaluation import metric_sums
 from client.journal import SiteJournal
+from client.rate import FILE as RATE_FILE
+from client.rate import count_round
 from client.sessions import FolderSessions, MemorySessions, Session, Sessions
 from client.site import Site, policy_stamp
 from client.statistics import scaled, statistics
@@ -194,6 +196,14 @@ class Participant:
     def guard(self, run_id: str, round_number: int, arrays: Arrays) -> None:
         """Raises `Refused` unless policy and ledger allow one more release in this run."""
         guard.check(self.run, self.site, run_id, round_number, arrays)
+
+    def count_round(self) -> None:
+        """Raises `Refused`, "rate", where policy allows no further round within this hour.
+
+        Guarantees:
+            Under the secure sum only the server's own signed invitations count: nobody else can use the hour up.
+        """
+        count_round(self.site.folder / RATE_FILE, self.site.policy.max_rounds_per_hour)
 
     def update(self, round_number: int, arrays: Arrays) -> LocalUpdate:
         """Trains from the global model; metric sums of that model come along where the plan pays for them.

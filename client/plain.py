@@ -82,6 +82,7 @@ def update(participant: Participant, fields: ConfigRecord, arrays: Arrays) -> Re
         )
     run_id, round_number = ids(fields)
     participant.guard(run_id, round_number, arrays)
+    participant.count_round()
     local = participant.update(round_number, arrays)
     participant.debit(run_id, round_number, attempt=1)
     return ClippedUpdate.of(participant, arrays, local).to_records()
@@ -101,6 +102,7 @@ def contribution(participant: Participant, run_id: str, round_number: int, array
     The share of the noise is that of a cohort that is complete, as it is in a first attempt.
     """
     participant.guard(run_id, round_number, arrays)
+    participant.count_round()
     vector = participant.encode(round_number, arrays, participant.update(round_number, arrays))
     experiment, noise = participant.run.experiment, participant.run.plan.sum_noise_multiplier
     if noise > 0:

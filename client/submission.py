@@ -52,8 +52,9 @@ def setup(participant: Participant, request: bytes, arrays: Arrays, receipts: Se
     shown = check_shown(own.receipt_head, receipts, participant.site.roster().server_key)
     participant.see_receipts(shown)
     machine = participant.machine()
-    answer = machine.setup(request, own)  # refuses before anything is trained
+    answer = machine.setup(request, own)  # refuses before anything is counted or trained
     if session is None:
+        participant.count_round()
         encoded = participant.encode(own.round, arrays, participant.update(own.round, arrays))
         session = Session(own.run, own.round, own.model, participant.run.digest, encoded, machine)
     session.machine, session.attempt = machine, own.attempt  # the same finished update under new masks

@@ -102,7 +102,7 @@ def _evaluate(falling: Sequence[int], x: int) -> int:
     return value
 
 
-@lru_cache(maxsize=256)  # on the complete graph all secrets of a cohort are joined over the same points
+@lru_cache(maxsize=16)  # on the complete graph all secrets are joined over the same points, on the ring none
 def _weights_at_zero(points: tuple[int, ...]) -> tuple[int, ...]:
     """Lagrange's coefficients at 0: the product of x_j / (x_j - x_i) over j other than i, for each i."""
     _check_points(points)

@@ -19,7 +19,7 @@ from tacit.privacy.noise import Stream
 from tacit.secagg.contexts import cohort_of
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.identity import _check_signature
-from tacit.secagg.in_process import Attempt, Federation
+from tacit.secagg.in_process import STEPS, Attempt, Federation
 from tacit.secagg.parameters import Rules
 from tacit.secagg.server import Requests
 from tacit.update import EncodedUpdate, Layout, LocalUpdate
@@ -148,8 +148,22 @@ class MeasuredAttempt(Attempt):
         self.masks: list[float] = []
         self.unpacks: list[float] = []
 
+    def deliver(self, step: str, requests: Mapping[int, bytes]) -> None:
+        """Everybody's answers, then the server's work on them all: no client computes on a server's core."""
+        if step == "mask":
+            self.masked(requests)
+            return
+        more = (self.invitation,) if step == "setup" else ()
+        asked = list(self._present(step, requests))
+        answers = [getattr(self.clients[index], step)(request, *more) for index, request in asked]
+        for answer in answers:
+            getattr(self.server, STEPS[step][1])(answer)
+
     def masked(self, requests: Mapping[int, bytes]) -> None:
-        """Everybody's vector, then the server's work on them all; the floors of both in between."""
+        """Everybody's vector, then the server's work on them all; the floors of both in between, for 24-bit words."""
+        if self.server.cohort.parameters.bits != BITS:
+            super().masked(requests)
+            return
         total, answers = np.zeros(self.invitation.length, dtype=np.uint32), []
         for index, request in self._present("mask", requests):
             client = self.clients[index]
@@ -157,7 +171,6 @@ class MeasuredAttempt(Attempt):
             answers.append(client.mask(request, self.encoded[index]))
             if len(answers) % _GROUP == 0:
                 self.masks.append(cpu_seconds(lambda: [floor_mask(total) for _ in range(_GROUP)]) / _GROUP)
-        assert self.server.cohort.parameters.bits == BITS
         for first in range(0, len(answers), _GROUP):
             group = answers[first : first + _GROUP]
             start = time.process_time()

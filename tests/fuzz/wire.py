@@ -15,7 +15,6 @@ from client.app import body, fields, handlers, received_arrays
 from client.bridge import SecureClientApp
 from client.bridged import bridged
 from client.participant import participant_of
-from client.rate import FILE as RATE_FILE
 from client.submission import as_computed_here
 from strategies.grids import alike, is_update, size_of
 from strategies.secure_grid import _body, _vector
@@ -38,8 +37,7 @@ SIZE: Final = packed_size(9, 17)
 def record_dict(data: bytes) -> int:
     """H9: a message of any records, at each handler of a site and at the server.
 
-    Nothing in it is signed by the coordinator, so whatever it says it is refused, and nothing at the site changes
-    but the count of what it was asked.
+    Nothing in it is signed by the coordinator, so whatever it says it is refused, and nothing at the site changes.
     """
     draw = Draw(data)
     kind, content = draw.choice(HANDLERS), records(draw, _invited)
@@ -82,7 +80,7 @@ def at_a_site(kind: str, message: Message) -> None:
     assert not ledger.exists() or not ledger.stat().st_size, "a message that nobody has signed is paid for"
 
 
-_FILES: Final = {"site.toml", "data.csv", "policy.toml", "identity.key", "roster.json", "ledger", RATE_FILE}
+_FILES: Final = {"site.toml", "data.csv", "policy.toml", "identity.key", "roster.json", "ledger"}
 
 
 @cache

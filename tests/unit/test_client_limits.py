@@ -9,22 +9,27 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 import tomli_w
+from flwr.app import ConfigRecord
 
-from client import guard, refusals, submission
+from client import plain, refusals, submission
 from client.journal import SiteJournal
 from client.participant import Run, participant_of
 from client.rate import FILE, count_round
 from client.refusals import HOUR, Refusals
 from client.sessions import FolderSessions
 from tacit.audit import SITE_FILE, AuditLog, Refusal, Started, read
-from tacit.errors import Refused, StorageError
+from tacit.errors import ProtocolError, Refused, StorageError
 from tacit.privacy import chain, chain_file
 from tacit.privacy.chain_file import ChainFile
+from tacit.secagg.identity import Identity
+from tacit.secagg.messages import SetupRequest
 from tests.unit.client_sites import (
     POLICY,
     Round,
     answer,
     experiment,
+    fixed,
+    invitation,
     model,
     participant,
     participants,
@@ -58,14 +63,37 @@ def test_B27_rounds_without_privacy_are_counted_too(tmp_path, changes):
         policy |= {"require_secure_aggregation": False, "allow_single_updates": True}
     folder = write_site(tmp_path / "north", policy=policy)
     private, public = experiment(**changes), experiment(private=False, **changes)
-    for settings, number in ((public, 1), (private, 1), (public, 2)):
-        client = participant(folder, settings)  # a restarted process
-        guard.check(client.run, client.site, "run-1", number, model(settings))
+
+    def ask(settings, run_id):
+        client, start = participant(folder, settings), model(settings)  # a restarted process
+        if changes:
+            plain.update(client, ConfigRecord({"run": run_id, "round": 1}), start)
+        else:
+            submission.setup(client, setup_request(client.run, start, run_id=run_id), start)
+
+    for number, settings in enumerate((public, private, public)):
+        ask(settings, f"run-{number}")
     for settings in (public, private):
-        client = participant(folder, settings)
         with pytest.raises(Refused) as caught:
-            guard.check(client.run, client.site, "run-2", 1, model(settings))
+            ask(settings, "run-4")
         assert caught.value.reason == "rate"
+
+
+def test_B27_only_invitations_that_the_server_has_signed_are_counted(tmp_path):
+    """Under the secure sum only the server's own signed invitations count: nobody else can use the hour up."""
+    folder, settings = (
+        write_site(tmp_path / "north", policy={**POLICY, "max_rounds_per_hour": 1}),
+        experiment(),
+    )
+    client, start = participant(folder, settings), model(settings)
+    forged = SetupRequest(invitation(client.run, start)).signed(Identity.generate(fixed("mallory"))).encode()
+    for _ in range(3):
+        with pytest.raises(ProtocolError) as caught:
+            submission.setup(client, forged, start)
+        assert caught.value.reason == "signature"
+    assert not (folder / FILE).exists()
+    submission.setup(client, setup_request(client.run, start), start)
+    assert (folder / FILE).exists()
 
 
 def test_B27_a_round_may_follow_when_an_hour_is_over_and_a_refused_one_does_not_count(tmp_path):
