@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import reduce
 from itertools import chain
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -139,6 +140,7 @@ class BookKeeping:
                         f"a parameter of a {type(layer).__name__} is used past the layer it belongs to"
                     )
 
+    @torch.inference_mode()  # a small model's step is mostly calls, and these come cheaper
     def _add_up(self, passed: list[Passed | None]) -> None:
         """Writes each parameter's clipped sum, in units of `max_grad_norm`."""
         if None in passed:
@@ -151,17 +153,17 @@ class BookKeeping:
         if not shares:
             return
         squared = reduce(torch.add, [share.squared for share, _ in shares])
-        norms = squared.to(
-            self.total.sums[0].dtype
-        ).sqrt()  # no number where its square is none, as in Opacus
-        finite = norms.isfinite()
-        if not finite.any():
-            self.total.clear()
-            return
-        if not finite.all():
-            self._add_up([p and Passed(p.inputs[finite], p.gradient[finite]) for p in passed])
-            return
-        divisors = (norms + MARGIN).clamp(min=self.max_grad_norm)
+        # No number where its square is none, as in Opacus.
+        norms = squared.to(self.total.sums[0].dtype).sqrt_()
+        if not isfinite(norms.sum()):  # of numbers that are not negative
+            finite = norms.isfinite()
+            if not finite.any():
+                self.total.clear()
+                return
+            if not finite.all():
+                self._add_up([p and Passed(p.inputs[finite], p.gradient[finite]) for p in passed])
+                return
+        divisors = norms.add_(MARGIN).clamp_(min=self.max_grad_norm)
         for share, (weight, bias) in shares:
             share.add_up(divisors, weight, bias)
 

@@ -81,7 +81,8 @@ def _linear_at_one_position(passed: Passed, weight: bool, bias: bool) -> Share:
     of_inputs, of_outputs = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in passed)
     squared = of_outputs * of_outputs
     if weight:
-        squared *= of_inputs * of_inputs + float(bias)
+        of_inputs *= of_inputs
+        squared = torch.addcmul(squared, of_inputs, squared) if bias else squared * of_inputs
 
     def add_up(divisors: Tensor, for_weight: Tensor | None, for_bias: Tensor | None) -> None:
         divided = g / divisors.unsqueeze(1)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from tacit.privacy.noise import Stream
+from tacit.privacy.normals import BLOCK, gaussians
+
+STEPS_AHEAD: Final = 8  # whose noise is made in one go; what a round's last steps leave over is not used
 
 
 class NoisedSum:
@@ -25,6 +31,8 @@ class NoisedSum:
         sizes = [parameter.numel() for parameter in self._parameters]
         # One vector and views of it, made once: a small model's step is mostly the number of calls into torch.
         self._sum, self._gradient = (self._parameters[0].new_zeros(sum(sizes)) for _ in range(2))
+        self._ahead: list[NDArray[np.float64]] = []  # each leaves the list as it is used
+        self._drawn_from: tuple[Stream, float] | None = None
         self.sums, self._gradients = (
             [part.view_as(p) for part, p in zip(torch.split(flat, sizes), self._parameters, strict=True)]
             for flat in (self._sum, self._gradient)
@@ -37,15 +45,26 @@ class NoisedSum:
     def fill(self, noise: Stream, std: float, normaliser: float) -> None:
         """Sets `.grad` of each parameter to (clipped sum + N(0, std^2)) / normaliser.
 
-        The noise of all parameters is one draw of the stream; it is added in float64.
+        The noise of all parameters is one draw of the stream; it is added in float64. That of a small model is drawn
+        for several steps at a time, because it costs mostly calls; it is what single draws would give.
 
         Args:
             noise: read on from where the step before has stopped.
             std: standard deviation in each coordinate; 0 adds nothing.
             normaliser: public; no function of the records.
         """
-        noised = torch.from_numpy(noise.gaussian(self._sum.numel(), std)).to(self._sum.device)
+        noised = torch.from_numpy(self._next(noise, std)).to(self._sum.device)
         noised += self._sum
         torch.div(noised, normaliser, out=self._gradient)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+
+    def _next(self, noise: Stream, std: float) -> NDArray[np.float64]:
+        """The stream's next draw for all parameters, which no other step gets."""
+        if not self._ahead or self._drawn_from != (noise, std):
+            size = self._sum.numel()
+            steps = max(1, min(STEPS_AHEAD, (BLOCK - 1) // size))
+            self._ahead = list(gaussians([noise] * steps, size, std))[::-1]
+            self._drawn_from = noise, std
+        return self._ahead.pop()

@@ -32,7 +32,7 @@ def gaussians(streams: Sequence[Stream], n: int, std: float) -> NDArray[np.float
     """The next `n` normals of each stream: row i is what `streams[i].gaussian(n, std)` returns.
 
     Args:
-        streams: each one once.
+        streams: each one once; one several times, for as many successive draws, where `n` is below `BLOCK`.
         n: length of a row.
         std: standard deviation; 0 gives zeros and uses nothing of the streams.
 

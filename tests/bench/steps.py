@@ -12,12 +12,14 @@ from statistics import median
 import torch
 
 from client.choice import private_gradients
+from client.noised import STEPS_AHEAD
 from client.private_gradients import PrivateGradients
 from client.training import PlainGradients
 from tacit.privacy.noise import Stream
 from tests.bench.networks import NETWORKS, batch
 
-REPEATS = {"MLP": 300, "CNN": 15, "Transformer": 15}
+TURNS = {"MLP": 60, "CNN": 15, "Transformer": 15}
+STEPS = {"MLP": 2 * STEPS_AHEAD, "CNN": 1, "Transformer": 1}  # of a turn: whole draws of noise
 BARS = {
     ("MLP", 32): 1.5, ("MLP", 256): 1.5,
     ("CNN", 32): None, ("CNN", 256): 1.6,
@@ -63,14 +65,16 @@ def _step_seconds(name: str, batch_size: int) -> list[float]:
     steps = []
     for make in makers:
         model = NETWORKS[name]()
-        steps.append((make(model), torch.optim.SGD(model.parameters(), lr=0.1), []))
-    for number in range(REPEATS[name] + 2):
-        for gradients, optimizer, seconds in steps:
+        optimizer, noise = torch.optim.SGD(model.parameters(), lr=0.1), Stream(bytes(32))
+        steps.append((make(model), optimizer, noise, []))
+    for _ in range(TURNS[name] + 2):
+        for gradients, optimizer, noise, seconds in steps:  # one stream for all steps of a round
             start = time.thread_time()
-            gradients.fill(records, float(batch_size), Stream(number.to_bytes(32, "big")))
-            optimizer.step()
-            seconds.append(time.thread_time() - start)
-    return [median(seconds[2:]) for _, _, seconds in steps]
+            for _ in range(STEPS[name]):
+                gradients.fill(records, float(batch_size), noise)
+                optimizer.step()
+            seconds.append((time.thread_time() - start) / STEPS[name])
+    return [median(seconds[2:]) for *_, seconds in steps]
 
 
 def _row(name: str, ratio: float, bar: float | None) -> dict:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,11 +17,13 @@ from torch.nn.utils import parametrizations
 
 from client.bookkeeping import BookKeeping, NoRule, supports, unknown
 from client.choice import Watched, private_gradients
+from client.noised import STEPS_AHEAD, NoisedSum
 from client.private_gradients import PrivateGradients
 from client.training import LocalTrainer
 from tacit import config
 from tacit.errors import ConfigError
 from tacit.privacy.noise import SeededKeys, Stream
+from tacit.privacy.normals import BLOCK
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records
 from tacit.tasks.models import Classifier
@@ -276,3 +279,16 @@ def test_G6_records_of_another_width_than_the_model_takes_are_named() -> None:
     records = Records(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ConfigError, match="the model takes 4 features, the records have 5"):
         step.fill(records, 1.0, Stream(bytes(32)))
+
+
+def test_noise_drawn_for_several_steps_at_a_time_is_what_single_draws_give_and_none_is_used_twice():
+    for size in (5, BLOCK - 1, BLOCK + 3):
+        parameter = torch.nn.Parameter(torch.zeros(size, dtype=torch.float64))
+        total, ahead, single = NoisedSum([parameter]), Stream(bytes(32)), Stream(bytes(32))
+        for _ in range(STEPS_AHEAD + 2):
+            total.fill(ahead, 2.0, 1.0)
+            assert np.array_equal(parameter.grad.numpy(), single.gaussian(size, 2.0))
+    total.fill(other := Stream(bytes([1]) * 32), 2.0, 1.0)
+    assert np.array_equal(parameter.grad.numpy(), Stream(bytes([1]) * 32).gaussian(size, 2.0))
+    total.fill(other, 0.0, 1.0)
+    assert not parameter.grad.any()
