@@ -109,6 +109,7 @@ path = "{folder / "images.csv"}"
 test_fraction = 0.0
 [data.schema]
 label = "y"
+classes = [{", ".join(f'"{label}"' for label in range(CLASSES))}]
 [data.schema.columns]
 seed = {{kind = "numeric", range = [0.0, {rows}.0]}}
 [task]

@@ -8,6 +8,7 @@ import pytest
 
 from simulations.faults import PHASES
 from simulations.faulty_app import PLAYED, read_played
+from simulations.stacked import train_ahead
 from tests.unit.small_federation import Federation, same
 from tests.unit.test_fault_lists import LABELS, LAST, SINGLE, entry, history, listed, play
 
@@ -100,10 +101,11 @@ def test_flipped_labels_are_trained_on_and_the_same_ones_in_every_round(
     settings = ("training.rounds=1", SINGLE, f'simulation.executor="{executor}"')
     federation = Federation(tmp_path / "sites", *settings)
     lie = {"since": 1, "site": "site-2", "phase": "training", "kind": "flip-labels"}
-    honest = federation.run(tmp_path / "honest")
-    all_wrong, _ = play(federation, tmp_path / "all", entry(**lie), SINGLE)
-    half, _ = play(federation, tmp_path / "half", entry(**lie, rate=0.5), SINGLE)
-    again, _ = play(federation, tmp_path / "again", entry(**lie, rate=0.5), SINGLE)
+    how = {"ahead": train_ahead} if executor == "stacked" else {}
+    honest = federation.run(tmp_path / "honest", **how)
+    all_wrong, _ = play(federation, tmp_path / "all", entry(**lie), SINGLE, **how)
+    half, _ = play(federation, tmp_path / "half", entry(**lie, rate=0.5), SINGLE, **how)
+    again, _ = play(federation, tmp_path / "again", entry(**lie, rate=0.5), SINGLE, **how)
     assert same(half, again) and not same(half, honest)
 
     def apart(model: Any) -> float:

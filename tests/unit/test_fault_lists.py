@@ -53,11 +53,13 @@ def entry(**keys: Any) -> str:
     return "\n".join(["[[fault]]", *lines, ""])
 
 
-def play(federation: Federation, folder: Path, text: str, *settings: str) -> tuple[Any, list[dict[str, Any]]]:
+def play(
+    federation: Federation, folder: Path, text: str, *settings: str, **how: Any
+) -> tuple[Any, list[dict[str, Any]]]:
     """The model after the last round, and the rounds' records; what was played lies in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     app = FaultyApp(client_app, listed(folder, text, *settings), folder / PLAYED)
-    arrays = federation.run(folder / "run", app=app)
+    arrays = federation.run(folder / "run", app=app, **how)
     return arrays, read_rounds(folder / "run" / "rounds.jsonl")
 
 
