@@ -14,6 +14,7 @@ from opacus.layers import DPMultiheadAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from client import layer_rules
 from client.bookkeeping import BookKeeping, unknown
 from client.layer_rules import RULES, Passed
 from client.private_gradients import PrivateGradients
@@ -64,7 +65,28 @@ def layers(draw: Any) -> tuple[nn.Module, Tensor]:
 @settings(max_examples=250, deadline=None)
 @given(layers(), st.sampled_from(["all", "weight", "bias"]))
 def test_a_rule_gives_the_length_of_each_gradient_and_their_clipped_sum(problem: Any, which: str) -> None:
-    layer, inputs = problem
+    check_rule(*problem, which)
+
+
+WAYS = {  # that the draws above seldom or never take
+    "one position": (lambda: nn.Linear(6, 5), (7, 1, 6)),
+    "ghost norms": (lambda: nn.Linear(64, 48), (7, 5, 64)),
+    "images in several chunks": (lambda: nn.Conv2d(2, 3, 3), (9, 2, 6, 6)),
+    "series in several chunks": (lambda: nn.Conv1d(2, 3, 3), (9, 2, 8)),
+}
+
+
+@pytest.mark.parametrize("which", ["all", "weight", "bias"])
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_of_a_rule_gives_the_same(way: str, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_rules, "CHUNK_FLOATS", 1000)  # two images, or six series
+    torch.manual_seed(1)
+    make, shape = WAYS[way]
+    check_rule(make(), torch.randn(shape), which)
+
+
+def check_rule(layer: nn.Module, inputs: Tensor, which: str) -> None:
+    """A rule against one record at a time; only the parameters of that name are trained."""
     names = [name for name, _ in layer.named_parameters() if which in ("all", name)]
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name in names)
