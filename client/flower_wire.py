@@ -10,6 +10,7 @@ Longer than 400 lines because all of them are here.
 from __future__ import annotations
 
 import secrets
+import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -80,10 +81,18 @@ LEAVE_SECONDS: Final = 5.0
 MAX_RESPONSE: Final = 256 * 2**20  # bytes; Flower sends an array in pieces that are smaller
 MAX_MESSAGE: Final = 2**30  # bytes
 MAX_OBJECTS: Final = 100_000
+PIECE: Final = 16 << 10  # bytes of a body that are written at a time, each within the time-out of a write
 
 # Unknown node, wrong place, too slow, not active, too often, nobody behind the front. Else it is this one request that
 # the SuperLink does not take; 403 says that the run has ended.
 _LATER: Final = frozenset({401, 404, 408, 412, 429, 502, 503, 504})
+
+# What is written and not sent yet is to be little: an answer is waited for from the last write on.
+_UNSENT: Final = (
+    [(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 4 * PIECE)]
+    if hasattr(socket, "TCP_NOTSENT_LOWAT")
+    else []
+)
 
 NodeKey = Any  # an EllipticCurvePrivateKey of `cryptography`, which is imported elsewhere
 _Answer = TypeVar("_Answer")
@@ -174,15 +183,18 @@ class Wire:
 
     def __init__(self, address: str, key: NodeKey, certificates: Path | None, *, registers: bool) -> None:
         self._public, self._registers = public_key_to_bytes(key.public_key()), registers
+        tls = tls_context(certificates) if certificates else False
         self._client = FleetHttpClient(
             f"http{'s' if certificates else ''}://{address}",
             interceptors=[
                 _Version(),
+                _Pieces(),
                 NodeAuthHttpInterceptor(key, key.public_key()),
             ],
-            verify=tls_context(certificates) if certificates else False,
+            verify=tls,
         )
         http = self._client._client
+        http._transport = httpx.HTTPTransport(verify=tls, socket_options=_UNSENT)
         http.follow_redirects = False
         http.headers["accept-encoding"] = "identity"  # a small answer must not become a large one here
         http.event_hooks = {"response": [_check_size]}
@@ -360,6 +372,26 @@ class Wire:
             raise kind(_reason(status, error.response.text)) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise Lost(f"{type(error).__name__}: {error}") from None
+
+
+class _Pieces(httpx.SyncByteStream):
+    """Sends a body piece by piece.
+
+    In one piece, TLS would have the time-out of one write for all of it: a large object would never get over a slow
+    line.
+    """
+
+    def __init__(self, body: bytes = b"") -> None:
+        self._body = body
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Called for each request."""
+        context.request.stream = _Pieces(context.request.content)
+        return call_next(context)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._body), PIECE):
+            yield self._body[start : start + PIECE]
 
 
 class _Version:

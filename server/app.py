@@ -135,6 +135,8 @@ def wrap(
     if not settings.enabled and central is None:
         return PlainGrid(grid, {node: label for label, node in nodes.items()}, settings.deadline_seconds)
     task = load_task(experiment)
+    # The sites of a federation come back, and answer a second time as they did. A simulated one ends with its process.
+    remember = "TACIT_NODES" in os.environ
 
     def agreement(members: Mapping[int, Member]) -> Agreement:
         return Agreement(
@@ -144,6 +146,7 @@ def wrap(
             rules=Rules.of(settings, plan.sum_noise_multiplier),
             encoder=lambda arrays, clip: encoder_of(experiment, plan, task, arrays, clip),
             deadline_seconds=settings.deadline_seconds,
+            waits=remember,
             central=central,
             epsilon=lambda round_number: spelled_epsilon(plan.epsilon_after(round_number)),
         )
@@ -151,10 +154,9 @@ def wrap(
     if settings.engine == "ideal" or not settings.enabled:
         return IdealSumGrid(grid, agreement(anyone(nodes)))
     kit = Path(os.environ.get("TACIT_FEDERATION", "."))
-    remember = "TACIT_NODES" in os.environ  # the sites; the journal of a simulated one ends with its process
     counters = kit / COUNTERS_FILE if remember else None
     coordinator = coordinator_of(kit, SumFile(state.folder / "sums.json", counters))
-    if remember:  # only they can answer a second time as they did
+    if remember:
         coordinator = replace(coordinator, attempts=attempts_of(state))
     roster = coordinator.roster
     enrolled = {member.label: member for member in roster.members if member.index in roster.active}

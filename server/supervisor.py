@@ -240,14 +240,20 @@ class Supervisor:
             return False
         if run.id not in self._waits:
             self._waits[run.id], self._next_look = time.monotonic(), 0.0
-        labels = {site.label for site in experiment.federation.sites}
-        away = sorted(labels - self._online)
+        away, are_enough = self._away(experiment)
         waited = time.monotonic() - self._waits[run.id]
-        if not away or (waited > GRACE_SECONDS and len(labels) - len(away) >= fewest_of(experiment)):
+        if not away or (waited > GRACE_SECONDS and are_enough):
             del self._waits[run.id]
             return True
-        run.set(run.status.state, f"waits for {len(away)} of {len(labels)} sites: {', '.join(away[:10])}")
+        run.set(run.status.state, f"waits for {away}")
         return False
+
+    def _away(self, experiment: Experiment) -> tuple[str, bool]:
+        """Who is not connected, in words, and whether the others are enough for a round."""
+        labels = {site.label for site in experiment.federation.sites}
+        away = sorted(labels - self._online)
+        text = f"{len(away)} of {len(labels)} sites: {', '.join(away[:10])}" if away else ""
+        return text, len(labels) - len(away) >= fewest_of(experiment)
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -275,12 +281,14 @@ class Supervisor:
         except RunFailed as error:
             self._end(run, "failed", str(error))
             return False
-        deadline = time.monotonic() + START_SECONDS
+        deadline, experiment = time.monotonic() + START_SECONDS, config.loads(run.experiment)
         while self._is_alive(run, seen, deadline, flower, control):
             time.sleep(POLL_SECONDS)
             self.link.check()
             self._look(control)
             told = self._tell_rounds(run, told)
+            away, are_enough = self._away(experiment)
+            run.set("running", "" if are_enough else f"waits for {away}")
             if run.is_asked_to_stop:
                 self._end_serverapp(control, run)
                 self._end(run, "stopped", "by tacit stop")

@@ -21,8 +21,12 @@ POLL_SHARE = (
 ASK_SECONDS = 30.0  # a stock Flower node starts a process to answer
 ASK_AGAIN_SECONDS = 0.5
 LOST_SECONDS = 30.0  # who is silent for this long, while half have answered, may not have got the message
-GONE_SECONDS = 1.0  # between two looks whether a node is connected again
+GONE_SECONDS, LONG_GONE_SECONDS = (
+    1.0,
+    30.0,
+)  # between two looks whether a node is back: soon at first, then rarer
 GONE: Final = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+LATER: Final = "refused:rate"  # a node that has answered as many rounds within the hour as it may
 
 Again = Callable[[int], Message]
 
@@ -33,8 +37,11 @@ def exchange(
     deadline_seconds: float,
     again: Again | None = None,
     enough: int = 0,
+    needed: int = 0,
 ) -> Iterator[Message]:
     """The answers that come in time, in the order of arrival, one of each node. Ends early when all have answered.
+
+    A refusal is an answer, but not one of those that are enough or needed.
 
     Messages and answers are many and may be large, so that only a portion of either is held at a time: make the
     messages as they are asked for, and let go of each answer.
@@ -46,7 +53,9 @@ def exchange(
         again: makes the message to a node once more. A node that has taken a message and lost the connection before
             it had all of it will not get it again by itself. For messages that are answered from memory the second
             time; None = everything is asked once.
-        enough: while fewer have answered, nodes that are not connected are waited for, if they can be asked again.
+        enough: while fewer have answered, nodes that are not connected, or answer no more rounds within this hour, are
+            waited for, if they can be asked again.
+        needed: while fewer have answered, and so many still may, the deadline does not count.
     """
     waiting, asked = _Waiting(grid), 0
     left = iter(messages)
@@ -59,19 +68,22 @@ def exchange(
     while waiting.nodes or (again and waiting.gone and waiting.answered < enough):
         yield from waiting.arrived()
         now = time.monotonic()
-        if now - began >= deadline_seconds:
+        elapsed, rest = now - began, began + deadline_seconds - now
+        if rest <= 0 and not waiting.may_become(needed):
             break
         if not half and 2 * len(waiting.nodes) <= asked:
-            half = max(now - began, POLL_SECONDS)
+            half = max(elapsed, POLL_SECONDS)
         patience = min(deadline_seconds / 4, max(LOST_SECONDS, 2 * half) if half else deadline_seconds)
+        patience = max(patience, elapsed / 4)
         if again is not None and now - last >= patience:
             last = now
             waiting.repeat(again, waiting.silent(now - patience))
-        if again is not None and now - looked >= GONE_SECONDS and waiting.answered < enough:
+        look_again = min(max(GONE_SECONDS, elapsed * POLL_SHARE), LONG_GONE_SECONDS)
+        if again is not None and now - looked >= look_again and waiting.answered < enough:
             looked = now
             waiting.repeat(again, waiting.gone)
         if waiting.nodes or waiting.gone:
-            time.sleep(min(pause(now - began), max(0.0, began + deadline_seconds - now)))
+            time.sleep(min(pause(elapsed), rest) if rest > 0 else pause(elapsed))
     yield from waiting.gone.values()
 
 
@@ -85,8 +97,8 @@ class _Waiting:
 
     Attributes:
         nodes: ids of the messages to each node that has not answered.
-        gone: what the SuperLink says of each node that is not connected.
-        answered: how many have.
+        gone: what is said of, or by, each node that may answer later.
+        answered: how many have, and not refused.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -126,11 +138,15 @@ class _Waiting:
                 if node is not None:
                     for message_id in self.nodes.pop(node):
                         del self._node_of[message_id]
-                    if answer.has_error() and answer.error.code in GONE:
+                    if answer.has_error() and (answer.error.code in GONE or answer.error.reason == LATER):
                         self.gone[node] = answer
                     else:
-                        self.answered += 1
+                        self.answered += not answer.has_error()
                         yield answer
+
+    def may_become(self, needed: int) -> bool:
+        """Whether fewer than needed have answered, and those that still may would be enough."""
+        return self.answered < needed <= self.answered + len(self.nodes) + len(self.gone)
 
     def silent(self, since: float) -> set[int]:
         """Nodes of which nothing has come since then, neither an answer nor a part of one."""

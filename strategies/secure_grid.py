@@ -266,8 +266,12 @@ class SecureAggregationGrid(SumGrid):
 
         accepted, sizes, indices = list[bytes](), Counter[int](), {course.node(i): i for i in requests}
         asked, deadline = map(request, requests), self._agreement.deadline_seconds
-        enough = course.machine.cohort.fewest if number else course.fewest
-        for answer in exchange(self._grid, asked, deadline, lambda node: request(indices[node]), enough):
+        enough, needed = self._waited_for(course, number)
+
+        def again(node: int) -> Message:
+            return request(indices[node])
+
+        for answer in exchange(self._grid, asked, deadline, again, enough, needed):
             if answer.has_error():
                 course.refusals.update(count_refusals([answer]))
                 continue
@@ -283,6 +287,18 @@ class SecureAggregationGrid(SumGrid):
         step = Step(tuple(accepted), total, sizes, dict(course.refusals - before))
         self._coordinator.attempts.keep(number, step)
         course.seconds[PHASES[number]] = time.perf_counter() - started
+
+    def _waited_for(self, course: _Course, number: int) -> tuple[int, int]:
+        """How many answers a step had better have, and how many it waits for beyond its deadline.
+
+        In M1 nothing has left the sites but keys: a new attempt costs nothing, and asks those who were late for M0.
+        """
+        if number == 0:
+            enough = needed = course.fewest
+        else:
+            enough, threshold = course.machine.cohort.fewest, course.machine.cohort.parameters.threshold
+            needed = {2: enough, 3: threshold, 4: threshold}.get(number, 0)
+        return enough, needed if self._agreement.waits else 0
 
     def _request(self, step: str, node: int, body: bytes, model: Message | None) -> Message:
         content = RecordDict({"tacit": ConfigRecord({"body": body})})

@@ -36,6 +36,7 @@ class Agreement:
         rules: how parameters follow from the size of a cohort.
         encoder: from the global model's arrays, and the clip norm in force where it adapts, to the public encoding.
         deadline_seconds: per phase.
+        waits: whether a phase goes on beyond it while a sum has too few; in a federation, whose sites come back.
         central: noise that this server adds to each sum; None where the clients add it, or nobody does.
         epsilon: what a run has spent after a round, as text for its receipt; "inf" where nothing is promised.
     """
@@ -46,6 +47,7 @@ class Agreement:
     rules: Rules
     encoder: Callable[[Mapping[str, NDArray[Any]], float | None], Encoder]
     deadline_seconds: float
+    waits: bool = False
     central: CentralNoise | None = None
     epsilon: Callable[[int], str] = lambda round_number: "inf"
 

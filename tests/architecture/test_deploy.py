@@ -2,7 +2,6 @@
 
 import configparser
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -280,27 +279,3 @@ def test_the_probe_knows_alive_from_connected_and_from_gone() -> None:
 def probe(*words: object) -> int:
     command = [sys.executable, str(ROOT / "deploy" / "probe.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, check=False).returncode
-
-
-def test_a_wheelhouse_is_for_both_machines_with_torch_for_cpus() -> None:
-    script = runpy.run_path(str(ROOT / "deploy" / "wheelhouse.py"))
-    assert script["MACHINES"] == ("x86_64", "aarch64")
-    assert f"{script['cpu_torch']().removesuffix('+cpu')}\n" in text("constraints.txt")
-    for machine in script["MACHINES"]:
-        words = script["target"](machine, Path("out"))
-        assert "--only-binary=:all:" in words  # nothing that is downloaded is executed
-        tags = {word for word in words if machine in word}
-        assert {f"manylinux_2_28_{machine}", f"manylinux_2_17_{machine}", f"manylinux2014_{machine}"} <= tags
-        assert not any("2_29" in tag or "2_34" in tag for tag in tags)
-
-
-def test_a_wheelhouse_says_how_large_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, size in {"a-1-any": 1, "b-1-manylinux_2_28_x86_64": 2, "b-1-manylinux_2_28_aarch64": 4}.items():
-        (tmp_path / f"{name}.whl").write_bytes(bytes(size * 1_000_000))
-    script = runpy.run_path(str(ROOT / "deploy" / "wheelhouse.py"))
-    script["report"](tmp_path, script["MACHINES"])
-    assert capsys.readouterr().out.splitlines() == [
-        "linux x86_64: 2 wheels, 3 MB",
-        "linux aarch64: 2 wheels, 5 MB",
-        f"{tmp_path}: 3 wheels, 7 MB",
-    ]

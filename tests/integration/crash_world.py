@@ -19,7 +19,7 @@ from pathlib import Path
 from client_points import CLIENT_POINTS
 from crash_plans import EXPERIMENT, NUM_SITES
 from killing.sitecustomize import arm
-from spool import get
+from spool import TAKEN, get
 
 from server.state import read_rounds
 from simulations.run import environment, prepare
@@ -138,8 +138,8 @@ class World:
 
     def requests(self) -> Iterator[tuple[Path, str]]:
         """File of each request as the server sent it, and its type."""
-        for path in self.spool.glob("*/*/*.taken"):
-            yield path.with_suffix(".asked"), get(path).metadata.message_type
+        for path in self.spool.glob(f"*/*/{TAKEN}/*.asked"):
+            yield path.parents[1] / path.name, get(path).metadata.message_type
 
     def said(self) -> str:
         """What all of them have said, for when a test fails."""

@@ -58,4 +58,4 @@ class RandomKills:
 
     def _num_asked(self) -> int:
         """How many starts of the server have asked the sites for anything."""
-        return sum(next(run.glob("*/*"), None) is not None for run in self._world.spool.iterdir())
+        return sum(next(run.rglob("*.asked"), None) is not None for run in self._world.spool.iterdir())

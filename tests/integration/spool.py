@@ -1,7 +1,8 @@
 """A SuperLink as a folder: what is sent lies in a file, whoever dies; what was sent stays there as evidence.
 
-    RUN/NODE/ID.asked   not taken yet; then .taken: a message is handed out once
-    RUN/ID.answer       what a node has sent
+    RUN/NODE/ID.asked         not taken yet
+    RUN/NODE/taken/ID.asked   taken: a message is handed out once
+    RUN/ID.answer             what a node has sent
 
 Each start of the server is a run of its own, as it is for Flower: answers to an earlier one come too late.
 """
@@ -24,6 +25,7 @@ from client.flower_wire import Delivery, Over, RunInfo
 from simulations.local_grid import SERVER_NODE, LocalGrid, identify_process
 
 FIRST_NODE = SERVER_NODE + 1
+TAKEN = "taken"  # in a folder of its own: looking for what is new costs the same after hours
 
 
 class SpoolGrid(LocalGrid):
@@ -33,7 +35,7 @@ class SpoolGrid(LocalGrid):
         super().__init__(ClientApp(), {}, num_nodes, durable=True)
         self._folder = folder / f"{len(list(folder.iterdir())):05d}"
         for node in self.get_node_ids():
-            (self._folder / str(node)).mkdir(parents=True)
+            (self._folder / str(node) / TAKEN).mkdir(parents=True)
         self._ids = itertools.count(1)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -69,7 +71,8 @@ class SpoolWire:
     def receive(self) -> Delivery | None:
         runs = sorted(self._folder.iterdir())
         for path in sorted((runs[-1] / str(self.node_id)).glob("*.asked")) if runs else ():
-            return Delivery(bare(get(path.rename(path.with_suffix(".taken")))), ObjectTree(object_id="all"))
+            taken = path.rename(path.parent / TAKEN / path.name)
+            return Delivery(bare(get(taken)), ObjectTree(object_id="all"))
         return None
 
     def run(self, run_id: int) -> RunInfo:
@@ -77,7 +80,8 @@ class SpoolWire:
 
     def fetch(self, delivery: Delivery) -> Message:
         asked = delivery.message.metadata
-        return get(self._folder / f"{asked.run_id:05d}" / str(self.node_id) / f"{asked.message_id}.taken")
+        node = self._folder / f"{asked.run_id:05d}" / str(self.node_id)
+        return get(node / TAKEN / f"{asked.message_id}.asked")
 
     def answer(self, delivery: Delivery, reply: Message, seconds: float) -> int:
         asked = delivery.message.metadata
@@ -103,10 +107,10 @@ class Exchange:
 
 def exchanges(folder: Path) -> Iterator[Exchange]:
     """Everything that was ever answered, in the order in which it was asked for."""
-    for asked in sorted(folder.glob("*/*/*.taken"), key=lambda path: path.name):
-        answer = asked.parents[1] / f"{asked.stem}.answer"
+    for asked in sorted(folder.glob(f"*/*/{TAKEN}/*.asked"), key=lambda path: path.name):
+        answer = asked.parents[2] / f"{asked.stem}.answer"
         if answer.exists():
-            yield Exchange(answer, int(asked.parent.name), get(asked), get(answer))
+            yield Exchange(answer, int(asked.parents[1].name), get(asked), get(answer))
 
 
 def put(path: Path, message: Message) -> None:

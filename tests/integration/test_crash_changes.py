@@ -51,7 +51,7 @@ def test_D10_a_run_is_not_resumed_with_another_experiment(stopped: World, change
     assert "this run began with another experiment" in (stopped.folder / "server.log").read_text()
     assert stopped.num_rounds == rounds
     newest = max(stopped.spool.iterdir())
-    assert not list(newest.glob("*/*")) or newest.name == "00000"
+    assert not list(newest.rglob("*.asked")) or newest.name == "00000"
     stopped.check()
 
 
@@ -126,9 +126,9 @@ def replayed(world: World) -> None:
     """Everything that a site was ever asked is asked again, a day later: nothing that is new leaves it."""
     answered = {e.asked.metadata.message_id: e.answer for e in exchanges(world.spool) if e.node == 3}
     folder = world.spool / "00099"
-    (folder / "3").mkdir(parents=True)
+    (folder / "3" / "taken").mkdir(parents=True)
     set_clock(world.folder, "site-2", DAY)
-    for number, path in enumerate(sorted(world.spool.glob("*/3/*.taken"), key=lambda path: path.name)):
+    for number, path in enumerate(sorted(world.spool.glob("*/3/taken/*.asked"), key=lambda path: path.name)):
         message = get(path)
         message.metadata.__dict__.update(_message_id=f"00099-{number:06d}", _run_id=99)
         put(folder / "3" / f"00099-{number:06d}.asked", message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,30 @@ def test_D3_a_client_killed_at_each_named_point_uses_nothing_twice(
 ) -> None:
     """No key, nonce or mask, no second set of survivors; each round is complete, with it or without it."""
     world = kills_at_client_points(tmp_path, 1, *privacy)
+    same_as_undisturbed(world)
+    check_evidence(world)
+
+
+def test_D3_more_sites_than_may_be_missing_are_waited_for_however_long_it_takes(tmp_path: Path) -> None:
+    """They die with their vectors on the way, and are back after many deadlines: it is one attempt all the time."""
+    world = World(tmp_path, "training.rounds=2", "secure_aggregation.deadline_seconds=0.5")
+    victims = world.names[1:3]
+    for name in victims:
+        place(world, name, ["vector-made"], 1)
+    world.start_all()
+    try:
+        deadline = time.monotonic() + SECONDS
+        while any(world.processes[name].is_alive() for name in victims):
+            assert time.monotonic() < deadline, world.said()
+            time.sleep(0.01)
+        time.sleep(5.0)
+        assert world.num_rounds == 1
+        assert world.processes["server"].is_alive(), world.said()
+        world.run(seconds=SECONDS)
+    finally:
+        world.stop()
+    assert world.num_killed == len(victims)
+    assert [row["attempts"] for row in world.rounds] == [1, 1]
     same_as_undisturbed(world)
     check_evidence(world)
 

@@ -170,28 +170,35 @@ def test_E6_requests_that_come_twice_and_out_of_order_count_once(federation: Bad
 def test_E4_who_breaks_off_hangs_or_crawls_holds_up_the_others_to_the_deadline_at_most(
     federation: BadFederation, how: dict[str, Any]
 ) -> None:
-    victim = federation.links[0]
-    with weather(victim, **how):
-        began = time.monotonic()
-        (row,) = federation.more_rounds(1)
-        took = time.monotonic() - began
-    assert set(row["survivors"]) >= set(federation.labels[1:])
-    print(how, took, row, victim.num)
+    """No phase is longer than its deadline and 2 s, and who was late once is not waited for in the next ones."""
+    victim, others = federation.links[0], federation.links[1:]
+    fair = max(row["seconds"] for row in federation.more_rounds(2))
+    with weather(*others), weather(victim, **how):
+        rows = federation.more_rounds(2)
+    for row in rows:
+        assert set(row["survivors"]) >= set(federation.labels[1:])
+        assert row["attempts"] == 1
+        assert max(row["phases"].values()) <= DEADLINE + 2
+        if "resets" not in how:  # it gets nothing through, and is out with the first deadline
+            assert row["seconds"] <= DEADLINE + fair + 2
+    assert all(set(link.num) == {"passed"} for link in others)
+    assert survivors(federation.more_rounds(3))[-1] == 4, "it is back"
 
 
 @pytest.mark.slow
 def test_E5_who_is_cut_off_is_missing_and_too_many_are_waited_for(federation: BadFederation) -> None:
     """D sites: the round is complete without them. D + 1: none is, until one of them is back."""
     with weather(federation.links[0], is_cut=True):
-        (row,) = federation.more_rounds(1)
-        assert row["survivors"] == federation.labels[1:]
+        *_, row = federation.more_rounds(2)  # the first may have had all that it needs from it
+    assert row["survivors"] == federation.labels[1:]
     federation.more_rounds(1)
+    run = federation.run
+    assert run is not None
     with weather(*federation.links[:2], is_cut=True):
-        run, before = federation.run, federation.run.num_rounds
-        time.sleep(DEADLINE + 3)
+        before = run.num_rounds
+        time.sleep(4 * DEADLINE)
         after = run.num_rounds
     rows = federation.more_rounds(2)
-    print(before, after, rows)
     assert after <= before + 1
     assert survivors(rows)[-1] >= 3
 

@@ -2,6 +2,8 @@
 
 import http.server
 import itertools
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -28,6 +31,7 @@ from client.flower_wire import Delivery, Lost, Wire, loopback_key
 from server.flower_wire import SteadyGrid
 from strategies import exchange as exchange_module
 from strategies.exchange import exchange
+from tests.front_world import Authority
 
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
 
@@ -120,6 +124,37 @@ def test_E3_a_half_sent_answer_is_completed_though_the_server_has_heard_of_it(
         assert uploads.count == before, "what is there is not sent again"
 
 
+def test_E7_an_upload_may_take_longer_than_a_time_out_as_long_as_it_moves(tmp_path: Path) -> None:
+    """1.6 MB at 0.8 MB/s, and no write or answer is waited for longer than a second."""
+    authority, uploaded = Authority(tmp_path), bytes(1_600_000)
+    pair = authority.issue("server")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*pair)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(
+        socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 13
+    )  # nothing is on its way that is not read
+
+    def serve() -> None:
+        with tls.wrap_socket(listener.accept()[0], server_side=True) as peer:
+            got = b""
+            while len(got) <= len(uploaded):
+                got += peer.recv(1 << 14)
+                time.sleep(0.02)
+            body = PushObjectResponse(stored=True).SerializeToString()
+            peer.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    address, key = f"localhost:{listener.getsockname()[1]}", loopback_key(tmp_path / "node.key")
+    with listener, closing(Wire(address, key, authority.pem, registers=False)) as wire:
+        wire._client._client.timeout = httpx.Timeout(1.0)
+        request, began = PushObjectRequest(object_id="a" * 64, object_content=uploaded), time.monotonic()
+        assert wire._call(wire._client.PushObject, request).stored
+        assert time.monotonic() - began > 1.5
+        thread.join(10)
+
+
 class Nodes:
     """A grid whose nodes answer the n-th message to them, or never (0); counts what they are asked."""
 
@@ -197,27 +232,68 @@ def test_while_half_have_answered_the_others_have_some_time(monkeypatch: pytest.
     assert 0.05 <= time.monotonic() - began < 10
 
 
-def test_E5_who_is_not_connected_is_waited_for_only_while_too_few_have_answered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Gone(Nodes):
-        """Node 3 is there from the third question on; till then the SuperLink answers for it."""
+class Failing(Nodes):
+    """Nodes of which an error comes, in place of no answer: what the SuperLink says of them, or they themselves."""
 
+    def __init__(self, answers: dict[int, int], error: Error) -> None:
+        super().__init__(answers)
+        self.error = error
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        asked = list(messages)
+        ids = list(super().push_messages(asked))
+        for number, message in zip(ids, asked, strict=True):
+            if number not in self.ready:
+                self.ready[number] = Message(self.error, reply_to=message)
+        return ids
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Error(ErrorCode.NODE_UNAVAILABLE, "gone"), Error(1000, "refused:rate")],
+    ids=["not connected", "answers no more this hour"],
+)
+def test_E5_who_may_answer_later_is_waited_for_only_while_too_few_have_answered(
+    monkeypatch: pytest.MonkeyPatch, error: Error
+) -> None:
+    monkeypatch.setattr(exchange_module, "GONE_SECONDS", 0.05)
+    for enough, came in ((1, False), (2, True)):
+        grid = Failing({2: 1, 3: 3}, error)
+        answers = list(exchange(grid, map(to, grid.answers), 60, to, enough))  # type: ignore[arg-type]
+        assert [answer.has_error() for answer in answers] == [False, not came]
+        assert grid.asked == {2: 1, 3: 3 if came else 1}
+
+
+def test_a_refusal_is_final_and_not_one_of_those_that_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too many of them, nobody else is waited for beyond the deadline."""
+    grid = Failing({2: 1, 3: 2, 4: 2}, Error(1000, "refused:budget-spent"))
+    answers = list(exchange(grid, map(to, grid.answers), 60, to, 3, 3))  # type: ignore[arg-type]
+    assert sorted(answer.has_error() for answer in answers) == [False, True, True]
+    assert set(grid.asked.values()) == {1}
+
+    class OneIsGone(Failing):
         def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
             asked = list(messages)
             ids = list(super().push_messages(asked))
             for number, message in zip(ids, asked, strict=True):
-                if number not in self.ready:
-                    error = Error(ErrorCode.NODE_UNAVAILABLE, "gone")
-                    self.ready[number] = Message(error, reply_to=message)
+                if message.metadata.dst_node_id == 4:
+                    del self.ready[number]
             return ids
 
-    monkeypatch.setattr(exchange_module, "GONE_SECONDS", 0.05)
-    for enough, came in ((1, False), (2, True)):
-        grid = Gone({2: 1, 3: 3})
-        answers = list(exchange(grid, map(to, grid.answers), 60, to, enough))  # type: ignore[arg-type]
-        assert [answer.has_error() for answer in answers] == [False, not came]
-        assert grid.asked == {2: 1, 3: 3 if came else 1}
+    grid, began = OneIsGone({2: 1, 3: 9, 4: 9}, Error(1000, "refused:budget-spent")), time.monotonic()
+    assert len(list(exchange(grid, map(to, grid.answers), 0.2, to, 3, 3))) == 2  # type: ignore[arg-type]
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2])
+def test_E5_the_deadline_does_not_count_while_too_few_have_answered(needed: int) -> None:
+    """Whoever is silent is asked rarer and rarer then."""
+    grid, began = Nodes({2: 1, 3: 9}), time.monotonic()
+    answers = list(exchange(grid, map(to, grid.answers), 0.2, to, 2, needed))  # type: ignore[arg-type]
+    took = time.monotonic() - began
+    assert len(answers) == (2 if needed == 2 else 1)
+    assert grid.asked[3] == 9 if needed == 2 else grid.asked[3] < 9
+    assert took > 0.4 if needed == 2 else took < 0.4
 
 
 class Told:

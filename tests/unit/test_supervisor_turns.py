@@ -173,3 +173,29 @@ def test_the_report_is_written_before_a_run_has_ended_and_only_if_it_had_begun(
     assert [run.status.state for run in (begun, never)] == ["stopped", "stopped"]
     assert told(supervisor).reports == [(begun.id, "stopped")]
     assert "its report is being written" in (begun.folder / "log.txt").read_text()
+
+
+def test_a_run_that_has_lost_too_many_sites_says_whom_it_waits_for(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on when they are back: nobody has to resume it."""
+    control, run = Flower(), supervisor.queue.submit(config.loads(EXPERIMENT))
+    monkeypatch.setattr(control, "start", lambda bundle, experiment: 1)
+    online, reasons = iter([True, True, False, False, True, True]), list[str]()
+
+    def nodes() -> list[Node]:
+        return [Node(0, KEYS["a"], True), Node(1, KEYS["b"], next(online, True))]
+
+    def is_alive(*_: object) -> bool:
+        supervisor._next_look = 0.0
+        reasons.append(run.status.reason)
+        return len(reasons) < 6
+
+    monkeypatch.setattr(control, "nodes", nodes)
+    monkeypatch.setattr(supervisor, "_is_alive", is_alive)
+    monkeypatch.setattr(supervisor.link, "check", lambda: None)
+    monkeypatch.setattr(supervisor.link, "log_tail", lambda program: "")
+    turn(supervisor, control)
+    assert "waits for 1 of 2 sites: b" in reasons
+    assert reasons[-1] == "" == reasons[0]
+    assert run.status.state == "running"
