@@ -70,6 +70,8 @@ class BookKeeping:
         An empty batch is a step of noise alone.
     """
 
+    engine = "per record by book-keeping"
+
     def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
         if reason := unknown(model):
             raise ValueError(reason)

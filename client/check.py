@@ -114,12 +114,12 @@ def _site(folder: Path, site: list[Site]) -> Iterator[Finding]:
 
 
 def _data(site: Site, folder: Path) -> Iterator[Finding]:
-    from tacit.data.readers import read_table
+    from tacit.data import readers
 
     if not site.data.is_file():
         yield Finding("data", "fail", f"{site.data} is not there: tacit client run {folder} --data FILE")
         return
-    num_rows = read_table(site.data, None).num_rows
+    num_rows = readers.num_rows(site.data)
     declared = _declared(folder)
     if declared and not declared / 2 <= num_rows <= 2 * declared:
         yield Finding("data", "warn", f"{num_rows} rows, but {declared} are declared: enrol again")
@@ -139,6 +139,12 @@ def _declared(folder: Path) -> int:
 def _schema(site: Site, experiment: Experiment | None) -> Iterator[Finding]:
     if experiment is None:
         yield Finding("schema", "ok", "not known before a run; --experiment FILE checks it now")
+        return
+    if experiment.data.arrays is not None:
+        from tacit.data.npz import read_arrays
+
+        read_arrays(site.data, experiment.data.arrays, "train")
+        yield Finding("schema", "ok", f"records are arrays as {experiment.name!r} declares them")
         return
     from tacit.data.readers import read_table
 

@@ -1,6 +1,6 @@
 """Which way a private step takes: book-keeping where there is a rule for each layer, else Opacus. Both give the same.
 
-The log says which, and why; neither the accounting nor the noise knows.
+The log and a simulation's report say which, and why; neither the accounting nor the noise knows.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ def private_gradients(
     """
     bounds = max_grad_norm, noise_multiplier
     if supports(model):
-        LOG.info("gradients: book-keeping")
-        return BookKeeping(model, task, *bounds)
+        return told(BookKeeping(model, task, *bounds))
     if reason := unknown(model):
         return by_opacus(model, task, *bounds, reason)
-    LOG.info("gradients: book-keeping, a rule for each layer")
-    return Watched(model, task, *bounds)
+    return told(Watched(model, task, *bounds))
 
 
 class Watched:
@@ -44,6 +42,11 @@ class Watched:
     def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
         self._arguments = model, task, max_grad_norm, noise_multiplier
         self.gradients: Gradients = BookKeeping(*self._arguments)
+
+    @property
+    def engine(self) -> str:
+        """See `Gradients`."""
+        return self.gradients.engine
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """See `Gradients`."""
@@ -60,6 +63,10 @@ def by_opacus(
     """Gradients by Opacus, which is loaded only here: it costs a device its memory."""
     from client.private_gradients import PrivateGradients
 
-    gradients = PrivateGradients(model, task, max_grad_norm, noise_multiplier)
-    LOG.info("gradients: opacus (%s)", reason)
+    return told(PrivateGradients(model, task, max_grad_norm, noise_multiplier, reason))
+
+
+def told(gradients: Gradients) -> Gradients:
+    """The same, and a line in the log."""
+    LOG.info("gradients: %s", gradients.engine)
     return gradients

@@ -195,12 +195,12 @@ def warnings(kit: SiteKit, today: date | None = None) -> list[str]:
 def _rows(folder: Path, data: Path | None) -> int:
     """Counts the rows of the data file."""
     from client.site import Site
-    from tacit.data.readers import read_table
+    from tacit.data.readers import num_rows
 
     path = data or Site.open(folder).data
     if data is None and not path.exists():
         raise ConfigError(f"--data FILE or --rows NUMBER is needed: there is no {path}", source=folder)
-    return read_table(path, None).num_rows
+    return num_rows(path)
 
 
 def _public_line(key: ec.EllipticCurvePrivateKey) -> str:

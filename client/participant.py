@@ -23,7 +23,7 @@ from client.rate import count_round
 from client.sessions import FolderSessions, MemorySessions, Session, Sessions
 from client.site import Site, policy_stamp
 from client.statistics import scaled, statistics
-from client.training import LocalTrainer
+from client.training import Job, LocalTrainer
 from tacit import config
 from tacit.audit import SITE_FILE, AuditLog, NoAudit
 from tacit.config import Experiment
@@ -135,6 +135,11 @@ class Participant:
         return sizes[self.position if len(sizes) > 1 else 0]
 
     @property
+    def job(self) -> Job:
+        """What is trained here."""
+        return Job(self.site.label, self.records("train"), self.declared_rows)
+
+    @property
     def weight(self) -> float:
         """This site's public aggregation weight, in (0, 1]: 1, or its declared size over the largest one."""
         if self.run.experiment.strategy.weights == "equal":
@@ -213,14 +218,7 @@ class Participant:
         run = self.run
         if round_number == STATISTICS_ROUND:
             return statistics(run.task, self.site, run.plan, run.keys)
-        delta = run.trainer.train(
-            arrays,
-            self.records("train"),
-            declared_rows=self.declared_rows,
-            round_number=round_number,
-            keys=run.keys,
-            site=self.site.label,
-        )
+        delta = run.trainer.train(arrays, self.job, round_number, run.keys)
         return LocalUpdate(delta, self.weight, self.metrics(round_number, arrays))
 
     def encode(self, round_number: int, arrays: Arrays, update: LocalUpdate) -> EncodedUpdate:

@@ -60,6 +60,7 @@ class PrivateGradients:
         task: gives the loss of each record.
         max_grad_norm: clip norm of one record's gradient over all parameters.
         noise_multiplier: noise standard deviation over `max_grad_norm`.
+        reason: why book-keeping would not do.
 
     Raises:
         ConfigError: a layer has no gradient per record; names the layer.
@@ -69,8 +70,10 @@ class PrivateGradients:
         An empty batch is a step of noise alone.
     """
 
-    def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
-        self.task = task
+    def __init__(
+        self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float, reason: str = ""
+    ) -> None:
+        self.task, self.engine = task, f"per record by opacus{reason and f': {reason}'}"
         self.model = model
         if problems := list(unsupported(model)):
             raise ConfigError(

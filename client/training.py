@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,8 +35,34 @@ from tacit.tasks.weights import Arrays, build_model, load_arrays, read_arrays
 _RECORDS: Final = 1 << 14  # whose draws are made at a time
 
 
+class Job(NamedTuple):
+    """One client's part in a round.
+
+    Attributes:
+        site: its label, part of the index of its keys.
+        records: its training records, any number, none included.
+        declared_rows: the size that it declared; with q it makes the normaliser.
+    """
+
+    site: str
+    records: Records
+    declared_rows: int
+
+
+Deltas = dict[str, NDArray[np.float32]]
+
+
 class Gradients(Protocol):
-    """Fills `.grad` of every parameter with one step's gradient, divided by the public normaliser."""
+    """Fills `.grad` of every parameter with one step's gradient, divided by the public normaliser.
+
+    Attributes:
+        engine: how, in a few words for the report.
+    """
+
+    @property
+    def engine(self) -> str:
+        """See the class."""
+        ...
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """One step's gradient for a batch that may be empty."""
@@ -49,6 +75,7 @@ class PlainGradients:
 
     model: nn.Module
     task: Task
+    engine: str = "of the whole batch"
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """See `Gradients`."""
@@ -83,39 +110,35 @@ class LocalTrainer:
 
         return private_gradients(self.model, self.task, self.plan.max_grad_norm, self.plan.noise_multiplier)
 
-    def train(
-        self,
-        arrays: Arrays,
-        records: Records,
-        *,
-        declared_rows: int,
-        round_number: int,
-        keys: Keys,
-        site: str,
-    ) -> dict[str, NDArray[np.float32]]:
+    @property
+    def engine(self) -> str:
+        """How the gradients of a step are made, as far as the steps so far tell."""
+        return self.gradients.engine
+
+    def train(self, arrays: Arrays, job: Job, round_number: int, keys: Keys) -> Deltas:
         """One round of local steps from `arrays`; returns trained minus received, per array.
 
         Args:
             arrays: the global model.
-            records: this site's training records (any number, none included).
-            declared_rows: the size that the site declared; with q it makes the normaliser.
+            job: whose.
             round_number: from 1; the learning-rate schedule reads it.
             keys: where Poisson draws and noise come from.
-            site: label of the site, part of the key's index.
 
         Raises:
             ConfigError: the model or the task is not what its protocol says; see `record_losses`.
         """
         load_arrays(self.model, arrays)
         self.model.train()
-        records = Records(records.features.to(self.device), records.targets.to(self.device))
+        records = Records(job.records.features.to(self.device), job.records.targets.to(self.device))
         start = [p.detach().clone() for p in self._parameters()]
         optimizer = self.optimizer(self._parameters(), round_number)
-        normaliser = self.plan.sampling_rate * declared_rows
+        normaliser = self.plan.sampling_rate * job.declared_rows
         fixed = {name: tensor.detach().clone() for name, tensor in self._untrained()}
         # One stream for all steps of a round: each reads on where the one before has stopped.
-        sampling, noise = (stream_of(keys, purpose, site, round_number) for purpose in ("poisson", "noise"))
-        with self._own_generator(keys.key("torch", site, round_number)):
+        sampling, noise = (
+            stream_of(keys, purpose, job.site, round_number) for purpose in ("poisson", "noise")
+        )
+        with self._own_generator(keys.key("torch", job.site, round_number)):
             batches = poisson_batches(records, self.plan.sampling_rate, self.plan.steps_per_round, sampling)
             for batch in batches:
                 self.gradients.fill(batch, normaliser, noise)

@@ -1,4 +1,4 @@
-"""The arrays that a simulation partitions into sites: an .npz file of the user's, or MedMNIST's.
+"""The arrays that a simulation partitions into sites: an .npz file of the user's, MedMNIST's, or scikit-learn's digits.
 
 A partition divides rows of a table. So arrays get one: a row for each record, with its label and its site, and the
 sites' files are cut from the arrays by the rows that each site was given.
@@ -18,7 +18,7 @@ from tacit import config
 from tacit.data.array_schema import ArraySchema
 from tacit.data.npz import SPLITS, read_npz
 from tacit.data.schema import Schema
-from tacit.errors import ConfigError, DataError
+from tacit.errors import ConfigError, DataError, MissingExtra
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -91,9 +91,12 @@ def load_arrays(data: config.Data, seed: int) -> ArraySet | None:
     Raises:
         DataError: a file does not hold what it should; names the file and the key.
         ConfigError: no shape is declared, or there is no such generator.
+        MissingExtra: scikit-learn is needed and not installed.
     """
     if data.source == "npz":
         return load_npz(data)
+    if data.source == "digits":
+        return load_digits()
     if data.source == "medmnist":
         from simulations.scenarios.chest_xray import real_hospitals
 
@@ -136,6 +139,20 @@ def load_npz(data: config.Data) -> ArraySet:
     if split is not None and (split.shape != (rows,) or not np.isin(split, SPLITS).all()):
         raise DataError(f'must be "train" or "test" for each of the {rows} records', path=path, key="split")
     return ArraySet(found["x"], found["y"], data.arrays, None if site is None else site.astype(str), split)
+
+
+def load_digits() -> ArraySet:
+    """1797 images of digits written by hand, 8 x 8 (Alpaydin and Kaynak 1998), as scikit-learn carries them.
+
+    Pixels count from 0 to 16; the schema makes that -1 to 1.
+    """
+    try:
+        from sklearn import datasets
+    except ImportError:
+        raise MissingExtra("the digits", "simulation") from None
+    found = datasets.load_digits()
+    schema = ArraySchema(shape=(1, 8, 8), classes=tuple("0123456789"), center=8.0, scale=8.0)
+    return ArraySet(found.images[:, None].astype(np.float32), found.target.astype(np.int64), schema)
 
 
 def load_medmnist(path: Path, classes: tuple[str, ...]) -> ArraySet:

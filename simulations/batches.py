@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.training import Job
 from tacit.privacy.noise import Keys, below
 from tacit.privacy.streams import Portions
-from tacit.tasks import Records
-
-
-class Job(NamedTuple):
-    """One client's part: the label of its site, its training records and the size that it declared."""
-
-    site: str
-    records: Records
-    declared_rows: int
 
 
 class Batches:

@@ -22,7 +22,7 @@ from client import guard, plain
 from client.app import InForce, fields, participant, reason_of, received_arrays
 from client.guard import Received
 from client.participant import Participant, Run
-from simulations.batches import Job
+from client.training import Job
 from simulations.held import MOST_LEDGERS, HeldLedgers, HeldMember
 from simulations.stacked import StackedTrainer, executor_for
 from simulations.workers import WorkersTrainer, close_pools
@@ -169,7 +169,7 @@ class CohortExecutor:
         jobs, nodes = [], []
         for node, client in clients.items():
             try:
-                jobs.append(Job(client.site.label, client.records("train"), client.declared_rows))
+                jobs.append(client.job)
                 nodes.append(node)
             except Exception as error:  # of one site's own file
                 tally.refused(error)
@@ -269,7 +269,7 @@ def _jobs(clients: dict[int, Participant]) -> Iterator[Job]:
     """What a trainer needs of each client whose records can be read; the others meet the reason themselves."""
     for client in clients.values():
         with suppress(Exception):
-            yield Job(client.site.label, client.records("train"), client.declared_rows)
+            yield client.job
 
 
 def _one_by_one(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.training import LocalTrainer
+from client.training import Job, LocalTrainer
 from simulations.truth import best_outputs
 from tacit.config import Experiment, Privacy
 from tacit.encoding import NUM_RECORDS
@@ -153,16 +153,9 @@ class Harness:
         plan = PrivacyPlan.of(experiment)
         trainer = LocalTrainer(self.task, plan, experiment)
         arrays: Arrays = initial_arrays(self.task, private=False, seed=experiment.seed)
-        keys = SeededKeys(experiment.seed)
+        keys, job = SeededKeys(experiment.seed), Job(f"baseline/{label}", records, max(records.num_rows, 1))
         for number in range(1, experiment.training.rounds + 1):
-            delta = trainer.train(
-                arrays,
-                records,
-                declared_rows=max(records.num_rows, 1),
-                round_number=number,
-                keys=keys,
-                site=f"baseline/{label}",
-            )
+            delta = trainer.train(arrays, job, number, keys)
             arrays = {name: arrays[name] + delta[name] for name in arrays}
         return arrays
 

@@ -122,10 +122,12 @@ def rehearse(experiment: Experiment, folder: Path, say: Callable[[str], None] = 
     commands = Commands(folder, say)
     commands.do("provision", "federation.toml", "--out", "kits")
     for i, site in enumerate(prepared.sites):
-        shutil.copyfile(prepared.data_path(i), folder / "kits" / site.label / "data.csv")
-        (folder / "kits" / site.label / "data.csv").chmod(0o600)
+        source, kit = prepared.data_path(i), f"kits/{site.label}"
+        data = f"{kit}/{source.name}"
+        shutil.copyfile(source, folder / data)
+        (folder / data).chmod(0o600)
         # The rows that train are what the experiment reckons with; those held out are never in an update.
-        commands.do("client", "enroll", f"kits/{site.label}", "--rows", str(site.train_rows))
+        commands.do("client", "enroll", kit, "--data", data, "--rows", str(site.train_rows))
     requests = [f"kits/{label}/request.json" for label in labels]
     commands.do("provision", "collect", *requests, "--kit", str(COORDINATOR))
     part("keys and roster")

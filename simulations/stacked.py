@@ -23,15 +23,14 @@ from torch import Tensor, nn
 from client.app import body, fields, ready, received_arrays
 from client.bookkeeping import ELEMENTWISE, MARGIN, stack, supports
 from client.plain import ids
-from client.training import LocalTrainer, learning_rate, record_losses
-from simulations.batches import Batches, Job
+from client.training import Deltas, Job, LocalTrainer, learning_rate, record_losses
+from simulations.batches import Batches
 from simulations.workers import PATIENCE, WorkersTrainer, no_workers
 from tacit.encoding import STATISTICS_ROUND
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Keys
 from tacit.privacy.streams import Normals
 from tacit.secagg.messages import SetupRequest
-from tacit.tasks import Records
 from tacit.tasks.weights import Arrays
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class StackedTrainer(LocalTrainer):
         The result of a client is that of `LocalTrainer.train`, up to rounding in float32.
     """
 
-    _ahead: dict[tuple[str, int], tuple[Arrays, dict[str, NDArray[np.float32]]]]
+    _ahead: dict[tuple[str, int], tuple[Arrays, Deltas]]
     _stacks: list[Stack]
 
     @classmethod
@@ -61,23 +60,12 @@ class StackedTrainer(LocalTrainer):
         stacked.__dict__.update(trainer.__dict__, _ahead={}, _stacks=[])
         return stacked
 
-    def train(
-        self,
-        arrays: Arrays,
-        records: Records,
-        *,
-        declared_rows: int,
-        round_number: int,
-        keys: Keys,
-        site: str,
-    ) -> dict[str, NDArray[np.float32]]:
+    def train(self, arrays: Arrays, job: Job, round_number: int, keys: Keys) -> Deltas:
         """See `LocalTrainer.train`. What was trained ahead from the same arrays is handed over, once."""
-        origin, delta = self._ahead.pop((site, round_number), ({}, {}))
+        origin, delta = self._ahead.pop((job.site, round_number), ({}, {}))
         if origin.keys() == arrays.keys() and all(np.array_equal(origin[n], arrays[n]) for n in arrays):
             return delta
-        return super().train(
-            arrays, records, declared_rows=declared_rows, round_number=round_number, keys=keys, site=site
-        )
+        return super().train(arrays, job, round_number, keys)
 
     def train_ahead(self, arrays: Arrays, jobs: Sequence[Job], round_number: int, keys: Keys) -> None:
         """Trains these clients; what an earlier call trained and nobody asked for is forgotten."""
@@ -90,7 +78,7 @@ class StackedTrainer(LocalTrainer):
         """Lets go of what one client has trained ahead, if anything: it will train on something else."""
         self._ahead.pop((site, round_number), None)
 
-    def unflatten(self, row: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def unflatten(self, row: NDArray[np.float32]) -> Deltas:
         """The named arrays of one row of what `Stack.train` gives."""
         sizes = [p.numel() for p in self.model.parameters()]
         parts = np.split(row, np.cumsum(sizes)[:-1])
@@ -319,7 +307,8 @@ def chosen(run: Run, *, with_messages: bool) -> str:
         how = "serial, as the experiment says"
     else:
         how = f"serial: {unstackable(run.trainer.model)}"
-    return f"{how}; {'over messages' if with_messages else 'without messages'}"
+    sent = "over messages" if with_messages else "without messages"
+    return f"{how}; {sent}; gradients {run.trainer.engine}"
 
 
 def train_ahead(cohort: Sequence[tuple[Message, Context]]) -> None:
@@ -340,7 +329,7 @@ def train_ahead(cohort: Sequence[tuple[Message, Context]]) -> None:
     if executor_for(run, len(clients)) == "serial":
         return
     assert isinstance(run.trainer, StackedTrainer | WorkersTrainer)
-    jobs = [Job(c.site.label, c.records("train"), c.declared_rows) for c in clients]
+    jobs = [client.job for client in clients]
     try:
         run.trainer.train_ahead(received_arrays(asked[0][0]), jobs, number, run.keys)
     except (

@@ -31,8 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.participant import Run
-from client.training import LocalTrainer
-from simulations.batches import Job
+from client.training import Deltas, Job, LocalTrainer
 from tacit.privacy.noise import Keys
 from tacit.tasks import Records
 from tacit.tasks.weights import Arrays
@@ -42,8 +41,6 @@ LOG: Final = logging.getLogger(__name__)
 PATIENCE: Final = 5.0  # seconds of training after which `auto` starts workers: about what their start costs
 _IN_WORK: Final = 2  # clients that a worker has: one in work, one waiting
 _OPEN: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-Deltas = dict[str, NDArray[np.float32]]
 
 
 class WorkersTrainer(LocalTrainer):
@@ -68,6 +65,11 @@ class WorkersTrainer(LocalTrainer):
         trainer.text = run.experiment.to_toml()
         return trainer
 
+    @property
+    def engine(self) -> str:
+        """See `LocalTrainer`; where workers have trained, how they did."""
+        return (self._pool.engine if self._pool else "") or super().engine
+
     def train_ahead(self, arrays: Arrays, jobs: Sequence[Job], round_number: int, keys: Keys) -> None:
         """Hands these clients to the workers; what nobody asked for of an earlier call is forgotten."""
         if self._pool not in _OPEN:  # there is none, or the last run that had it is over
@@ -79,25 +81,14 @@ class WorkersTrainer(LocalTrainer):
             self._origin = arrays
             self._attempt(lambda pool: pool.start(arrays, jobs, round_number, keys))
 
-    def train(
-        self,
-        arrays: Arrays,
-        records: Records,
-        *,
-        declared_rows: int,
-        round_number: int,
-        keys: Keys,
-        site: str,
-    ) -> Deltas:
+    def train(self, arrays: Arrays, job: Job, round_number: int, keys: Keys) -> Deltas:
         """See `LocalTrainer.train`. What was trained ahead from the same arrays is handed over, once."""
         if self._pool in _OPEN and _same(self._origin, arrays):
-            delta = self._attempt(lambda pool: pool.take(site, round_number))
+            delta = self._attempt(lambda pool: pool.take(job.site, round_number))
             if delta is not None:
                 return delta
         start = time.perf_counter()
-        delta = super().train(
-            arrays, records, declared_rows=declared_rows, round_number=round_number, keys=keys, site=site
-        )
+        delta = super().train(arrays, job, round_number, keys)
         self.patience -= time.perf_counter() - start
         return delta
 
@@ -142,7 +133,12 @@ class Pool:
     Args:
         text: the experiment.
         arrays: have the names and shapes of the model's.
+
+    Attributes:
+        engine: how the workers' gradients are made; empty until one has answered.
     """
+
+    engine: str = ""
 
     def __init__(self, text: str, arrays: Arrays) -> None:
         shapes = {name: array.shape for name, array in arrays.items()}
@@ -212,10 +208,11 @@ class Pool:
         """Takes at least one answer, and hands out the next clients."""
         for connection in wait(list(self._workers)):
             assert isinstance(connection, Connection)
-            slot, ok = connection.recv()
+            slot, engine = connection.recv()
             key = self._out[connection].pop(slot)
             self._due.discard(key)
-            if ok:
+            if engine:
+                self.engine = engine
                 self._results[key] = {name: place.copy() for name, place in self._slots[slot].items()}
             self._free.append(slot)
         self._feed()
@@ -279,20 +276,14 @@ def work(
         client = asked.get()
         records = Records(torch.from_numpy(client.features), torch.from_numpy(client.targets))
         try:
-            delta = trainer.train(
-                model,
-                records,
-                declared_rows=client.declared_rows,
-                round_number=client.round,
-                keys=client.keys,
-                site=client.site,
-            )
+            job = Job(client.site, records, client.declared_rows)
+            delta = trainer.train(model, job, client.round, client.keys)
             for name, place in _views(shared, size * (1 + client.slot), shapes).items():
                 place[...] = delta[name]
         except Exception:  # the parent trains this client, and meets the same where it can be told
-            connection.send((client.slot, False))
+            connection.send((client.slot, ""))
         else:
-            connection.send((client.slot, True))
+            connection.send((client.slot, trainer.engine))
 
 
 def _listen(connection: Connection, asked: SimpleQueue[_Client]) -> None:

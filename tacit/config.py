@@ -97,6 +97,7 @@ class Data(Frozen):
         "breast_cancer",
         "heart_disease",
         "credit_default",
+        "digits",
         "csv",
         "parquet",
         "npz",

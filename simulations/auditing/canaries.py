@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,9 +14,12 @@ from torch import Tensor
 from client.participant import Participant
 from tacit.tasks import Records
 
-SPREAD = 3.0  # of a canary's features, in standard deviations of the site's own: an outlier, as a person may be one
+# Of a canary's features, in standard deviations of the site's own: the first that makes gradients long enough.
+SPREADS: Final = (3.0, 10.0, 30.0, 100.0)
+CANDIDATES: Final = 4  # drawn for each canary; those with the longest gradients are taken
 
 Coins = NDArray[np.bool_]
+Lengths = Callable[[Records], NDArray[np.float64]]
 
 
 @dataclass
@@ -24,10 +29,14 @@ class Canaries:
     Args:
         counts: how many for each site, by position in the federation.
         seed: of coins and features. They are the auditor's secret, and no noise.
+        lengths: of the gradient of each of some records, at the first model, shape (rows,).
+        wanted: length from which a gradient that nobody clips cannot be overlooked; 0 where nothing is clipped.
     """
 
     counts: list[int]
     seed: int
+    lengths: Lengths
+    wanted: float = 0.0
     _drawn: dict[int, tuple[Records, Records]] = field(default_factory=dict)
 
     def coins(self, site: int) -> Coins:
@@ -38,7 +47,7 @@ class Canaries:
         """All canaries of a site, and its own records as they were when the canaries were drawn."""
         if site not in self._drawn:
             random = self._random(site, 1)
-            self._drawn[site] = canaries_like(own, self.counts[site], random), own
+            self._drawn[site] = self._longest(own, self.counts[site], random), own
         return self._drawn[site]
 
     def known(self, site: int) -> tuple[Records, Records]:
@@ -62,20 +71,30 @@ class Canaries:
 
         setattr(client, "records", records)  # noqa: B010 - of this one site, in this one run
 
+    def _longest(self, own: Records, count: int, random: np.random.Generator) -> Records:
+        """Canaries with long gradients: a clip norm that is missing shows in those that it would have cut."""
+        for spread in SPREADS:
+            drawn = canaries_like(own, CANDIDATES * count, spread, random)
+            lengths = self.lengths(drawn)
+            longest = torch.from_numpy(np.argsort(-lengths, kind="stable")[:count].copy())
+            if count == 0 or lengths[longest].min() >= self.wanted:
+                break
+        return Records(drawn.features[longest], drawn.targets[longest])
+
     def _random(self, site: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, site, purpose])
 
 
-def canaries_like(own: Records, count: int, random: np.random.Generator) -> Records:
-    """Records that fit the model and look like nobody: Gaussian features of three times the spread, a target at random.
+def canaries_like(own: Records, count: int, spread: float, random: np.random.Generator) -> Records:
+    """Records that fit the model and look like nobody: Gaussian features of so many spreads, a target at random.
 
     Features that are whole numbers (codes, tokens) are shuffled between records, each place by itself.
     """
     features, rows = own.features, own.num_rows
     if features.dtype.is_floating_point:
         # Over all features: one that is constant at this site varies elsewhere.
-        spread = max(float(features.double().std(correction=0)), 1e-3) if rows else 1.0
-        drawn = random.standard_normal((count, *features.shape[1:])) * (SPREAD * spread)
+        own_spread = max(float(features.double().std(correction=0)), 1e-3) if rows else 1.0
+        drawn = random.standard_normal((count, *features.shape[1:])) * (spread * own_spread)
         made = torch.from_numpy(drawn).to(features.dtype)
     else:
         places = features.reshape(rows, -1)

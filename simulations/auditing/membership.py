@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from client.participant import Participant
-from client.training import LocalTrainer, record_losses
+from client.training import Job, LocalTrainer, record_losses
 from simulations.auditing.one_run import Scores, attack_of
 from simulations.auditing.watched import attempt, divided, train, with_rows
-from simulations.batches import Job
 from simulations.evaluate import union
 from simulations.stacked import StackedTrainer, unstackable
 from tacit.config import Experiment
@@ -150,14 +149,7 @@ class Shadow:
             total, weights = {name: np.zeros(a.shape) for name, a in arrays.items()}, 0.0
             for i in cohort:
                 job = jobs[i]
-                delta = self._trainer.train(
-                    arrays,
-                    job.records,
-                    declared_rows=job.declared_rows,
-                    round_number=number,
-                    keys=keys,
-                    site=job.site,
-                )
+                delta = self._trainer.train(arrays, job, number, keys)
                 equal = experiment.strategy.weights == "equal"
                 weight = 1.0 if equal else float(job.declared_rows)
                 cut = weight * min(1.0, self._clip / max(_norm(delta), 1e-12))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from client.participant import Participant
 from client.training import learning_rate
-from simulations.auditing.canaries import Canaries
+from simulations.auditing.canaries import Canaries, Lengths
 from simulations.auditing.decoding import Decoder, coordinates, cut, gradients
 from simulations.auditing.watched import Seen, attempt, divided, train, watching, with_rows
 from tacit.config import Experiment
@@ -24,11 +24,12 @@ from tacit.privacy.audit_bounds import CONFIDENCE, one_run_bound
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report.audit_record import Attack, Method
 from tacit.report.record import Unit
-from tacit.tasks import Task, load_task
-from tacit.tasks.weights import build_model, load_arrays
+from tacit.tasks import Records, Task, load_task
+from tacit.tasks.weights import build_model, initial_arrays, load_arrays
 
 CANARIES: Final = 1000
 DELTA: Final = 1e-5  # of the bound, where nothing is claimed
+LONG: Final = 10.0  # a canary's gradient before it is clipped, at least, in standard deviations of the noise
 MOST_OTHERS: Final = 1000  # records of a site whose draws are estimated too; of more they count as noise
 VIEW: Final = "every update of every site, in every round; all records but the coins"
 
@@ -61,7 +62,9 @@ def audit_records(
     resolved = prepared.experiment
     task = load_task(resolved)
     counts = shares(canaries or told_apart(resolved, task), len(resolved.federation.sites))
-    drawn = Canaries(counts, seed)
+    plan = PrivacyPlan.of(resolved)
+    wanted = LONG * plan.noise_multiplier * (plan.max_grad_norm or 0.0)
+    drawn = Canaries(counts, seed, first_lengths(resolved, task), wanted)
     rows = [site.rows + n / 2 for site, n in zip(resolved.federation.sites, counts, strict=True)]
     resolved = with_rows(resolved, rows)
     updates: list[Seen] = []
@@ -76,7 +79,6 @@ def audit_records(
     on_part("guessing coins")
     scores = score(resolved, task, drawn, updates)
     coins = np.concatenate([drawn.coins(i) for i in range(len(counts))])
-    plan = PrivacyPlan.of(resolved)
     return attack_of(
         "one-run", plan, np.concatenate(scores), coins, guesses=guesses, view=VIEW, seconds=folder.seconds
     )
@@ -86,6 +88,18 @@ def told_apart(experiment: Experiment, task: Task) -> int:
     """How many canaries the updates of all sites have room for: half as many as they have coordinates."""
     parameters = sum(p.numel() for p in task.model().parameters() if p.requires_grad)
     return min(CANARIES, max(20, len(experiment.federation.sites) * parameters // 2))
+
+
+def first_lengths(experiment: Experiment, task: Task) -> Lengths:
+    """How long the gradients of records are at the model that the training begins with."""
+    private = experiment.privacy.record is not None
+    model = build_model(task, private=private)
+    load_arrays(model, initial_arrays(task, private=private, seed=experiment.seed))
+
+    def lengths(records: Records) -> Scores:
+        return np.linalg.norm(gradients(model, task, records, None), axis=1)
+
+    return lengths
 
 
 def shares(total: int, sites: int) -> list[int]:

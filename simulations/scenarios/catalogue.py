@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from simulations import source_schemas
 from simulations.scenarios import (
     card_fraud,
     chest_xray,
@@ -72,7 +73,7 @@ def described(told: Story, experiment: config.Experiment) -> str:
         arrays = data.arrays or told.arrays(SMALL, experiment.seed).schema
         shape = " x ".join(map(str, arrays.shape))
         return f"numbers {shape}; {' / '.join(arrays.classes) or f'{arrays.outputs} number to predict'}"
-    made = told.table(SMALL, experiment.seed)[1] if told.table else published.SCHEMAS[told.name]()
+    made = told.table(SMALL, experiment.seed)[1] if told.table else getattr(source_schemas, told.name)()
     schema = data.columns or made
     return f"{', '.join(schema.columns)}; label {schema.label}: {' / '.join(schema.classes)}"
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from simulations import source_schemas
 from simulations.scenarios.story import IDEAL, Story
 
-SCHEMAS = {
-    "heart_disease": source_schemas.heart_disease,
-    "breast_cancer": source_schemas.breast_cancer,
-    "credit_default": source_schemas.credit_default,
-}
+CI = ("training.rounds=6", "checkpoints.keep=1", IDEAL)
 
 HEART_DISEASE = Story(
     name="heart_disease",
@@ -20,7 +15,7 @@ HEART_DISEASE = Story(
     measured="accuracy, the mean over the four hospitals",
     truth="FLamby (du Terrail et al. 2022) publishes pooled 0.735, FedAvg 0.685 and, at epsilon 1, 0.685",
     metric="accuracy",
-    ci=("training.rounds=6", "checkpoints.keep=1", IDEAL),
+    ci=CI,
 )
 
 BREAST_CANCER = Story(
@@ -32,7 +27,7 @@ BREAST_CANCER = Story(
     measured="AUROC on all held-out patients",
     truth="pooled training without privacy; Street et al. (1993) report 97 % accuracy in cross-validation",
     metric="auroc",
-    ci=("training.rounds=6", "checkpoints.keep=1", IDEAL),
+    ci=CI,
 )
 
 CREDIT_DEFAULT = Story(
@@ -44,5 +39,5 @@ CREDIT_DEFAULT = Story(
     measured="AUROC on all held-out card holders",
     truth="pooled training without privacy on the same preparation; the bar is 0.02 below it",
     metric="auroc",
-    ci=("training.rounds=4", "checkpoints.keep=1", IDEAL),
+    ci=CI,
 )

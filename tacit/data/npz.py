@@ -43,6 +43,18 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         raise DataError(_why(error), path=path, key=key) from None
 
 
+def num_records(path: Path) -> int:
+    """How many records an archive holds, whatever they are.
+
+    Raises:
+        DataError: names the file and the key.
+    """
+    x = read_npz(path, ("x",)).get("x")
+    if x is None or x.ndim == 0:
+        raise DataError("is not in the file" if x is None else "has no records", path=path, key="x")
+    return len(x)
+
+
 def read_arrays(path: Path, schema: ArraySchema, split: str) -> tuple[Floats, NDArray[Any]]:
     """Scaled records of one split, and their targets.
 

@@ -60,6 +60,19 @@ def read_table(
         raise DataError(f"cannot be read: {error.strerror or error}", path=path) from None
 
 
+def num_rows(path: Path) -> int:
+    """How many records a site's file holds: a table, or an archive of arrays (.npz).
+
+    Raises:
+        DataError: it cannot be read; names the file.
+    """
+    if path.suffix.lower() == ".npz":
+        from tacit.data.npz import num_records
+
+        return num_records(path)
+    return read_table(path, None).num_rows
+
+
 def kept_columns(header: Sequence[str], schema: Schema | None, path: Path) -> dict[str, int]:
     """Position of each column to keep, in the file's order.
 

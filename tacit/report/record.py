@@ -319,7 +319,7 @@ class RunRecord(Part):
     Attributes:
         experiment: `Experiment.model_dump(mode="json", by_alias=True, exclude_none=True)`.
         engine: "local" and "ray" are simulations; "superlink" is real processes.
-        executor: how the local engine has trained its cohorts, and why.
+        executor: how the local engine has trained its cohorts, and why; how a step's gradients were made.
         ledger: the last entries, oldest first.
         federation: what its members had agreed on. Of real processes only.
         outcome: "finished", "stopped early", "stopped" (by somebody; what is complete is kept) or "failed: reason".

@@ -192,6 +192,7 @@ def _utility(record: SweepRecord) -> tuple[Chart | None, list[str]]:
         ylabel=_drawn(record.main),
         ticks=[(places[repr(value)], _number(value)) for value in values],
         levels=_levels(record),
+        limits=compare.limits(record.main),
         log=_is_wide(list(places.values())),
     )
     title = f"{record.main} against {'epsilon' if is_epsilon else key}"

@@ -5,6 +5,7 @@ No text of an experiment is drawn: a group has a letter, a colour and a line sty
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -40,6 +41,7 @@ def band_chart(
     ylabel: str,
     ticks: Sequence[tuple[float, str]],
     levels: Sequence[Level] = (),
+    limits: tuple[float, float] = (-math.inf, math.inf),
     log: bool = False,
     from_zero: bool = False,
 ) -> str:
@@ -51,6 +53,7 @@ def band_chart(
         xlabel, ylabel: our own words.
         ticks: places on the horizontal axis and what stands there.
         levels: what to compare with.
+        limits: of what is drawn: a band ends there, though an interval of Student's may go on.
         log: whether the horizontal axis is logarithmic.
         from_zero: whether the vertical axis starts at zero.
     """
@@ -65,7 +68,7 @@ def band_chart(
         )  # fmt: skip
         banded = [(x, b.low, b.high) for x, b in found if b.low is not None and b.high is not None]
         if banded:
-            low, high = [b[1] for b in banded], [b[2] for b in banded]
+            low, high = ([min(max(b[i], limits[0]), limits[1]) for b in banded] for i in (1, 2))
             axes.fill_between(
                 [b[0] for b in banded], low, high, color=colour, alpha=0.17, linewidth=0, zorder=3
             )
@@ -79,10 +82,8 @@ def band_chart(
             label=level.word,
             zorder=2,
         )
-    bands = [band for curve in curves[:SERIES] for band in curve.bands if band is not None]
-    if bands and all(0 <= mean <= 1 for mean in (*(b.mean for b in bands), *(x.value for x in levels))):
-        bottom, top = axes.get_ylim()  # an interval of a share may reach beyond what a share can be
-        axes.set_ylim(max(bottom, -0.02), min(top, 1.02))
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, limits[0] - 0.02), min(top, limits[1] + 0.02))  # room for a mark at the end
     if log:
         axes.set_xscale("log")
     dress(axes, legend=bool(levels), from_zero=from_zero, xlabel=xlabel)

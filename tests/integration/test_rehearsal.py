@@ -64,6 +64,15 @@ def test_a_secured_federation_of_separate_processes_runs_to_its_end(done: Rehear
     assert "all 3 members have signed it" in (done.run / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_arrays_are_rehearsed_as_tables_are(tmp_path: Path) -> None:
+    arrays = EXPERIMENT + '[data]\nsource = "digits"\n[task]\nkind = "array_classification"\n'
+    made = rehearse(config.loads(arrays), tmp_path, lambda line: None)
+    assert made.code == 0 and made.run is not None
+    assert sorted(path.name for path in tmp_path.glob("kits/site-*/data.*")) == ["data.npz"] * 3
+    assert (made.run / "model.safetensors").exists()
+
+
 def test_it_leaves_no_process_behind(done: Rehearsed) -> None:
     assert still_running(done.folder) == []
 

@@ -20,8 +20,7 @@ from torch import nn
 
 from client.bookkeeping import BookKeeping
 from client.private_gradients import PrivateGradients
-from client.training import LocalTrainer
-from simulations.batches import Job
+from client.training import Job, LocalTrainer
 from simulations.stacked import StackedTrainer
 from tacit import config
 from tacit.privacy.accountant import Event, epsilon_pld
@@ -104,8 +103,7 @@ def steps_of_a_stack() -> Release:
     def release(present: bool, keys: Keys, first: int, runs: int) -> Scores:
         jobs = [Job(f"site-{first + i}", BATCHES[present], 1) for i in range(runs)]
         trainer.train_ahead(arrays, jobs, 1, keys)
-        settings = {"declared_rows": 1, "round_number": 1, "keys": keys}
-        deltas = [trainer.train(arrays, BATCHES[present], site=job.site, **settings) for job in jobs]
+        deltas = [trainer.train(arrays, job, 1, keys) for job in jobs]
         return np.array([-delta["0.weight"][0, 0] / CLIP for delta in deltas], dtype=np.float64)
 
     return release

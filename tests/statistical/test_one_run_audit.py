@@ -6,16 +6,19 @@ claim below 3 is refuted by the attack as soon as clipping or noise is missing (
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
+from client import bookkeeping
 from simulations.auditing.audit import audit
 from simulations.auditing.clients import audit_clients
 from simulations.auditing.one_run import audit_records
 from tacit import config
+from tacit.cli import main
 from tacit.config import Experiment
-from tacit.report.audit_record import Attack
+from tacit.report.audit_record import Attack, AuditRecord
 
 TEXT = """
 name = "audited"
@@ -60,6 +63,25 @@ def test_I9_canary_records_measure_less_than_is_claimed(tmp_path: Path) -> None:
     assert 0.52 < attack.auc < 0.9, "an attack that sees nothing would pass whatever is wrong"
 
 
+def test_I9_with_clipping_off_the_command_finds_the_claim_false(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seeded fault in the running program: a norm of minus infinity is never cut."""
+    monkeypatch.setattr(bookkeeping, "MARGIN", -math.inf)
+    file = tmp_path / "audited.toml"
+    file.write_text(TEXT + RECORD)
+    wish = ["--method", "one-run", "--canaries", "1000", "--guesses", "100", "--seed", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "privacy", str(file), *wish, "--out", str(tmp_path / "audit")])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "the claim is false: one-run measures an epsilon of at least" in said and said.count("\n") == 1
+    record = AuditRecord.model_validate_json((tmp_path / "audit" / "audit.json").read_text())
+    [attack] = record.crossed
+    assert attack.correct >= 98 and attack.lower_bound > attack.claim
+    assert "THE CLAIM IS FALSE" in (tmp_path / "audit" / "audit.html").read_text()
+
+
 @pytest.mark.parametrize("privacy", [CLIENT, CENTRAL], ids=["distributed", "central"])
 def test_I9_canary_clients_measure_less_than_is_claimed(privacy: str, tmp_path: Path) -> None:
     attack = clients(privacy, tmp_path, 1)
@@ -89,12 +111,14 @@ def test_I9_twenty_seeds_of_twenty_stay_below_the_claim(kind: str, tmp_path: Pat
     print(f"{kind}: bounds {sorted(round(bound, 2) for bound in bounds)}")
 
 
-def test_membership_and_inversion_find_a_run_without_privacy(tmp_path: Path) -> None:
-    """Long training on few records is remembered; the report is written."""
-    private = experiment(RECORD)
+def test_a_digit_is_rebuilt_from_its_update_and_not_from_the_masked_or_the_noised_one(tmp_path: Path) -> None:
+    """All four pictures are in the report."""
+    digits = ("data.source=digits", "task.kind=array_classification")
+    private = config.loads(TEXT + RECORD, source="", overrides=digits)
     done = audit(private, tmp_path, method="inversion", seed=3)
-    assert done.inversion is not None
+    assert done.inversion is not None and done.inversion.shape == (8, 8)
     plain, masked, noised = (image.similarity for image in done.inversion.images[1:])
     assert plain is not None and plain > 0.99
     assert all(likeness is not None and abs(likeness) < 0.75 for likeness in (masked, noised))
-    assert (tmp_path / "audit.html").stat().st_size > 10_000 and (tmp_path / "audit.json").exists()
+    page = (tmp_path / "audit.html").read_text()
+    assert page.count('viewBox="0 0 8 8"') == 4 and (tmp_path / "audit.json").exists()

@@ -13,6 +13,7 @@ from simulations.array_sources import ArraySet, load_arrays, load_medmnist
 from tacit import config
 from tacit.data.array_schema import ArraySchema
 from tacit.data.npz import read_arrays, scaled
+from tacit.data.readers import num_rows
 from tacit.errors import ConfigError, DataError
 from tacit.privacy.noise import SeededKeys, Stream
 from tacit.tasks import Records, Summarises, Task, load_task
@@ -247,6 +248,22 @@ def test_a_users_archive_is_checked_before_it_is_divided(tmp_path: Path) -> None
 def test_where_numbers_are_predicted_the_two_sides_of_the_centre_stand_for_classes() -> None:
     numbers = ArraySet(X.reshape(4, 6)[:, :4], np.array([[0.0, 9], [2.0, 0], [1.0, 9], [5.0, 0]]), NUMBERS)
     assert numbers.table()[0]["label"].tolist() == ["low", "high", "low", "high"]
+
+
+def test_an_archive_says_how_many_records_it_holds(tmp_path: Path) -> None:
+    assert num_rows(archive(tmp_path)) == 4
+    for x, words in (({"z": X}, "x: is not in the file"), ({"x": np.float32(1)}, "x: has no records")):
+        np.savez(tmp_path / "data.npz", **x)
+        with pytest.raises(DataError, match=words):
+            num_rows(tmp_path / "data.npz")
+
+
+def test_digits_are_images_between_minus_one_and_one(tmp_path: Path) -> None:
+    digits = load_arrays(config.Data(source="digits"), 7)
+    assert digits is not None and digits.x.shape == (1797, 1, 8, 8)
+    assert sorted(set(digits.y.tolist())) == list(range(10)) == [int(c) for c in digits.schema.classes]
+    made = scaled(digits.x, digits.schema)
+    assert (made.min(), made.max()) == (-1, 1)
 
 
 def test_medmnist_files_are_read_and_others_refused(tmp_path: Path) -> None:

@@ -181,8 +181,11 @@ def test_opacus_takes_over_where_the_forward_pass_has_no_rule(caplog: pytest.Log
     with caplog.at_level("INFO", logger="client.choice"):
         step = private_gradients(model, Classes(), 1.0, 0.0)
         step.fill(records(), 1.0, Stream(bytes(32)))
-    assert "gradients: book-keeping" in caplog.text
-    assert "gradients: opacus (a Linear is called with keywords, or without a gradient)" in caplog.text
+    assert "gradients: per record by book-keeping" in caplog.text
+    assert (
+        "gradients: per record by opacus: a Linear is called with keywords, or without a gradient"
+        in caplog.text
+    )
     for parameter, g in zip(model.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, g)
 

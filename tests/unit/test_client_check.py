@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from federation_kits import accepted, enrolled, signed
 from typer.testing import CliRunner
@@ -111,6 +112,19 @@ def test_before_a_roster_is_accepted_it_is_said_that_the_cohort_is_not_known(tmp
     (tmp_path / "policy.toml").write_text("epsilon_ceiling = 4.0\ndelta = 1e-5\n")
     found = check_kit(tmp_path, config.loads(WITHOUT_SITES), connects=False)
     assert [f.state for f in found if f.what == "policy"] == ["warn", "ok"], found
+
+
+def test_an_archive_of_arrays_is_counted_and_checked_as_a_table_is(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text('label = "one"\ndata_set = "one"\ndata = "data.npz"\n')
+    np.savez(tmp_path / "data.npz", x=np.zeros((30, 2, 3)), y=np.arange(30) % 2)
+    for shape, state in (((2, 3), "ok"), ((3, 2), "fail")):
+        data = {"source": "npz", "path": "x.npz", "arrays": {"shape": shape, "classes": ["0", "1"]}}
+        planned = config.parse(
+            {"name": "x", "task": {"kind": "array_classification"}, "data": data}, source=""
+        )
+        found = check_kit(tmp_path, planned, connects=False)
+        assert [f.text for f in found if f.what == "data"] == [f"{tmp_path / 'data.npz'}, 30 rows"]
+        assert [f.state for f in found if f.what == "schema"] == [state], found
 
 
 def no_data(site: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from client.participant import keys_for
-from client.training import LocalTrainer, learning_rate, poisson_batches
+from client.training import Job, LocalTrainer, learning_rate, poisson_batches
 from tacit.config import Training
 from tacit.errors import ConfigError
 from tacit.privacy.noise import SeededKeys, Stream, SystemKeys
@@ -53,7 +53,7 @@ def start(task=None):
 def train(made, rows=None, *, arrays=None, declared=30, number=ROUND, keys=KEYS, site="north"):
     arrays = start(made.task) if arrays is None else arrays
     rows = records() if rows is None else rows
-    return made.train(arrays, rows, declared_rows=declared, round_number=number, keys=keys, site=site)
+    return made.train(arrays, Job(site, rows, declared), number, keys)
 
 
 def flat(arrays):

@@ -78,22 +78,35 @@ def test_the_decoder_finds_nothing_in_noise() -> None:
     assert abs(((decoder.estimates() > 0) == coins).mean() - 0.5) < 0.1
 
 
+def norms(records: Records) -> np.ndarray:
+    return np.asarray(torch.linalg.vector_norm(records.features.double(), dim=1))
+
+
 def test_canaries_are_records_like_others_and_in_by_a_fair_coin() -> None:
-    canaries = Canaries([1000, 0, 500], seed=4)
+    canaries = Canaries([1000, 0, 500], 4, norms)
     coins = canaries.coins(0)
-    assert abs(coins.mean() - 0.5) < 0.08 and (coins == Canaries([1000, 0, 500], seed=4).coins(0)).all()
+    again = Canaries([1000, 0, 500], 4, norms).coins(0)
+    assert abs(coins.mean() - 0.5) < 0.08 and (coins == again).all()
     assert (coins[:500] != canaries.coins(2)).any() and canaries.coins(1).size == 0
     made, own = canaries.of(0, RECORDS)
     assert own is RECORDS and canaries.known(0)[0] is made
     assert made.features.shape == (1000, 6) and made.features.dtype == RECORDS.features.dtype
     assert set(made.targets.tolist()) == {0, 1, 2}
-    spread = float(made.features.std() / RECORDS.features.std())
-    assert 2.8 < spread < 3.2
+    assert canaries.of(1, RECORDS)[0].num_rows == 0
+
+
+@pytest.mark.parametrize(("wanted", "spread"), [(0.0, 3.0), (20.0, 10.0), (1e9, 100.0)])
+def test_of_all_canaries_those_with_the_longest_gradients_are_taken(wanted: float, spread: float) -> None:
+    """And their spread grows until all are as long as is wanted, where that can be reached."""
+    made, _ = Canaries([100], 4, norms, wanted).of(0, RECORDS)
+    lengths = norms(made) / float(RECORDS.features.std())
+    assert (lengths > 2.4 * spread).all() and (lengths < 6 * spread).all()  # of six numbers: 2.45 in the mean
+    assert wanted > 1e6 or norms(made).min() >= wanted
 
 
 def test_canaries_of_whole_numbers_have_values_that_occur() -> None:
     tokens = Records(torch.tensor([[1, 10], [2, 20], [3, 30]]), torch.tensor([0.5, 1.5, 2.5]))
-    made = canaries_like(tokens, 50, np.random.default_rng(5))
+    made = canaries_like(tokens, 50, 3.0, np.random.default_rng(5))
     assert set(made.features[:, 0].tolist()) == {1, 2, 3} and set(made.features[:, 1].tolist()) == {
         10,
         20,

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from client.bookkeeping import Passed
-from client.training import LocalTrainer
+from client.training import Job, LocalTrainer
 from simulations import stacked
-from simulations.batches import Job
 from simulations.evaluate import SiteRecords
 from simulations.source_schemas import breast_cancer
 from simulations.stacked import StackedTrainer, train_ahead, unstackable
@@ -55,9 +54,7 @@ def pair(task=None, private=True, **changes):
 
 
 def train(trainer, arrays, job, number=2):
-    return trainer.train(
-        arrays, job.records, declared_rows=job.declared_rows, round_number=number, keys=KEYS, site=job.site
-    )
+    return trainer.train(arrays, job, number, KEYS)
 
 
 def assert_same(serial, ahead, arrays, cohort, number=2):

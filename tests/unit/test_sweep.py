@@ -266,7 +266,9 @@ def test_ctrl_c_leaves_nothing_broken_and_the_same_command_goes_on(base: Path, t
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tacit.cli", "sweep", str(base), "--out", str(out), "--jobs", "2"]
     command += ["--over", "seed=1..2", "--set", "privacy=none", "--set", "training.rounds=200"]
-    command[1:3] = ["-c", "import sys; from tacit.cli import main; main(sys.argv[1:])"]
+    # A shell in the background has switched Ctrl-C off, which a process inherits.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command[1:3] = ["-c", f"{code}; from tacit.cli import main; main(sys.argv[1:])"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 150
     while not list(out.glob("cells/*/server/rounds.jsonl")) and time.monotonic() < deadline:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
+from tacit.report import sweep_plots
+from tacit.report.compare import limits
 from tacit.report.sweep_html import render_sweep
 from tacit.report.sweep_record import SweepCell
 from tests.unit.sweep_records import sweep_record
@@ -45,6 +48,32 @@ def test_it_draws_utility_rounds_gains_and_cost_and_needs_nothing_from_outside()
     assert not re.findall(r"https?://", page) and "<script" not in page
     identifiers = re.findall(r'\bid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_band_of_a_share_ends_where_a_share_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: dict[str, Any] = {}
+    drawn = sweep_plots.svg_of
+    monkeypatch.setattr(
+        sweep_plots, "svg_of", lambda figure, name: figures.setdefault(name, figure) and drawn(figure, name)
+    )
+    record = sweep_record({"privacy.record.epsilon": [1, 8], "seed": [1, 2]})
+    cells = [
+        cell.model_copy(update={"metrics": {"auroc": 0.9 + 0.1 * (i % 2)}})
+        for i, cell in enumerate(record.cells)
+    ]
+    [found] = {
+        group.band([c.metrics["auroc"] for c in group.cells])
+        for group in record.model_copy(update={"cells": tuple(cells)}).groups()
+    }
+    assert found is not None and found.high is not None and found.high > 1.5, (
+        "Student's interval of two runs is wide"
+    )
+    render_sweep(record.model_copy(update={"cells": tuple(cells)}))
+    [axes] = figures["utility"].axes
+    [band] = [path for collection in axes.collections for path in collection.get_paths()]
+    assert band.vertices[:, 1].min() >= 0 and band.vertices[:, 1].max() == 1
+    assert axes.get_ylim()[1] <= 1.02
+    assert limits("balanced_accuracy") == (0, 1) and limits("r2")[1] == 1 and limits("loss")[1] > 1e9
 
 
 def test_losers_are_counted_and_the_worst_is_named_where_a_site_stays_the_same() -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from client.participant import Run
+from client.training import Job
 from simulations import stacked, workers
-from simulations.batches import Job
 from simulations.cohort import CohortExecutor
 from simulations.workers import WorkersTrainer, close_pools
 from tacit.errors import ConfigError
@@ -64,9 +64,7 @@ def arrays(of, seed=1):
 
 
 def train(trainer, model, job, number=2):
-    return trainer.train(
-        model, job.records, declared_rows=job.declared_rows, round_number=number, keys=KEYS, site=job.site
-    )
+    return trainer.train(model, job, number, KEYS)
 
 
 def assert_same(got, wanted):
