@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from client import plain, submission
 from client.refusals import refusals_of
 from client.site import Site
+from tacit.encoding import VARIATE
 from tacit.errors import ProtocolError, Refused, TacitError
 from tacit.npy import read_npy
 
@@ -127,18 +128,21 @@ class InForce(NamedTuple):
     Attributes:
         scaling: constants of a federated scaling, as text; None where it brings none.
         clip: the clip norm in force, as text, empty where it does not adapt; None where it brings no model.
+        variate: the server's control variate, empty where there is none; None where it brings no model.
     """
 
     scaling: str | None
     clip: str | None
+    variate: dict[str, NDArray[np.float32]] | None
 
     @classmethod
     def of(cls, content: RecordDict) -> InForce:
         """`ProtocolError` where a record is not of this form."""
         scaling = _text(content, "scaling", "constants") if "scaling" in content else None
         if "arrays" not in content:
-            return cls(scaling, None)
-        return cls(scaling, _text(content, "clip", "norm") if "clip" in content else "")
+            return cls(scaling, None, None)
+        clip = _text(content, "clip", "norm") if "clip" in content else ""
+        return cls(scaling, clip, _arrays(content, VARIATE) if VARIATE in content else {})
 
     def applied_to(self, client: Participant) -> None:
         """Takes it over; `Refused` where this site does not allow it."""
@@ -146,6 +150,8 @@ class InForce(NamedTuple):
             client.scale(self.scaling)
         if self.clip is not None:
             client.clip_at(self.clip)
+        if self.variate is not None:
+            client.variate = self.variate
 
 
 def _text(content: RecordDict, name: str, key: str) -> str:
@@ -159,7 +165,11 @@ def _text(content: RecordDict, name: str, key: str) -> str:
 
 def received_arrays(message: Message) -> dict[str, NDArray[np.float32]]:
     """The global model of a training message."""
-    record = message.content.get("arrays")
+    return _arrays(message.content, "arrays")
+
+
+def _arrays(content: RecordDict, name: str) -> dict[str, NDArray[np.float32]]:
+    record = content.get(name)
     if not isinstance(record, ArrayRecord):
         raise ProtocolError("model", "the message carries no model")
     return {name: read_npy(array.data) for name, array in record.items()}

@@ -81,7 +81,7 @@ class BridgedParticipant(Participant):
             if not np.isfinite(arrays[name]).all():
                 raise Refused("model-values", f"array {name!r} has a value that is not finite")
 
-    def update(self, round_number: int, arrays: Arrays) -> LocalUpdate:
+    def update(self, run_id: str, round_number: int, arrays: Arrays) -> LocalUpdate:
         """Asks the app. What leaves of its answer is the difference of the models and the metrics agreed on."""
         assert isinstance(self.run, BridgedRun)
         answer, delta = self._app(), dict[str, NDArray[Any]]()

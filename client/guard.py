@@ -18,7 +18,6 @@ from tacit.privacy.accountant import Event
 from tacit.privacy.adaptive import clip_value
 from tacit.privacy.ledger import Ledger
 from tacit.privacy.plan import SUM, PrivacyPlan, unit_of
-from tacit.tasks.weights import array_shapes
 
 if TYPE_CHECKING:
     from client.participant import Run
@@ -97,7 +96,7 @@ def _check_round(run: Run, round_number: int, arrays: Arrays) -> None:
         arrays,
         {name: array.shape for name, array in empty_statistics(run.experiment).items()}
         if is_statistics
-        else array_shapes(run.trainer.model),
+        else run.model_shapes(arrays),
     )
 
 
@@ -151,6 +150,18 @@ def check_clip(run: Run, site: Site, clip: str) -> None:
     value = clip_value(clip)
     if not budget.clip_range[0] <= value <= min(budget.clip_range[1], site.policy.max_update_norm):
         raise Refused("clip", f"a clip norm of {value:g} is out of range")
+
+
+def check_variate(run: Run, site: Site, variate: Arrays) -> None:
+    """Raises `Refused` unless a control variate came where the strategy has one, and one that an update could be."""
+    if (run.experiment.strategy.name == "scaffold") != bool(variate):
+        raise Refused("variate", 'a control variate is sent with name = "scaffold", and nowhere else')
+    if not variate:
+        return
+    if {name: array.shape for name, array in variate.items()} != run.model_shapes(variate):
+        raise Refused("variate", "the control variate has other arrays than the model")
+    if not _norm(variate) <= site.policy.max_model_norm:  # true for NaN too
+        raise Refused("variate", "the control variate is longer than a model may be, or not finite")
 
 
 def check_cohort(run: Run, site: Site, num_masking: int) -> None:

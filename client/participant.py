@@ -18,6 +18,8 @@ from pathlib import Path
 from client import guard
 from client.evaluation import metric_sums
 from client.journal import SiteJournal
+from client.kept import Kept
+from client.local import Local
 from client.rate import FILE as RATE_FILE
 from client.rate import count_round
 from client.sessions import FolderSessions, MemorySessions, Session, Sessions
@@ -25,21 +27,23 @@ from client.site import Site, policy_stamp
 from client.statistics import scaled, statistics
 from client.training import Job, LocalTrainer
 from tacit import config
+from tacit.algorithms import KEEPING
 from tacit.audit import SITE_FILE, AuditLog, NoAudit
 from tacit.config import Experiment
 from tacit.encoding import STATISTICS_ROUND, encoder_of
 from tacit.errors import Refused
+from tacit.personal import first_arrays, travelling_shapes
 from tacit.privacy.discrete import add_noise
 from tacit.privacy.noise import Keys, SeededKeys, Stream, SystemKeys
 from tacit.privacy.plan import PrivacyPlan, unit_of
 from tacit.privacy.streams import stream_of
 from tacit.secagg.client import ClientMachine
-from tacit.secagg.contexts import text_digest
+from tacit.secagg.contexts import model_digest, text_digest
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.journal import MemoryJournal
 from tacit.secagg.receipt import Receipt, heads_of
 from tacit.tasks import Records, Task, load_task
-from tacit.tasks.weights import Arrays, array_shapes, load_arrays
+from tacit.tasks.weights import Arrays, load_arrays
 from tacit.update import EncodedUpdate, LocalUpdate
 
 
@@ -60,7 +64,13 @@ class Run:
 
     def model_shapes(self, arrays: Arrays) -> dict[str, tuple[int, ...]]:
         """Of the task that is installed here: the guard refuses a model that is laid out otherwise."""
-        return array_shapes(self.trainer.model)
+        return travelling_shapes(self.experiment, self.trainer.model)
+
+    @cached_property
+    def first_own(self) -> Arrays:
+        """What each site's own part of the model begins with; empty where all of it travels."""
+        private = self.plan.max_grad_norm is not None
+        return first_arrays(self.experiment, self.task, private=private)[1]
 
     @cached_property
     def sizes(self) -> Sequence[int]:
@@ -104,6 +114,7 @@ class Participant:
         except ValueError:
             raise Refused("not-a-member", f"the experiment declares no site {site.label!r}") from None
         self.task, self.scaling, self.clip = run.task, "", ""
+        self.variate: Arrays = {}  # of the server
         # Where sessions end with the process, the journal may as well.
         in_memory = isinstance(sessions, MemorySessions)
         self._journal = MemoryJournal() if in_memory else SiteJournal(site.folder, durable=site.durable)
@@ -210,16 +221,31 @@ class Participant:
         """
         count_round(self.site.folder / RATE_FILE, self.site.policy.max_rounds_per_hour)
 
-    def update(self, round_number: int, arrays: Arrays) -> LocalUpdate:
+    @property
+    def variate_digest(self) -> str:
+        """Of the server's control variate, in hexadecimal; empty where there is none."""
+        return model_digest(self.variate).hex() if self.variate else ""
+
+    def update(self, run_id: str, round_number: int, arrays: Arrays) -> LocalUpdate:
         """Trains from the global model; metric sums of that model come along where the plan pays for them.
 
-        In round 0 it is the statistics of a federated scaling.
+        With a strategy that keeps something at the site, they are of the site's own model, and what is kept is put
+        aside until the round is paid for. In round 0 it is the statistics of a federated scaling.
         """
-        run = self.run
         if round_number == STATISTICS_ROUND:
-            return statistics(run.task, self.site, run.plan, run.keys)
-        delta = run.trainer.train(arrays, self.job, round_number, run.keys)
-        return LocalUpdate(delta, self.weight, self.metrics(round_number, arrays))
+            return statistics(self.run.task, self.site, self.run.plan, self.run.keys)
+        guard.check_variate(self.run, self.site, self.variate)
+        kept = self.kept(run_id) if self.run.experiment.strategy.name in KEEPING else None
+        local = Local(self, round_number, arrays, kept.before(round_number) if kept else None)
+        delta, keep = local.trained()
+        metrics = self.metrics(round_number, local.evaluated)
+        if kept is not None:
+            kept.put_aside(round_number, keep)
+        return LocalUpdate(delta, self.weight, metrics)
+
+    def kept(self, run_id: str) -> Kept:
+        """What this site keeps of a run from round to round."""
+        return Kept(self.site.folder, run_id, durable=self.site.durable)
 
     def encode(self, round_number: int, arrays: Arrays, update: LocalUpdate) -> EncodedUpdate:
         """Clips to the public update norm and rounds to integers.
@@ -277,9 +303,13 @@ class Participant:
         Guarantees:
             The ledger is written and fsynced before the first byte of an update leaves.
         """
+        if run_id != self._entered:
+            self._enter(run_id, round_number, attempt, again=again)
+        if self.run.experiment.strategy.name in KEEPING:
+            self.kept(run_id).take_over(round_number)
+
+    def _enter(self, run_id: str, round_number: int, attempt: int, *, again: bool) -> None:
         plan = self.run.plan
-        if run_id == self._entered:
-            return
         with self.site.ledger() as ledger:
             if plan.is_private:
                 guard.check_budget(self.run, self.site, ledger, run_id, round_number, again=again)

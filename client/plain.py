@@ -83,7 +83,7 @@ def update(participant: Participant, fields: ConfigRecord, arrays: Arrays) -> Re
     run_id, round_number = ids(fields)
     participant.guard(run_id, round_number, arrays)
     participant.count_round()
-    local = participant.update(round_number, arrays)
+    local = participant.update(run_id, round_number, arrays)
     participant.debit(run_id, round_number, attempt=1)
     return ClippedUpdate.of(participant, arrays, local).to_records()
 
@@ -103,7 +103,7 @@ def contribution(participant: Participant, run_id: str, round_number: int, array
     """
     participant.guard(run_id, round_number, arrays)
     participant.count_round()
-    vector = participant.encode(round_number, arrays, participant.update(round_number, arrays))
+    vector = participant.encode(round_number, arrays, participant.update(run_id, round_number, arrays))
     experiment, noise = participant.run.experiment, participant.run.plan.sum_noise_multiplier
     if noise > 0:
         share = Rules.of(experiment.secure_aggregation, noise).parameters(experiment.cohort_size).noise_share

@@ -55,7 +55,7 @@ def setup(participant: Participant, request: bytes, arrays: Arrays, receipts: Se
     answer = machine.setup(request, own)  # refuses before anything is counted or trained
     if session is None:
         participant.count_round()
-        encoded = participant.encode(own.round, arrays, participant.update(own.round, arrays))
+        encoded = participant.encode(own.round, arrays, participant.update(own.run, own.round, arrays))
         session = Session(own.run, own.round, own.model, participant.run.digest, encoded, machine)
     session.machine, session.attempt = machine, own.attempt  # the same finished update under new masks
     news = _news(participant, shown)
@@ -131,7 +131,9 @@ def as_computed_here(participant: Participant, invitation: Invitation, arrays: A
         invitation,
         roster=roster.digest(),
         model=model_digest(arrays),
-        config=config_digest(run.experiment.to_toml(), participant.scaling, participant.clip),
+        config=config_digest(
+            run.experiment.to_toml(), participant.scaling, participant.clip, participant.variate_digest
+        ),
         length=run.encoder(arrays).layout.size,
         rules=Rules.of(run.experiment.secure_aggregation, run.plan.sum_noise_multiplier),
     )

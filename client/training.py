@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.normalised import factors
 from tacit.config import Experiment, Training
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Keys, Stream
@@ -99,6 +100,8 @@ class LocalTrainer:
     def __init__(self, task: Task, plan: PrivacyPlan, experiment: Experiment) -> None:
         self.task, self.plan, self.settings = task, plan, experiment.training
         self.proximal_mu = experiment.strategy.proximal_mu
+        self.steps = {site.label: site.steps for site in experiment.federation.sites if site.steps}
+        self.factors = factors(experiment)
         self.device = pick_device(experiment.device)
         self.model = build_model(task, private=plan.max_grad_norm is not None).to(self.device)
         self.gradients = self._gradients()
@@ -116,7 +119,7 @@ class LocalTrainer:
         return self.gradients.engine
 
     def train(self, arrays: Arrays, job: Job, round_number: int, keys: Keys) -> Deltas:
-        """One round of local steps from `arrays`; returns trained minus received, per array.
+        """One round of local steps from `arrays`; returns trained minus received, per array; see `normalised` too.
 
         Args:
             arrays: the global model.
@@ -127,10 +130,30 @@ class LocalTrainer:
         Raises:
             ConfigError: the model or the task is not what its protocol says; see `record_losses`.
         """
+        return self.steps_from(arrays, job, round_number, keys)
+
+    def steps_from(
+        self,
+        arrays: Arrays,
+        job: Job,
+        round_number: int,
+        keys: Keys,
+        *,
+        pull: tuple[float, Arrays] | None = None,
+        correction: Arrays | None = None,
+    ) -> Deltas:
+        """What `train` does, with steps that are drawn elsewhere.
+
+        Args:
+            arrays, job, round_number, keys: as of `train`.
+            pull: mu and a model that each step is drawn towards; FedProx's, and the model received, if not given.
+            correction: added to the gradient of each step.
+        """
         load_arrays(self.model, arrays)
         self.model.train()
         records = Records(job.records.features.to(self.device), job.records.targets.to(self.device))
-        start = [p.detach().clone() for p in self._parameters()]
+        mu, origin = (self.proximal_mu, arrays) if pull is None else pull
+        start, shift = self._tensors(origin if mu else {}), self._tensors(correction or {})
         optimizer = self.optimizer(self._parameters(), round_number)
         normaliser = self.plan.sampling_rate * job.declared_rows
         fixed = {name: tensor.detach().clone() for name, tensor in self._untrained()}
@@ -139,16 +162,25 @@ class LocalTrainer:
             stream_of(keys, purpose, job.site, round_number) for purpose in ("poisson", "noise")
         )
         with self._own_generator(keys.key("torch", job.site, round_number)):
-            batches = poisson_batches(records, self.plan.sampling_rate, self.plan.steps_per_round, sampling)
+            # At most as many as the plan charges for.
+            num_steps = self.steps.get(job.site, self.plan.steps_per_round)
+            batches = poisson_batches(records, self.plan.sampling_rate, num_steps, sampling)
             for batch in batches:
                 self.gradients.fill(batch, normaliser, noise)
-                self._pull_towards(start)
+                self._pull_towards(start, mu)
+                self._correct(shift)
                 optimizer.step()
         if self.plan.max_grad_norm is not None:
             self._check_unchanged(fixed)
         trained = read_arrays(self.model)
+        factor = np.float32(self.factors.get(job.site, 1.0))
         # np.asarray: a difference of arrays without dimensions is no array.
-        return {name: np.asarray(trained[name] - arrays[name]) for name in arrays}
+        return {name: np.asarray(factor * (trained[name] - arrays[name])) for name in arrays}
+
+    def _tensors(self, arrays: Arrays) -> list[Tensor]:
+        """The arrays of the parameters that are trained, in their order; none of none."""
+        named = self.model.named_parameters() if arrays else ()
+        return [torch.tensor(arrays[name]).to(p) for name, p in named if p.requires_grad]
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         return (p for p in self.model.parameters() if p.requires_grad)
@@ -177,12 +209,18 @@ class LocalTrainer:
                 torch.cuda.manual_seed(seed)
             yield
 
-    def _pull_towards(self, start: list[Tensor]) -> None:
+    def _pull_towards(self, start: list[Tensor], mu: float) -> None:
         """FedProx (Li et al. 2020, eq. 2): adds mu (w - w_global), which depends on no record."""
-        if self.proximal_mu:
+        if mu:
             for parameter, origin in zip(self._parameters(), start, strict=True):
                 if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal_mu)
+                    parameter.grad.add_(parameter.detach() - origin, alpha=mu)
+
+    def _correct(self, shift: list[Tensor]) -> None:
+        """SCAFFOLD (Karimireddy et al. 2020, algorithm 1, line 10): adds c - c_i, which is of earlier rounds."""
+        for parameter, tensor in zip(self._parameters() if shift else (), shift, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(tensor)
 
     def optimizer(self, parameters: Iterable[nn.Parameter], round_number: int) -> torch.optim.Optimizer:
         """A fresh one, with the learning rate of the round; what it does to a coordinate, no other one changes."""

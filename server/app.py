@@ -29,10 +29,12 @@ from strategies.scaling import learn_scaling
 from strategies.secure_grid import SecureAggregationGrid
 from strategies.sum_grid import Agreement, IdealSumGrid
 from tacit import config
+from tacit.algorithms import SINGLE_UPDATES
 from tacit.audit import SERVER_FILE, AuditLog
 from tacit.config import Experiment
 from tacit.encoding import encoder_of, needs_statistics
 from tacit.errors import ConfigError, ProtocolError, RunFailed, StorageError, TacitError
+from tacit.personal import first_arrays
 from tacit.population import Labels, Nodes
 from tacit.privacy.central import CentralNoise
 from tacit.privacy.plan import PrivacyPlan
@@ -42,7 +44,6 @@ from tacit.secagg.parameters import Rules
 from tacit.secagg.roster import Roster
 from tacit.secagg.signed_roster import SignedRoster
 from tacit.tasks import Task, load_task
-from tacit.tasks.weights import initial_arrays
 
 app = ServerApp()
 
@@ -85,7 +86,8 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     store = AuditedStore(state, state.run_id, log, attempts_of(state))
     rounds = Rounds(experiment, plan, strategy, grid, nodes, store, state.run_id, state.scaling)
     private = plan.max_grad_norm is not None  # record-level noise alone changes what a model may be made of
-    progress = rounds.run(initial_arrays(task, private=private, seed=experiment.seed))
+    first, _ = first_arrays(experiment, task, private=private)
+    progress = rounds.run(first)
     stopped = rounds.stops(progress)
     chosen = progress.best_round if stopped else progress.round
     state.finish(progress, "stopped early" if stopped else "finished", chosen)
@@ -133,7 +135,10 @@ def wrap(
     """The grid that the strategy speaks to: with the secure sum inside, or without."""
     settings, central = experiment.secure_aggregation, CentralNoise.of(experiment, plan)
     if not settings.enabled and central is None:
-        return PlainGrid(grid, {node: label for label, node in nodes.items()}, settings.deadline_seconds)
+        labels = {node: label for label, node in nodes.items()}
+        robust = experiment.strategy.name in SINGLE_UPDATES
+        fewest = experiment.cohort_size - settings.max_dropouts if robust else 0
+        return PlainGrid(grid, labels, settings.deadline_seconds, fewest)
     task = load_task(experiment)
     # The sites of a federation come back, and answer a second time as they did. A simulated one ends with its process.
     remember = "TACIT_NODES" in os.environ

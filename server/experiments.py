@@ -115,11 +115,13 @@ def check_rules(experiment: Experiment, roster: Roster) -> None:
 
 def schema_of(experiment: Experiment) -> bytes:
     """The digest of the model's schema, as a roster lists it."""
+    from tacit.personal import travelling_shapes
     from tacit.tasks import load_task
-    from tacit.tasks.weights import array_shapes, build_model
+    from tacit.tasks.weights import build_model
 
     private = PrivacyPlan.of(experiment).max_grad_norm is not None
-    return schema_digest(array_shapes(build_model(load_task(experiment), private=private)))
+    model = build_model(load_task(experiment), private=private)
+    return schema_digest(travelling_shapes(experiment, model))
 
 
 def _usable(roster: Roster) -> dict[str, int]:

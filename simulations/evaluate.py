@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from client.kept import newest
 from client.training import Job, LocalTrainer
 from simulations.truth import best_outputs
+from tacit.algorithms import PERSONAL
 from tacit.config import Experiment, Privacy
 from tacit.encoding import NUM_RECORDS
+from tacit.personal import first_arrays
 from tacit.privacy.noise import SeededKeys, Stream
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records, Summarises, Task, load_task
@@ -76,6 +79,15 @@ class Harness:
         ]
         self.has_test = any(site.test.num_rows for site in self.sites)
         self._model = self.task.model()
+        own = (self._own(sites / str(i), private) for i in range(len(labels)))
+        self.own = [arrays for arrays in own if arrays is not None]
+
+    def _own(self, folder: Path, private: bool) -> Arrays | None:
+        """What a site has kept of its own model; None where the strategy keeps none."""
+        if self.experiment.strategy.name not in PERSONAL:
+            return None
+        first = first_arrays(self.experiment, self.task, private=private)[1]
+        return {**first, **(newest(folder) or {})}
 
     def metrics(self, arrays: Arrays, records: Sequence[Records]) -> Metrics:
         """Metrics of a model over the union of some sets of records."""
@@ -90,6 +102,13 @@ class Harness:
     def overall(self, arrays: Arrays) -> Metrics:
         """Metrics of one model over all sites' held-out records."""
         return self.metrics(arrays, [site.test for site in self.sites])
+
+    def per_site_own(self, arrays: Arrays) -> dict[str, Metrics]:
+        """Metrics at each site of the model that it uses: the common one and, where it keeps some, its own arrays."""
+        if not self.own:
+            return self.per_site(arrays)
+        pairs = zip(self.sites, self.own, strict=True)
+        return {site.label: self.metrics({**arrays, **own}, [site.test]) for site, own in pairs}
 
     def pooled(self) -> Arrays:
         """All sites' records at one place, without privacy: what federation cannot beat by much."""

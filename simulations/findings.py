@@ -85,13 +85,17 @@ def write_findings(
 
 def _round(row: dict[str, Any], harness: Harness, state: RunState) -> r.Round:
     number = int(row["round"])
-    metrics = harness.overall(state.model_of(number)) if state.has_model(number) else {}
+    # What sites keep goes with the last round alone.
+    known = state.has_model(number) and not harness.own
+    metrics = harness.overall(state.model_of(number)) if known else {}
     return round_of(row, harness.experiment, metrics)
 
 
 def _final(harness: Harness, state: RunState, simulation: Simulation) -> r.Final:
     arrays = state.model_of(int(state.result["model_round"]))
-    return r.Final(metrics=harness.overall(arrays), sites=_site_results(harness, harness.per_site(arrays)))
+    sites = harness.per_site_own(arrays)
+    metrics = site_mean(sites) if harness.own else harness.overall(arrays)
+    return r.Final(metrics=metrics, sites=_site_results(harness, sites))
 
 
 def _site_results(harness: Harness, metrics: dict[str, Metrics]) -> tuple[r.SiteResult, ...]:

@@ -197,8 +197,8 @@ def with_update(change: Callable[[Fault, Floats], NDArray[np.float32]]) -> Play:
     def play(turn: Turn) -> Played:
         client, honest = turn.client, turn.client.update
 
-        def update(round_number: int, arrays: Arrays) -> LocalUpdate:
-            trained = honest(round_number, arrays)
+        def update(run_id: str, round_number: int, arrays: Arrays) -> LocalUpdate:
+            trained = honest(run_id, round_number, arrays)
             delta = {name: change(turn.fault, values) for name, values in trained.delta.items()}
             return replace(trained, delta=delta)
 

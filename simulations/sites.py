@@ -204,7 +204,13 @@ def _declared(
     try:
         return Federation(
             sites=tuple(
-                Site(label=site.label, rows=site.train_rows, **turns.get(site.label, {})) for site in sites
+                Site(
+                    label=site.label,
+                    rows=site.train_rows,
+                    steps=settings.steps[i % len(settings.steps)] if settings.steps else None,
+                    **turns.get(site.label, {}),
+                )
+                for i, site in enumerate(sites)
             )
         )
     except ValidationError as error:

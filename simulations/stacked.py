@@ -26,6 +26,7 @@ from client.plain import ids
 from client.training import Deltas, Job, LocalTrainer, learning_rate, record_losses
 from simulations.batches import Batches
 from simulations.workers import PATIENCE, WorkersTrainer, no_workers
+from tacit.algorithms import KEEPING
 from tacit.encoding import STATISTICS_ROUND
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Keys
@@ -264,6 +265,15 @@ def unstackable(model: nn.Module) -> str:
     return ""
 
 
+def obstacle_to_stacking(run: Run) -> str:
+    """Why the clients of a run are trained one after the other; empty if they need not be."""
+    if run.experiment.strategy.name in KEEPING:
+        return "each site begins with what it has kept"
+    if any(site.steps for site in run.experiment.federation.sites):
+        return "the sites take different numbers of steps"
+    return unstackable(run.trainer.model)
+
+
 def executor_for(run: Run, num_clients: int) -> str:
     """ "stacked", "workers" or "serial", as the experiment says or the model allows; the reason is logged once.
 
@@ -272,14 +282,19 @@ def executor_for(run: Run, num_clients: int) -> str:
     Raises:
         ConfigError: the experiment demands an executor that is not possible for the model or the device.
     """
-    wish = run.experiment.simulation.executor
-    if wish == "serial":
+    wish, strategy = run.experiment.simulation.executor, run.experiment.strategy.name
+    if strategy in KEEPING and wish in ("stacked", "workers"):
+        raise ConfigError(
+            f'not possible here: with strategy.name = "{strategy}" each site begins with what it has kept',
+            key="simulation.executor",
+        )
+    if wish == "serial" or strategy in KEEPING:
         return "serial"
     if isinstance(run.trainer, StackedTrainer):
         return "stacked"
     if isinstance(run.trainer, WorkersTrainer):
         return "workers"
-    reason = unstackable(run.trainer.model)
+    reason = obstacle_to_stacking(run)
     if wish == "stacked" and reason:
         raise ConfigError(f"not possible here: {reason}", key="simulation.executor")
     if wish != "workers" and not reason:
@@ -302,11 +317,11 @@ def chosen(run: Run, *, with_messages: bool) -> str:
     if isinstance(run.trainer, StackedTrainer):
         how = "stacked: the model is a stack of layers, and all clients of a cohort are one matrix"
     elif isinstance(run.trainer, WorkersTrainer) and run.trainer.has_started:
-        how = f"workers: {unstackable(run.trainer.model) or 'as the experiment says'}"
+        how = f"workers: {obstacle_to_stacking(run) or 'as the experiment says'}"
     elif run.experiment.simulation.executor == "serial":
         how = "serial, as the experiment says"
     else:
-        how = f"serial: {unstackable(run.trainer.model)}"
+        how = f"serial: {obstacle_to_stacking(run)}"
     sent = "over messages" if with_messages else "without messages"
     return f"{how}; {sent}; gradients {run.trainer.engine}"
 

@@ -13,6 +13,7 @@ from flwr.app import Array, Message, RecordDict
 from flwr.serverapp import Grid
 
 from strategies.exchange import exchange
+from tacit.errors import RunFailed
 from tacit.logs import visible
 
 
@@ -111,17 +112,24 @@ class PlainGrid(WrappedGrid):
         grid: carries the messages.
         labels: label of each node, in roster order.
         deadline_seconds: how long a round waits.
+        fewest: updates that a round needs: what a strategy promises against harmful ones follows from their number.
     """
 
-    def __init__(self, grid: Grid, labels: Mapping[int, str], deadline_seconds: float) -> None:
+    def __init__(
+        self, grid: Grid, labels: Mapping[int, str], deadline_seconds: float, fewest: int = 0
+    ) -> None:
         super().__init__(grid)
-        self._labels, self._deadline = labels, deadline_seconds
+        self._labels, self._deadline, self._fewest = labels, deadline_seconds, fewest
         self.facts = RoundFacts()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """The updates that came in time, in roster order. Refusals and what is no update are counted."""
+        """The updates that came in time, in roster order. Refusals and what is no update are counted.
+
+        Raises:
+            RunFailed: too few have come for what the strategy promises.
+        """
         messages = list(messages)
         answers = list(exchange(self._grid, messages, timeout or self._deadline))
         refusals = count_refusals(answers)
@@ -136,6 +144,11 @@ class PlainGrid(WrappedGrid):
             refusals=refusals,
             bytes_up=max((size_of(answer.content) for answer in good), default=0),
         )
+        if good and len(good) < self._fewest:
+            raise RunFailed(
+                f"{len(good)} of {len(messages)} updates arrived, the strategy needs {self._fewest}; "
+                f"sites refused: {spelled(refusals)}"
+            )
         return good
 
 

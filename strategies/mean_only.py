@@ -11,6 +11,8 @@ from typing import Final
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from strategies.scaffold import Scaffold
+from tacit.algorithms import SINGLE_UPDATES
 from tacit.errors import ConfigError
 
 MEAN_ONLY: Final = (
@@ -22,12 +24,14 @@ MEAN_ONLY: Final = (
     flower.FedYogi,
 )
 
+OWN: Final = (Scaffold,)  # ours, which need nothing but the mean either
+
 REASONS: Final = {
-    "Krum": "compares single updates with each other",
-    "MultiKrum": "compares single updates with each other",
+    "Krum": SINGLE_UPDATES["krum"],
+    "MultiKrum": SINGLE_UPDATES["multikrum"],
     "Bulyan": "compares single updates with each other",
-    "FedMedian": "takes the median of single updates",
-    "FedTrimmedAvg": "leaves out the largest and smallest of single updates",
+    "FedMedian": SINGLE_UPDATES["fedmedian"],
+    "FedTrimmedAvg": SINGLE_UPDATES["fedtrimmedavg"],
     "QFedAvg": "weighs each update by that client's own loss",
     "FedXgbBagging": "appends trees, which have no mean",
     "FedXgbCyclic": "passes one client's trees on to the next",
@@ -48,7 +52,7 @@ def check_mean_only(strategy: Strategy) -> None:
     for known in kind.__mro__:
         if known.__name__ in REASONS and known.__module__.startswith("flwr."):
             raise ConfigError(f"{kind.__name__} {REASONS[known.__name__]}", key="strategy")
-    for known in MEAN_ONLY:
+    for known in (*MEAN_ONLY, *OWN):
         if kind is known or (issubclass(kind, known) and kind.aggregate_train is known.aggregate_train):
             return
     raise ConfigError(

@@ -26,8 +26,8 @@ from strategies.coordinator import Coordinator
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, count_refusals, size_of, spelled
 from strategies.mean_only import check_mean_only
-from strategies.sum_grid import Agreement, SumGrid, clip_of, round_of, scaling_of
-from tacit.encoding import config_digest
+from strategies.sum_grid import Agreement, SumGrid, clip_of, round_of, scaling_of, variate_of
+from tacit.encoding import VARIATE, config_digest
 from tacit.errors import ProtocolError, RunFailed
 from tacit.secagg.contexts import Invitation, model_digest
 from tacit.secagg.encoder import Encoder
@@ -304,7 +304,7 @@ class SecureAggregationGrid(SumGrid):
         content = RecordDict({"tacit": ConfigRecord({"body": body})})
         if model is not None and (receipts := self._coordinator.receipts.shown()):
             content.config_records["tacit"]["receipts"] = receipts
-        for name in ("arrays", "scaling", "clip"):
+        for name in ("arrays", "scaling", "clip", VARIATE):
             if model is not None and name in model.content:
                 content[name] = model.content[name]
         return Message(content=content, message_type=f"train.{step}", dst_node_id=node)
@@ -324,7 +324,9 @@ class SecureAggregationGrid(SumGrid):
             round=round_of(messages[0]),
             attempt=attempt,
             model=model_digest(arrays),
-            config=config_digest(agreement.config, scaling_of(messages[0]), clip_of(messages[0])),
+            config=config_digest(
+                agreement.config, scaling_of(messages[0]), clip_of(messages[0]), variate_of(messages[0])
+            ),
             length=encoder.layout.size,
             num_invited=len(messages),
             rules=agreement.rules,

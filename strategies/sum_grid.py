@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, WrappedGrid, count_refusals, spelled
+from tacit.encoding import VARIATE
 from tacit.errors import ProtocolError, RunFailed
 from tacit.privacy.central import CentralNoise
+from tacit.secagg.contexts import model_digest
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
@@ -188,6 +190,14 @@ def scaling_of(message: Message) -> str:
     """The scaling constants that go with a training message, as text; empty without."""
     record = message.content.get("scaling")
     return str(record["constants"]) if isinstance(record, ConfigRecord) else ""
+
+
+def variate_of(message: Message) -> str:
+    """The digest of the control variate that goes with a training message, in hexadecimal; empty without."""
+    record = message.content.array_records.get(VARIATE)
+    if record is None:
+        return ""
+    return model_digest({name: array.numpy() for name, array in record.items()}).hex()
 
 
 def clip_of(message: Message) -> str:

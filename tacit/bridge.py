@@ -17,6 +17,7 @@ import tomli_w
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
+from tacit.algorithms import Strategy
 from tacit.config import (
     Count,
     Experiment,
@@ -24,7 +25,6 @@ from tacit.config import (
     Positive,
     SecureAggregation,
     Site,
-    Strategy,
     Task,
     Training,
     first_problem,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from tacit.algorithms import KEEPING, PERSONAL, SINGLE_UPDATES, Strategy
 from tacit.data.array_schema import ArraySchema
 from tacit.data.schema import Frozen, Schema
 from tacit.errors import ConfigError
@@ -147,6 +148,7 @@ class Partition(Frozen):
         group_size: of "grouped": how many values of the column make a site.
         sigma: of "distribution": of the log-normal law of the sizes.
         shifts: what is changed at which sites besides, in this order.
+        steps: local steps that the sites take in a round, dealt out in turn; empty = all take `training.local_steps`.
     """
 
     kind: Literal[
@@ -168,6 +170,7 @@ class Partition(Frozen):
     group_size: Count = 2
     sigma: Annotated[float, Field(gt=0, le=10)] = 2.0
     shifts: Annotated[tuple[AnyShift, ...], Field(strict=False)] = ()
+    steps: Annotated[tuple[Count, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> Partition:
@@ -180,6 +183,8 @@ class Partition(Frozen):
             raise ValueError(
                 'shifts change what sites have; the clients of kind = "virtual" share one pool of rows'
             )
+        if self.kind == "virtual" and self.steps:
+            raise ValueError('the clients of kind = "virtual" are alike: all take training.local_steps')
         if self.sizes and self.kind in ("sizes", "label_quantity") and len(self.sizes) != self.num_clients:
             raise ValueError(f"sizes names {len(self.sizes)} sites, num_clients is {self.num_clients}")
         return self
@@ -213,25 +218,6 @@ class Training(Frozen):
     schedule: Literal["constant", "cosine", "step"] = "constant"
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
     step_rounds: Count = 10
-
-
-class Strategy(Frozen):
-    """`[strategy]`: how updates become the next model.
-
-    Attributes:
-        weights: aggregation weights, always public: equal, or in proportion to the declared sizes.
-        proximal_mu: FedProx's pull towards the global model.
-    """
-
-    name: Literal["fedavg", "fedprox"] = "fedavg"
-    weights: Literal["equal", "declared"] = "equal"
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
-
-    @model_validator(mode="after")
-    def _proximal(self) -> Strategy:
-        if self.proximal_mu and self.name != "fedprox":
-            raise ValueError('proximal_mu belongs to name = "fedprox"')
-        return self
 
 
 class Budget(Frozen):
@@ -407,12 +393,14 @@ class Site(Frozen):
         rows: to train on.
         joins: the first round that it is invited to; None = 1.
         leaves: the first round that it is not invited to any more; None = never.
+        steps: local steps that it takes in a round, at most `training.local_steps`; None = as many.
     """
 
     label: Annotated[str, Field(min_length=1)]
     rows: Count
     joins: Count | None = None
     leaves: Count | None = None
+    steps: Count | None = None
 
     @model_validator(mode="after")
     def _present(self) -> Site:
@@ -512,8 +500,64 @@ class Experiment(Frozen):
                 self.secure_aggregation.check_cohort(cohort)
             except ValueError as error:
                 raise ValueError(f"secure_aggregation.{error}") from None
+        self._check_strategy(cohort)
         self._check_privacy()
         return self
+
+    def _check_strategy(self, cohort: int) -> None:
+        name, secure, training = self.strategy.name, self.secure_aggregation, self.training
+        said = [*self.partition.steps, *(site.steps or 0 for site in self.federation.sites)]
+        if max(said, default=0) > training.local_steps:
+            raise ValueError(
+                f"training.local_steps = {training.local_steps} is what a round is charged for: no site takes more"
+            )
+        if name == "fednova" and training.optimizer != "sgd":
+            raise ValueError('strategy.name = "fednova" knows what a step of optimizer = "sgd" adds up to')
+        self._check_keeping(name)
+        if (need := SINGLE_UPDATES.get(name)) is None:
+            return
+        if secure.enabled:
+            raise ValueError(
+                f'strategy.name = "{name}" {need}, and a secure sum shows none: '
+                "set secure_aggregation.enabled = false, where the sites' policies allow it"
+            )
+        if self.privacy.client is not None:
+            raise ValueError(
+                f'strategy.name = "{name}" {need}; the noise of privacy.client is for their sum alone'
+            )
+        if cohort:
+            try:
+                self.strategy.check_cohort(cohort - secure.max_dropouts)
+            except ValueError as error:
+                raise ValueError(f"strategy.{error}") from None
+
+    def _check_keeping(self, name: str) -> None:
+        training, evaluation, record = self.training, self.evaluation, self.privacy.record
+        if name in KEEPING and (self.partition.kind == "virtual" or self.federation.population):
+            raise ValueError(f'strategy.name = "{name}": a virtual client has no folder to keep anything in')
+        if name in PERSONAL and evaluation.patience:
+            raise ValueError(
+                "evaluation.patience releases the model of an earlier round; "
+                f'what sites keep with strategy.name = "{name}" goes with the last one'
+            )
+        if name == "fedbn" and record is not None:
+            raise ValueError(
+                'strategy.name = "fedbn": BatchNorm mixes records, so that none of them can be protected; '
+                'with privacy.record use "fedper" and GroupNorm'
+            )
+        if name == "ditto" and record is not None and evaluation.metrics:
+            raise ValueError(
+                "evaluation.metrics would be of the sites' own models, "
+                'which privacy.record does not pay for with strategy.name = "ditto"'
+            )
+        plain = training.optimizer == "sgd" and not training.momentum and training.schedule == "constant"
+        if name == "scaffold" and not plain:
+            raise ValueError(
+                'strategy.name = "scaffold" knows the mean gradient of optimizer = "sgd" without momentum, '
+                'at a learning rate that is the same in every round (training.schedule = "constant")'
+            )
+        if name == "scaffold" and (self.partition.steps or any(site.steps for site in self.federation.sites)):
+            raise ValueError('strategy.name = "scaffold" needs the same number of steps at all sites')
 
     def _check_privacy(self) -> None:
         record = self.privacy.record

@@ -31,6 +31,7 @@ NUM_RECORDS: Final = "records"
 WEIGHT: Final = "num-examples"  # as Flower's strategies call it
 STATISTICS: Final = "statistics"  # the one array of round 0, where a model has its own
 STATISTICS_ROUND: Final = 0
+VARIATE: Final = "variate"  # the record beside the model that SCAFFOLD's server sends
 
 
 def metric_names(task: Task) -> tuple[str, ...]:
@@ -120,11 +121,15 @@ def scaling_constants(text: str) -> Constants:
     return constants
 
 
-def config_digest(experiment_toml: str, scaling: str, clip: str = "") -> bytes:
-    """What ctx0 says of the configuration: the experiment and, where they exist, the scaling and the clip in force."""
+def config_digest(experiment_toml: str, scaling: str, clip: str = "", variate: str = "") -> bytes:
+    """What ctx0 says of the configuration: the experiment and, where there are, scaling, clip and variate in force.
+
+    Without the variate in it a server could send each client another one, and with it steer who moves the sum.
+    """
     parts = [experiment_toml]
     parts += [f"# scaling: {scaling}"] if scaling else []
     parts += [f"# clip: {clip}"] if clip else []
+    parts += [f"# variate: {variate}"] if variate else []
     return text_digest("\n".join(parts) + "\n" if len(parts) > 1 else experiment_toml)
 
 

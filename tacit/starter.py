@@ -89,7 +89,7 @@ learning_rate = 2.0
 schedule = "cosine"         # towards 0 in the last round; or constant, step
 
 [strategy]
-name = "fedavg"             # or "fedprox" with proximal_mu = 0.1, where sites differ a lot
+name = "fedavg"             # docs/strategies.md; "fedprox" with proximal_mu = 0.1 where sites differ a lot
 weights = "declared"        # a site counts by the number of rows it declares; or "equal"
 
 # ---- Privacy -------------------------------------------------------------------------------------

@@ -72,10 +72,10 @@ class CanaryClients:
         """Has a canary send what its coin says; of a real site keeps what it sends, for the auditor knows that."""
         honest, canary = client.update, client.position - self.sites
 
-        def update(round_number: int, arrays: Arrays) -> LocalUpdate:
+        def update(run_id: str, round_number: int, arrays: Arrays) -> LocalUpdate:
             layout = client.run.encoder(arrays).layout
             if canary < 0:
-                released = honest(round_number, arrays)
+                released = honest(run_id, round_number, arrays)
                 flat = cut(layout.flatten(released.delta)[None], self.clip)[0]
                 self.honest.setdefault(round_number, {})[client.position] = released.weight, flat
                 return released

@@ -70,8 +70,8 @@ def watching(updates: list[Seen]) -> Prepare:
     def prepare(client: Participant) -> None:
         honest, site = client.update, client.position
 
-        def update(round_number: int, arrays: Arrays) -> LocalUpdate:
-            released = honest(round_number, arrays)
+        def update(run_id: str, round_number: int, arrays: Arrays) -> LocalUpdate:
+            released = honest(run_id, round_number, arrays)
             kept = {name: np.array(values, dtype=np.float64) for name, values in released.delta.items()}
             updates.append(Seen(site, round_number, dict(arrays), kept))
             return released

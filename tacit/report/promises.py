@@ -10,8 +10,8 @@ from tacit.config import Experiment
 from tacit.privacy.client_plan import ClientPlan
 from tacit.privacy.ledger import Entry
 from tacit.privacy.plan import SUM, PrivacyPlan
-from tacit.report.record import PrivacyEntry, SecureSum
-from tacit.report.wording import RELATIONS, not_covered, trusted
+from tacit.report.record import PrivacyEntry, SecureSum, Unit
+from tacit.report.wording import KEPT, RELATIONS, not_covered, trusted
 
 
 def privacy_entries(
@@ -36,7 +36,7 @@ def privacy_entries(
     paid = None if ledgers is None else list(ledgers)
     entries = []
     if plan.unit == "record":
-        entries.append(_record(plan, _most(paid, "training"), simulation))
+        entries.append(_record(experiment, plan, _most(paid, "training"), simulation))
     if plan.client is not None:
         entries.append(_client(experiment, plan.client, _most(paid, SUM), secure, simulation))
     return tuple(_void(entry) if experiment.insecure_seeded_noise else entry for entry in entries)
@@ -49,7 +49,13 @@ def _most(ledgers: Sequence[Sequence[Entry]] | None, purpose: str) -> int | None
     return max((sum(entry.purpose == purpose for entry in entries) for entries in ledgers), default=0)
 
 
-def _record(plan: PrivacyPlan, debits: int | None, simulation: bool) -> PrivacyEntry:
+def _with_kept(unit: Unit, experiment: Experiment, simulation: bool) -> tuple[str, ...]:
+    """The standard exclusions, and what is to be said of what sites keep for themselves."""
+    kept = KEPT.get((unit, experiment.strategy.name))
+    return (*not_covered(unit, simulation=simulation), *([kept] if kept else []))
+
+
+def _record(experiment: Experiment, plan: PrivacyPlan, debits: int | None, simulation: bool) -> PrivacyEntry:
     return PrivacyEntry(
         unit="record",
         relation=RELATIONS["record"],
@@ -60,7 +66,7 @@ def _record(plan: PrivacyPlan, debits: int | None, simulation: bool) -> PrivacyE
         noise_multiplier=plan.noise_multiplier,
         debits=plan.debits,
         trusted=trusted("record"),
-        not_covered=not_covered("record", simulation=simulation),
+        not_covered=_with_kept("record", experiment, simulation),
         mechanism="DP-SGD: Poisson-sampled, clipped per record, Gaussian noise at the site in every step",
         epsilon_spent=None if debits is None else plan.epsilon_after(debits),
     )
@@ -87,7 +93,7 @@ def _client(
         noise_multiplier=plan.noise_multiplier,
         debits=plan.debits,
         trusted=trusted("client", noise=plan.placement, secure=secure),
-        not_covered=not_covered("client", simulation=simulation),
+        not_covered=_with_kept("client", experiment, simulation),
         mechanism=how,
         epsilon_spent=None if debits is None else plan.epsilon_after(debits),
         epsilon_replaced=plan.epsilon_replaced,

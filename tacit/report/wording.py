@@ -40,6 +40,39 @@ def trusted(unit: Unit, *, noise: str = "", secure: SecureSum | None = None) -> 
     return "no single party; at most the stated number of clients may collude with the coordinating server"
 
 
+# Of what a site keeps for itself, which is in nothing that leaves it: by unit of privacy and strategy.
+KEPT: dict[tuple[Unit, str], str] = {
+    ("record", "fedper"): (
+        "The part of the model that each site keeps never leaves it and costs nothing. It is trained by the same "
+        "noised steps, all of which are counted: a site that publishes it has the same promise for it."
+    ),
+    ("record", "ditto"): (
+        "The model that each site keeps for itself: it never leaves the site, costs nothing, and is promised nothing. "
+        "Publishing it is a release that no ledger has paid for."
+    ),
+    ("record", "scaffold"): (
+        "The control variate that each site keeps follows from updates that are private and counted already: it never "
+        "leaves, and is covered by the same promise."
+    ),
+    (
+        "client",
+        "fedper",
+    ): "The part of the model that each site keeps: it never leaves the site and is promised nothing.",
+    (
+        "client",
+        "fedbn",
+    ): "The BatchNorm layers that each site keeps: they never leave it and are promised nothing.",
+    (
+        "client",
+        "ditto",
+    ): "The model that each site keeps for itself: it never leaves it and is promised nothing.",
+    (
+        "client",
+        "scaffold",
+    ): "The control variate that each site keeps: it never leaves the site and is promised nothing.",
+}
+
+
 def not_covered(unit: Unit, *, simulation: bool) -> tuple[str, ...]:
     """What no promise of this unit is about; at least this much is in every statement."""
     points = [

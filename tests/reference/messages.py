@@ -33,12 +33,13 @@ def model_digest(arrays: Sequence[tuple[str, str, Sequence[int], bytes]]) -> byt
     return h("model", *parts)
 
 
-def config_digest(experiment: str, scaling: str = "", clip: str = "") -> bytes:
+def config_digest(experiment: str, scaling: str = "", clip: str = "", variate: str = "") -> bytes:
     """Digest of a configuration."""
-    if scaling or clip:
+    if scaling or clip or variate:
         experiment += "\n"
         experiment += f"# scaling: {scaling}\n" if scaling else ""
         experiment += f"# clip: {clip}\n" if clip else ""
+        experiment += f"# variate: {variate}\n" if variate else ""
     return h("text", text(experiment))
 
 

@@ -24,10 +24,10 @@ from strategies.factory import make_strategy
 from strategies.rounds import Arrays, Rounds
 from tacit import config
 from tacit.config import Experiment
+from tacit.personal import first_arrays
 from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.server import ServerMachine
 from tacit.tasks import load_task
-from tacit.tasks.weights import initial_arrays
 from tacit.update import Aggregate
 
 TEXT = """
@@ -73,7 +73,7 @@ class Federation:
 
     def initial(self) -> Arrays:
         task, private = load_task(self.experiment), self.experiment.privacy.record is not None
-        return initial_arrays(task, private=private, seed=self.experiment.seed)
+        return first_arrays(self.experiment, task, private=private)[0]
 
     @contextmanager
     def rounds(

@@ -239,7 +239,7 @@ def test_a_clipped_update_cannot_be_made_at_a_site_whose_policy_does_not_allow_s
         assert answer(folder, settings, kind, arrays).error.reason == f"refused:{reason}"
     client = participant(folder, settings)
     with pytest.raises(Refused):
-        ClippedUpdate.of(client, arrays, client.update(1, arrays))
+        ClippedUpdate.of(client, arrays, client.update("run-1", 1, arrays))
     assert not (folder / "ledger").exists()
 
 
@@ -250,7 +250,7 @@ def test_a_single_update_is_cut_at_the_public_norm_and_shows_nothing_of_itself(t
     folder = write_site(tmp_path / "north", policy=SINGLE)
     start = model(settings)
     client = participant(folder, settings)
-    update = client.update(1, start)
+    update = client.update("run-1", 1, start)
     made = ClippedUpdate.of(client, start, update)
     moved = np.concatenate([(made.arrays[name] - start[name]).ravel() for name in start])
     assert np.linalg.norm(moved) == pytest.approx(0.25, abs=1e-5)
@@ -424,7 +424,7 @@ def test_K1_no_secret_is_in_the_text_of_any_object(tmp_path, private, arrays):
     session = client.session()
     state = session.machine._state
     secrets = [state.mask.secret().hex(), bytes(state.own_seed).hex(), repr(bytes(state.own_seed))]
-    update = client.update(1, arrays)
+    update = client.update("run-1", 1, arrays)
     shown = " ".join(map(repr, (session, session.machine, state, client, client.run, client.site, update)))
     assert not [secret for secret in secrets if secret in shown]
     # Of the vector no three neighbours. Noise of a standard deviation of hundreds is like the numbers that may be there

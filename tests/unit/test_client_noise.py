@@ -36,7 +36,7 @@ def test_I15_each_noise_vector_has_a_key_of_its_own_from_the_operating_system(tm
     made = clients_only()
     client = site(tmp_path, made)
     assert isinstance(client.run.keys, SystemKeys)
-    encoded = client.encode(1, model(made), client.update(1, model(made)))
+    encoded = client.encode(1, model(made), client.update("run-1", 1, model(made)))
     np.random.seed(0)
     drawn = {client.noised(encoded, 1, 1, 500.0).values.tobytes() for _ in range(20)}
     assert len(drawn) == 20
@@ -81,7 +81,7 @@ def test_I6_with_the_same_randomness_two_data_sets_move_a_vector_within_the_boun
     vectors, noises = [], []
     for i, data in enumerate(files):
         client = site(tmp_path / str(i), made, data=data)
-        encoded = client.encode(1, arrays, client.update(1, arrays))
+        encoded = client.encode(1, arrays, client.update("run-1", 1, arrays))
         vectors.append(encoded.values)
         noises.append(client.noised(encoded, 1, 1, 300.0).values - encoded.values)
     assert all(sum(int(x) ** 2 for x in vector) <= c_int**2 for vector in vectors)
@@ -176,7 +176,7 @@ def test_I16_the_clip_norm_in_force_is_one_that_experiment_and_site_allow(
 def test_I16_the_clip_norm_in_force_is_what_updates_are_cut_at(tmp_path: Any) -> None:
     made = clients_only(**IDEAL, client={"target_quantile": 0.5})
     client, arrays = site(tmp_path, made), model(made)
-    update = client.update(1, arrays)
+    update = client.update("run-1", 1, arrays)
     client.clip_at("0.01")
     assert client.encode(1, arrays, update).clipped
     client.clip_at("50.0")
