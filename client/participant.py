@@ -39,6 +39,7 @@ from tacit.secagg.encoder import Encoder
 from tacit.secagg.journal import MemoryJournal
 from tacit.secagg.receipt import Receipt, heads_of
 from tacit.tasks import Records, Task, load_task
+from tacit.tasks.cells import cells_of
 from tacit.tasks.weights import Arrays, array_shapes, load_arrays
 from tacit.update import EncodedUpdate, LocalUpdate
 
@@ -51,6 +52,7 @@ class Run:
         self.digest = text_digest(self.experiment.to_toml())
         self.plan = PrivacyPlan.of(self.experiment)
         self.task: Task = load_task(self.experiment)
+        self.cells = cells_of(self.experiment, self.task)
         self.trainer = LocalTrainer(self.task, self.plan, self.experiment)
         self.keys = keys_for(self.experiment, self.plan)
 
@@ -298,7 +300,7 @@ class Participant:
             return {}
         load_arrays(run.trainer.model, arrays)
         stream = Stream(run.keys.key("metrics", self.site.label, round_number))
-        sums = metric_sums(run.trainer.model, run.task, self.records("test"), noise, stream)
+        sums = metric_sums(run.trainer.model, run.task, self.records("test"), noise, stream, run.cells)
         ranges = run.encoder(arrays).metrics
         return {name: ranges[name].cut(value) for name, value in sums.items()}
 
