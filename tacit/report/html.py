@@ -147,7 +147,8 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "statement": statement.sections(record),
         "signature": statement.SIGNATURE_LINES,
         "card_title": model_card.title(record),
-        "card": model_card.parts(record),
+        # Its section on privacy says what the statement above it says.
+        "card": [part for part in model_card.parts(record) if part.section.title != model_card.PRIVACY],
         "sign_off": model_card.SIGN_OFF,
         "experiment_toml": tomli_w.dumps(_without_nothing(record.experiment)),
     }

@@ -18,7 +18,7 @@ from tacit.report.statement import Section, document, first_verdict
 from tacit.report.storage import write_text
 
 FILE: Final = "model-card.md"
-BLANK: Final = "_" * 50
+PRIVACY: Final = "Privacy"
 SIGN_OFF: Final = (
     "Intended use",
     "Not to be used for",
@@ -65,7 +65,7 @@ def parts(record: RunRecord) -> list[Part]:
         Part(_columns(record)),
         Part(_quality(record), figures=True),
         Part(_groups(record), figures=True),
-        Part(Section("Privacy", (*first_verdict(record), "The whole statement is in privacy-statement.md."))),
+        Part(Section(PRIVACY, (*first_verdict(record), "The whole statement is in privacy-statement.md."))),
         Part(_limits(record), figures=True),
         Part(_files(record)),
     ]
