@@ -1,48 +1,49 @@
 """Metric sums of the model that came in, over the records that the site holds out.
 
-Per-record values are cut to [0, 1], so one record moves the vector (metrics, 1) by at most sqrt(k + 1); the noise
-follows from that bound and the plan.
+Per-record values are cut to [0, 1] and each record is in one cell of each of t tables of outcomes, so that one record
+moves the vector (metrics, 1, cells) by at most sqrt(k + 1 + t); the noise follows from that bound and the plan.
 """
 
 from __future__ import annotations
 
-from math import sqrt
-
 import torch
 from torch import nn
 
-from tacit.encoding import NUM_RECORDS, metric_names
+from tacit.encoding import NUM_RECORDS, metric_names, metric_sensitivity
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
-
-
-def sensitivity(task: Task) -> float:
-    """Euclidean bound of one record's contribution to `metric_sums`."""
-    return sqrt(len(task.metric_names) + 1)
+from tacit.tasks.cells import Cells
 
 
 def metric_sums(
-    model: nn.Module, task: Task, records: Records, noise_multiplier: float, noise: Stream
+    model: nn.Module,
+    task: Task,
+    records: Records,
+    noise_multiplier: float,
+    noise: Stream,
+    cells: Cells | None = None,
 ) -> dict[str, float]:
     """Sums over `records`, each with noise of standard deviation noise_multiplier * sensitivity.
 
     Guarantees:
         A metric sum leaves a site only with the noise that the plan paid for.
     """
-    values = record_metrics(model, task, records)
-    draws = noise.gaussian(len(values), noise_multiplier * sensitivity(task))
+    values = record_metrics(model, task, records, cells)
+    draws = noise.gaussian(len(values), noise_multiplier * metric_sensitivity(task, cells))
     return {name: value + float(draw) for (name, value), draw in zip(values.items(), draws, strict=True)}
 
 
-def record_metrics(model: nn.Module, task: Task, records: Records) -> dict[str, float]:
+def record_metrics(
+    model: nn.Module, task: Task, records: Records, cells: Cells | None = None
+) -> dict[str, float]:
     """The exact sums. They stay at the site; only `metric_sums` may travel.
 
     Raises:
         ConfigError: a metric is not one number per record.
     """
     if not records.num_rows:
-        return dict.fromkeys(metric_names(task), 0.0)
+        return dict.fromkeys(metric_names(task, cells), 0.0)
     device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
@@ -55,4 +56,5 @@ def record_metrics(model: nn.Module, task: Task, records: Records) -> dict[str, 
         name: float(per_record[name].double().nan_to_num(0.0).clamp(0.0, 1.0).sum())
         for name in task.metric_names
     }
-    return {**sums, NUM_RECORDS: float(records.num_rows)}
+    counts = cells.count(outputs, records) if cells is not None else {}
+    return {**sums, NUM_RECORDS: float(records.num_rows), **counts}

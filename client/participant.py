@@ -43,6 +43,7 @@ from tacit.secagg.encoder import Encoder
 from tacit.secagg.journal import MemoryJournal
 from tacit.secagg.receipt import Receipt, heads_of
 from tacit.tasks import Records, Task, load_task
+from tacit.tasks.cells import cells_of
 from tacit.tasks.weights import Arrays, load_arrays
 from tacit.update import EncodedUpdate, LocalUpdate
 
@@ -55,6 +56,7 @@ class Run:
         self.digest = text_digest(self.experiment.to_toml())
         self.plan = PrivacyPlan.of(self.experiment)
         self.task: Task = load_task(self.experiment)
+        self.cells = cells_of(self.experiment, self.task)
         self.trainer = LocalTrainer(self.task, self.plan, self.experiment)
         self.keys = keys_for(self.experiment, self.plan)
 
@@ -326,7 +328,7 @@ class Participant:
             return {}
         load_arrays(run.trainer.model, arrays)
         stream = Stream(run.keys.key("metrics", self.site.label, round_number))
-        sums = metric_sums(run.trainer.model, run.task, self.records("test"), noise, stream)
+        sums = metric_sums(run.trainer.model, run.task, self.records("test"), noise, stream, run.cells)
         ranges = run.encoder(arrays).metrics
         return {name: ranges[name].cut(value) for name, value in sums.items()}
 

@@ -85,12 +85,14 @@ def serve(experiment: Experiment, state: Path, federation: Path, *, port: int, n
     if experiment.simulation.faults:
         raise ConfigError("real processes play no faults yet: tacit simulate does", key="simulation.faults")
     from server import submission
+    from server.checkpoint import write_file
     from server.following import RoundFollower, round_progress
     from server.state import check_folder
     from server.superlink import SuperLink
 
     state = state.resolve()
     check_folder(state, experiment.to_toml())  # before anything is started and anybody waits
+    write_file(state / "experiment.toml", experiment.to_toml().encode())  # what rebuilds its model
     variables = {"TACIT_STATE": str(state), "TACIT_FEDERATION": str(federation.resolve())}
     with SuperLink(state / "flower", port=port, variables=variables) as link:
         with round_progress() as progress:

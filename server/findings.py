@@ -19,8 +19,10 @@ from tacit import config
 from tacit.errors import ConfigError, MissingExtra
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report import record as r
+from tacit.report.model_card import FILE as CARD
+from tacit.report.model_card import write_model_card
 from tacit.report.promises import privacy_entries
-from tacit.report.rows import Rows, round_of, secure_sum_of, versions
+from tacit.report.rows import Rows, learned_outcomes, round_of, secure_sum_of, versions
 from tacit.report.statement import write_statement
 from tacit.report.storage import write_json
 from tacit.secagg.identity import fingerprint, readable
@@ -29,7 +31,7 @@ RECORD: Final = "report.json"
 
 
 def write_report(run: Run, kit: Path, outcome: str = "") -> list[str]:
-    """Writes report.json, privacy-statement.md and, where plotting is installed, report.html into a run's folder.
+    """Writes report.json, privacy statement, model card and, where plotting is installed, report.html into its folder.
 
     Args:
         run: one that has begun.
@@ -46,6 +48,7 @@ def write_report(run: Run, kit: Path, outcome: str = "") -> list[str]:
     record = record_of(run, kit, outcome or outcome_of(run.status))
     write_json(record, run.folder / RECORD)
     write_statement(record, run.folder / STATEMENT)
+    write_model_card(record, run.folder / CARD)
     from tacit.report.html import write_html
 
     try:
@@ -72,6 +75,7 @@ def record_of(run: Run, kit: Path, outcome: str) -> r.RunRecord:
         experiment=experiment.model_dump(mode="json", by_alias=True, exclude_none=True),
         rounds=tuple(round_of(row, experiment) for row in rows),
         final=r.Final(metrics=_last_metrics(rows)),
+        learned=learned_outcomes(rows, experiment, plan),
         privacy=privacy_entries(experiment, plan, None, secure=secure, simulation=False),
         secure_aggregation=secure,
         federation=federation_of(CoordinatorKit.open(kit)),

@@ -4,7 +4,7 @@
     status.json       queued, running, finished, failed or stopped, since when, and why
     stop              there when somebody has asked for the end
     log.txt           what happened, one line each
-    report.json  report.html  privacy-statement.md   when it has ended (`server.findings`)
+    report.json  report.html  privacy-statement.md  model-card.md   when it has ended (`server.findings`)
     and what `server.state` keeps
 
 The two commands share nothing but these files, so that a run outlives the terminal that asked for it.

@@ -17,11 +17,14 @@ from simulations.sites import partition_table
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report import record as r
 from tacit.report.html import write_html
+from tacit.report.model_card import FILE as CARD
+from tacit.report.model_card import write_model_card
 from tacit.report.promises import privacy_entries
-from tacit.report.rows import round_of, secure_sum_of, versions
+from tacit.report.rows import learned_outcomes, outcomes_of, round_of, secure_sum_of, versions
 from tacit.report.statement import write_statement
 from tacit.report.storage import write_json, write_text
 from tacit.tasks import load_task
+from tacit.tasks.cells import cells_of
 from tacit.tasks.groupnorm import has_batchnorm
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ def write_findings(
         experiment=experiment.model_dump(mode="json", by_alias=True, exclude_none=True),
         rounds=tuple(rounds),
         final=final,
+        learned=learned_outcomes(rows, experiment, plan),
         baselines=baselines,
         privacy=privacy_entries(experiment, plan, ledgers.values(), secure=secure, simulation=True),
         secure_aggregation=secure,
@@ -75,8 +79,11 @@ def write_findings(
     )
     write_text("".join(json.dumps(row) + "\n" for row in record.ledger), out / "ledger.jsonl")
     shutil.copyfile(simulation.state / "model.safetensors", out / "model.safetensors")
+    if state.scaling:  # without it nobody could read a record as the model was trained to
+        write_text(state.scaling, out / "scaling.json")
     write_text(experiment.to_toml(), out / "experiment.toml")
     write_statement(record, out / "privacy-statement.md")
+    write_model_card(record, out / CARD)
     with clock.part("report"):
         write_html(record, out / "report.html")
     write_json(record, out / "report.json")
@@ -95,7 +102,11 @@ def _final(harness: Harness, state: RunState, simulation: Simulation) -> r.Final
     arrays = state.model_of(int(state.result["model_round"]))
     sites = harness.per_site_own(arrays)
     metrics = site_mean(sites) if harness.own else harness.overall(arrays)
-    return r.Final(metrics=metrics, sites=_site_results(harness, sites))
+    cells = cells_of(simulation.experiment, load_task(simulation.experiment), always=True)
+    outcomes = None
+    if cells is not None and harness.has_test and not harness.own:  # of one model that all sites have
+        outcomes = outcomes_of(cells, harness.outcomes(arrays, cells), simulation.experiment)
+    return r.Final(metrics=metrics, sites=_site_results(harness, sites), outcomes=outcomes)
 
 
 def _site_results(harness: Harness, metrics: dict[str, Metrics]) -> tuple[r.SiteResult, ...]:

@@ -2,7 +2,8 @@
 
 DIR/sites/<i>/      what each simulated site has and keeps: data, policy, ledger
 DIR/server/         what the server keeps: rounds, checkpoints, result
-DIR/report.json  report.html  privacy-statement.md  model.safetensors  ledger.jsonl  experiment.toml
+DIR/report.json  report.html  privacy-statement.md  model-card.md  ledger.jsonl
+DIR/model.safetensors  experiment.toml  scaling.json    the model and what rebuilds it (`tacit.inference.trained`)
 DIR/faults.toml         the fault list that was played, if any; server/faults.jsonl says what came of it
 DIR/faults-drawn.toml   the same with nothing left to draw, where the seed had a say in it
 """
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 MARK = ".tacit-run"  # says that a folder is a run's, and is locked while one goes on in it
 FAULTS, DRAWN = "faults.toml", "faults-drawn.toml"
 ROUNDS_PER_HOUR = 10**9  # more than any simulated hour has: nobody counts them
-REPORTS = ("report.json", "report.html", "privacy-statement.md", "model.safetensors", "ledger.jsonl")
+REPORTS = (
+    "report.json", "report.html", "privacy-statement.md", "model-card.md", "ledger.jsonl", "model.safetensors",
+    "scaling.json",
+)  # fmt: skip
 
 
 @dataclass

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from strategies.grids import CohortGrid, RoundFacts, spelled
 from strategies.state import check_resumable, restore_state, save_state
 from tacit.config import Experiment
-from tacit.encoding import NUM_RECORDS
+from tacit.encoding import NUM_RECORDS, counts_of
 from tacit.errors import ConfigError, RunFailed, StorageError
 from tacit.population import Nodes
 from tacit.privacy.adaptive import clip_text, next_clip
@@ -192,6 +192,8 @@ class Rounds:
         strategy, clip = save_state(self.strategy), self._next_clip(before.clip)
         after = replace(watched, round=before.round + 1, arrays=arrays, strategy=strategy, clip=clip)
         record = self._record(after.round, cohort, metrics, seconds)
+        if counts := counts_of(sums):
+            record["counts"] = counts
         self.store.save(after, {**record, "clip": before.clip or None})
         return after
 
@@ -269,7 +271,8 @@ def means(sums: Mapping[str, float]) -> dict[str, float]:
     records = sums.get(NUM_RECORDS, 0.0)
     if not records > 0:  # noise can do that too; false for NaN
         return {}
-    return {name: min(max(v / records, 0.0), 1.0) for name, v in sums.items() if name != NUM_RECORDS}
+    others = {NUM_RECORDS, *counts_of(sums)}
+    return {name: min(max(v / records, 0.0), 1.0) for name, v in sums.items() if name not in others}
 
 
 def _numbers(metrics: MetricRecord | None) -> dict[str, float]:

@@ -39,6 +39,11 @@ COMMANDS = {
     "report": ("server.submit_cli:report", "Write the report and the privacy statement of a run anew."),
     "stop": ("server.submit_cli:stop", "End a run; what was complete is kept."),
     "rehearse": ("simulations.cli:rehearse", "Try a whole federation, secured, on this machine."),
+    "export": (
+        "tacit.inference.command:export",
+        "Write a run's model for other runtimes: ONNX, torch.export.",
+    ),
+    "serve": ("tacit.inference.command:serve", "Answer requests for predictions over gRPC."),
     "audit": ("tacit.audit_cli:app", "Look into audit logs, and attack a training to test its privacy."),
     "doctor": ("tacit.doctor:doctor", "Say what is installed, and what is missing for which use."),
 }

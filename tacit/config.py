@@ -331,11 +331,19 @@ class Evaluation(Frozen):
 
     Attributes:
         metrics: send metric sums (exact without privacy; noised and paid from `metrics_share` with it).
+        curves: with them counts of outcomes: confusion matrix, curves, calibration (classes only).
+        bins: of a probability in those counts; even.
+        groups: categorical column by whose values the counts are kept apart; empty = by none.
+        smallest_group: a group of fewer records is not shown.
         patience: stop after so many rounds without a better `monitor`; 0 = run all rounds.
         monitor: metric that early stopping and the best-checkpoint choice read.
     """
 
     metrics: bool = False
+    curves: bool = False
+    bins: Annotated[int, Field(ge=2, le=200, multiple_of=2)] = 20
+    groups: str = ""
+    smallest_group: Annotated[int, Field(ge=1)] = 20
     patience: Annotated[int, Field(ge=0)] = 0
     monitor: str = "accuracy"
 
@@ -561,6 +569,14 @@ class Experiment(Frozen):
 
     def _check_privacy(self) -> None:
         record = self.privacy.record
+        if self.evaluation.curves and not self.evaluation.metrics:
+            raise ValueError("evaluation.curves are metrics: set evaluation.metrics = true")
+        if self.evaluation.curves and self.privacy.client is not None:
+            raise ValueError(
+                "evaluation.curves and privacy.client exclude each other: noise for a whole client drowns the counts"
+            )
+        if self.evaluation.groups and not self.evaluation.curves:
+            raise ValueError("evaluation.groups belongs to evaluation.curves = true")
         if self.evaluation.patience and not self.evaluation.metrics:
             raise ValueError("evaluation.patience reads metrics: set evaluation.metrics = true")
         if self.privacy.client is not None:

@@ -35,6 +35,8 @@ USES = {
     "simulation": "tacit simulate",
     "ray": "tacit simulate --engine ray",
     "processes": "tacit server, tacit client",
+    "export": "tacit export",
+    "serve": "tacit serve",
 }
 PROBE = "from tacit.doctor import probe; probe()"
 
@@ -98,6 +100,8 @@ def examine() -> Findings:
             "simulation": [line for line in lacking("simulation") if not line.startswith("ray")],
             "ray": [line for line in lacking("simulation") if line.startswith("ray")],
             "processes": list(_absent_programs()),
+            "export": list(lacking("export")),
+            "serve": list(lacking("serve")),
         },
         telemetry=os.environ.get("FLWR_TELEMETRY_ENABLED") != "0",
     )

@@ -63,7 +63,7 @@ def selected_rows(table: Table, schema: Schema, split: str) -> Mask:
 
 def labels(table: Table, schema: Schema) -> NDArray[np.int64]:
     """Class index of each row, shape (rows,); `DataError` for an empty or unknown label."""
-    indices = _positions(table.texts(schema.label), schema.classes)
+    indices = positions_of(table.texts(schema.label), schema.classes)
     unknown = np.flatnonzero(indices < 0)
     if unknown.size:
         row = int(unknown[0])
@@ -98,7 +98,7 @@ def _numeric(x: Numbers, column: NumericColumn, affine: tuple[float, float]) -> 
 
 def _one_hot(table: Table, name: str, column: CategoricalColumn) -> NDArray[np.float64]:
     """Shape (rows, categories); all zeros for an empty cell and, where ignored, an unseen name."""
-    positions = _positions(table.texts(name), column.categories)
+    positions = positions_of(table.texts(name), column.categories)
     unseen = np.flatnonzero(positions == UNSEEN)
     if unseen.size and column.unseen == "error":
         message = f"is none of the {len(column.categories)} categories"
@@ -106,7 +106,7 @@ def _one_hot(table: Table, name: str, column: CategoricalColumn) -> NDArray[np.f
     return np.asarray(positions[:, None] == np.arange(len(column.categories)), dtype=np.float64)
 
 
-def _positions(cells: Sequence[str | None], names: Sequence[str]) -> NDArray[np.int64]:
+def positions_of(cells: Sequence[str | None], names: Sequence[str]) -> NDArray[np.int64]:
     """Position of each cell in `names` by `match_key`, `EMPTY` or `UNSEEN`; shape (rows,)."""
     by_key = {match_key(name): position for position, name in enumerate(names)}
     by_cell: dict[str | None, int] = {None: EMPTY}

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tomli_w
 
 from tacit.errors import MissingExtra
-from tacit.report import compare, statement
+from tacit.report import compare, model_card, statement
+from tacit.report.outcome_plots import Shown, shown
 from tacit.report.plots import Line, line_chart
 from tacit.report.record import Round, RunRecord, SiteDistances, SiteSlice
 from tacit.report.storage import write_text
@@ -124,6 +125,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "learning": _learning_curves(record, metrics),
         "epsilon_chart": _epsilon_chart(record),
         "server_metrics": _server_curves(record),
+        "outcomes": _outcomes(record),
         "timing_chart": _timing_chart(record),
         "round_rows": _thinned(record.rounds),
         "sites": sites[:MOST_SITES],
@@ -144,6 +146,10 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "statement_title": statement.title(record),
         "statement": statement.sections(record),
         "signature": statement.SIGNATURE_LINES,
+        "card_title": model_card.title(record),
+        # Its section on privacy says what the statement above it says.
+        "card": [part for part in model_card.parts(record) if part.section.title != model_card.PRIVACY],
+        "sign_off": model_card.SIGN_OFF,
         "experiment_toml": tomli_w.dumps(_without_nothing(record.experiment)),
     }
 
@@ -169,6 +175,18 @@ def _server_curves(record: RunRecord) -> list[Chart]:
         Chart(name, line_chart(f"server{number}", [_own(record, name)], rounds=rounds))
         for number, name in enumerate(names)
     ]
+
+
+def _outcomes(record: RunRecord) -> list[Shown]:
+    found = []
+    if record.final.outcomes is not None:
+        title = "The final model on all held-out rows"
+        found.append(shown(record.final.outcomes, "simulation", title, "exact"))
+    if record.learned is not None:
+        title = f"As the server learned it, of the model that went into round {record.learned.round}"
+        mark = "private" if record.is_private else "not-private"
+        found.append(shown(record.learned, mark, title, "learned"))
+    return found
 
 
 def _own(record: RunRecord, name: str) -> Line:

@@ -39,6 +39,8 @@ ORIGINS: Final[dict[str, Origin]] = {
     "rounds.blamed": "public",
     "final.metrics": "local",  # in a deployment what the server learned last, which is noised
     "final.sites": "local",
+    "final.outcomes": "local",
+    "learned": "noised",
     "baselines": "local",
     "privacy": "public",
     "secure_aggregation.enabled": "public",

@@ -107,16 +107,58 @@ class SiteResult(Part):
     metrics: Metrics
 
 
+class GroupResult(Part):
+    """One group of records: `records` is None, and there are no metrics, where there are too few to be told."""
+
+    name: str
+    records: Count | None = None
+    metrics: Metrics = {}
+
+
+class Outcomes(Part):
+    """What sums of counted outcomes say of one model (`tacit.tasks.measures`).
+
+    Attributes:
+        classes: names, in the order of the confusion matrix.
+        confusion: rows are truths, columns predictions.
+        metrics: those that follow from the counts.
+        roc: false and true positive rates; of two classes.
+        precision_recall: recall and precision; likewise.
+        reliability: probability and the share that it came true, by bin.
+        column: whose values are the groups; empty = there are none.
+        groups: in order.
+        gaps: largest less smallest over the groups shown: demographic parity, equalised odds, accuracy.
+        smallest_group: groups of fewer records are not shown.
+        noise: standard deviation of the noise in each count; 0 = exact.
+        round: whose incoming model it is; None = the final one.
+    """
+
+    classes: tuple[str, ...]
+    confusion: tuple[tuple[float, ...], ...]
+    metrics: Metrics
+    roc: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    precision_recall: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    reliability: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    column: str = ""
+    groups: tuple[GroupResult, ...] = ()
+    gaps: Metrics = {}
+    smallest_group: Count = 0
+    noise: Seconds = 0.0
+    round: Count | None = None
+
+
 class Final(Part):
     """The final model.
 
     Attributes:
         metrics: on the test rows of all sites together; in a deployment, what the server learned last.
         sites: the same model at each site. Simulation only.
+        outcomes: exact, on the test rows of all sites together. Simulation only.
     """
 
     metrics: Metrics = {}
     sites: tuple[SiteResult, ...] = ()
+    outcomes: Outcomes | None = None
 
 
 class Baseline(Part):
@@ -320,6 +362,7 @@ class RunRecord(Part):
         experiment: `Experiment.model_dump(mode="json", by_alias=True, exclude_none=True)`.
         engine: "local" and "ray" are simulations; "superlink" is real processes.
         executor: how the local engine has trained its cohorts, and why; how a step's gradients were made.
+        learned: counts of outcomes as the server learned them last; noised and paid for when the run is private.
         ledger: the last entries, oldest first.
         federation: what its members had agreed on. Of real processes only.
         outcome: "finished", "stopped early", "stopped" (by somebody; what is complete is kept) or "failed: reason".
@@ -334,6 +377,7 @@ class RunRecord(Part):
     experiment: Table
     rounds: tuple[Round, ...]
     final: Final
+    learned: Outcomes | None = None
     baselines: Baselines = Baselines()
     privacy: Annotated[tuple[PrivacyEntry, ...], Field(min_length=1)]
     secure_aggregation: SecureSum
@@ -367,7 +411,7 @@ class RunRecord(Part):
     @model_validator(mode="after")
     def _metrics_are_paid_for(self) -> RunRecord:
         budget = (self.experiment.get("privacy") or {}).get("record")
-        learned = any(item.private_metrics for item in self.rounds)
+        learned = self.learned is not None or any(item.private_metrics for item in self.rounds)
         if learned and budget and not budget.get("metrics_share") and not self.seeded_noise:
             raise ValueError("metrics that the server learned in a private run, and that no budget pays for")
         return self
@@ -376,6 +420,7 @@ class RunRecord(Part):
     def _holds_what_the_server_may_know(self) -> RunRecord:
         known_to_nobody = {
             "final.sites": self.final.sites,
+            "final.outcomes": self.final.outcomes is not None,
             "partition": self.partition,
             "distances": self.distances,
             "faults": self.faults,

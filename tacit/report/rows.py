@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tacit.config import Experiment, SecureAggregation
-from tacit.report.record import Metrics, Round, SecureSum
+from tacit.encoding import metric_sensitivity
+from tacit.privacy.plan import PrivacyPlan
+from tacit.report.record import GroupResult, Metrics, Outcomes, Round, SecureSum
+from tacit.tasks import load_task
+from tacit.tasks.cells import Cells, Counts, cells_of
+from tacit.tasks.measures import measured
 
 PACKAGES: Final = ("tacit", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
 Rows = Sequence[Mapping[str, Any]]
@@ -43,6 +48,47 @@ def round_of(row: Mapping[str, Any], experiment: Experiment, metrics: Metrics | 
         attempts=row["attempts"],
         blamed=row["blamed"],
     )
+
+
+def outcomes_of(
+    cells: Cells,
+    tables: Sequence[Counts],
+    experiment: Experiment,
+    noise: float = 0.0,
+    round_number: int | None = None,
+) -> Outcomes:
+    """What sums of counted outcomes say, for the record."""
+    settings = experiment.evaluation
+    found = measured(cells, tables, settings.smallest_group, noise)
+    return Outcomes(
+        classes=cells.classes,
+        confusion=found.confusion,
+        metrics=dict(found.metrics),
+        roc=found.roc,
+        precision_recall=found.precision_recall,
+        reliability=found.reliability,
+        column=settings.groups,
+        groups=tuple(GroupResult(**group._asdict()) for group in found.groups),
+        gaps=dict(found.gaps),
+        smallest_group=settings.smallest_group,
+        noise=noise,
+        round=round_number,
+    )
+
+
+def learned_outcomes(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> Outcomes | None:
+    """What the server learned last of the model's outcomes; None where it did not ask."""
+    task = load_task(experiment) if experiment.evaluation.curves else None
+    cells = cells_of(experiment, task) if task is not None else None
+    if task is None or cells is None:
+        return None
+    for row in reversed(rows):
+        tables = cells.tables(row.get("counts") or {})
+        if tables is not None:
+            each = (plan.metrics_noise_multiplier or 0.0) * metric_sensitivity(task, cells)
+            noise = each * math.sqrt(len(row["survivors"]))
+            return outcomes_of(cells, tables, experiment, noise, row["round"])
+    return None
 
 
 def secure_sum_of(

@@ -37,15 +37,20 @@ def privacy_statement(record: RunRecord) -> str:
     Guarantees:
         A run that is not private says so first.
     """
-    lines = [f"# {_escaped(title(record))}", ""]
-    for number, section in enumerate(sections(record), start=1):
+    return document(title(record), sections(record), "Signature", SIGNATURE_LINES)
+
+
+def document(heading: str, parts: Iterable[Section], signature: str, signature_lines: Iterable[str]) -> str:
+    """Numbered sections as Markdown that also reads as plain text, with lines at the end that people fill in."""
+    lines = [f"# {_escaped(heading)}", ""]
+    for number, section in enumerate(parts, start=1):
         lines += [f"## {number}. {_escaped(section.title)}", ""]
         lines += [line for sentence in section.sentences for line in (_escaped(sentence), "")]
         lines += [f"- **{_escaped(term)}**: {_escaped(text)}" if term else f"- {_escaped(text)}"
                   for term, text in section.points]  # fmt: skip
         lines += [""] if section.points else []
-    lines += ["## Signature", ""]
-    lines += [line for name in SIGNATURE_LINES for line in (f"{name}: {'_' * 50}", "")]
+    lines += [f"## {signature}", ""]
+    lines += [line for name in signature_lines for line in (f"{name}: {'_' * 50}", "")]
     return "\n".join(lines)
 
 
@@ -101,6 +106,12 @@ def sections(record: RunRecord) -> list[Section]:
 
 
 def _verdict(record: RunRecord) -> Section:
+    claims = first_verdict(record)
+    return Section("Result", (*claims, *(f"Warning: {text}" for text in alarms(record))))
+
+
+def first_verdict(record: RunRecord) -> list[str]:
+    """The promise in a sentence for each unit; or that there is none, and why."""
     if record.is_private:
         claims = [
             f"This training was differentially private with epsilon at most {upper(entry.epsilon)} and delta "
@@ -112,7 +123,7 @@ def _verdict(record: RunRecord) -> Section:
             claims.append("The figures stand side by side, one for each unit; they are not one promise.")
     else:
         claims = ["This run is NOT PRIVATE: epsilon is infinite.", _reason(record)]
-    return Section("Result", (*claims, *(f"Warning: {text}" for text in alarms(record))))
+    return claims
 
 
 def _reason(record: RunRecord) -> str:
@@ -268,8 +279,24 @@ def _views(record: RunRecord) -> Section:
     if any(item.private_metrics for item in record.rounds):
         noised = "with noise that the budget pays for" if record.is_private else "without noise that protects"
         points.append(("Metrics that the server learned", f"sums over the clients of a round, {noised}"))
+    if record.learned is not None:
+        points.append(("Outcomes that the server learned", _counts(record)))
     lead = "In a deployment of this configuration:" if record.is_simulation else "In this run:"
     return Section("What each party sees", (lead,), tuple(points))
+
+
+def _counts(record: RunRecord) -> str:
+    """The counts behind confusion matrix, curves and figures by group, and what they cost."""
+    assert record.learned is not None
+    by = f" and value of {record.learned.column}" if record.learned.column else ""
+    text = f"counts of held-out records by truth and prediction{by}, over all clients of each round"
+    if not record.is_private:
+        return f"{text}, exact"
+    share = (record.experiment["privacy"].get("record") or {}).get("metrics_share", 0.0)
+    return (
+        f"{text}, each with noise of standard deviation {record.learned.noise:.3g}; with the metrics they cost at most "
+        f"{share:g} of epsilon, which the figures above include"
+    )
 
 
 def _noise(record: RunRecord) -> Section:

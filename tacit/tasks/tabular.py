@@ -47,6 +47,11 @@ class TabularClassification(Classification):
         return TabularClassification(self.schema, self._model, dict(constants))
 
     @property
+    def constants(self) -> Constants | None:
+        """Center and scale by column, of a federated scaling; None where the schema declares them."""
+        return self._constants
+
+    @property
     def num_features(self) -> int:
         """The model's input size."""
         return len(self.schema.feature_names)

@@ -45,7 +45,7 @@ HOMES = {
 }
 OPTIONAL = (
     "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2", "flwr_datasets", "datasets", "ray", "optuna",
-    "captum", "mlflow",
+    "captum", "mlflow", "onnx", "onnxruntime", "onnxscript", "tritonclient",
 )  # fmt: skip
 ON_A_DEVICE = ("client", "tacit", "strategies", "server")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from client import submission
-from client.evaluation import record_metrics, sensitivity
+from client.evaluation import record_metrics
 from client.participant import Participant, Run
 from client.private_gradients import PrivateGradients
 from client.sessions import MemorySessions
@@ -17,6 +17,7 @@ from client.site import Site
 from tacit.data.preprocessing import selected_rows
 from tacit.data.readers import read_table
 from tacit.data.schema import Schema
+from tacit.encoding import metric_sensitivity as sensitivity
 from tacit.tasks import Records
 from tacit.tasks.tabular import TabularClassification
 from tests.unit.client_sites import (

@@ -7,9 +7,10 @@ from scipy import stats
 from torch import nn
 
 from client.bookkeeping import BookKeeping
-from client.evaluation import metric_sums, sensitivity
+from client.evaluation import metric_sums
 from client.private_gradients import PrivateGradients
 from client.training import poisson_batches
+from tacit.encoding import metric_sensitivity as sensitivity
 from tacit.privacy.noise import SeededKeys, Stream
 from tacit.tasks import Records
 

@@ -16,10 +16,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from client import app as client_app
 from client import plain
 from client.app import app, handlers
-from client.evaluation import metric_sums, record_metrics, sensitivity
+from client.evaluation import metric_sums, record_metrics
 from client.participant import Run
 from client.plain import ClippedUpdate
 from tacit.encoding import metric_names
+from tacit.encoding import metric_sensitivity as sensitivity
 from tacit.errors import ConfigError, Refused
 from tacit.privacy.noise import Stream
 from tacit.secagg.messages import ConfirmAnswer, DealAnswer, MaskAnswer, SetupAnswer, UnmaskAnswer

@@ -1,0 +1,129 @@
+"""The model card says what the record knows, and leaves to people what only they can know."""
+
+from pathlib import Path
+
+import pytest
+
+from tacit.report.html import render_html
+from tacit.report.model_card import SIGN_OFF, model_card, write_model_card
+from tacit.report.record import Final, GroupResult, Outcomes, RunRecord
+from tests.unit.report_records import deployed, run_record, seeded
+
+OUTCOMES = Outcomes(
+    classes=("good", "bad <b>"),
+    confusion=((70.0, 5.0), (6.0, 19.0)),
+    metrics={"accuracy": 0.89, "ece": 0.0312},
+    roc=((0.0, 0.1, 1.0), (0.0, 0.8, 1.0)),
+    precision_recall=((0.0, 1.0), (1.0, 0.5)),
+    reliability=((0.25, 0.75), (0.3, 0.7)),
+    column="sex",
+    groups=(
+        GroupResult(name="f", records=60, metrics={"accuracy": 0.9, "selected": 0.2, "recall": 0.7}),
+        GroupResult(name="m", records=40, metrics={"accuracy": 0.85, "selected": 0.35, "recall": 0.8}),
+        GroupResult(name="others"),
+    ),
+    gaps={"demographic_parity": 0.15},
+    smallest_group=20,
+)
+SCHEMA = {
+    "label": "default",
+    "classes": ["good", "bad"],
+    "columns": {
+        "age": {"kind": "numeric", "range": [18, 100]},
+        "sex": {"kind": "categorical", "categories": ["f", "m"]},
+    },
+}
+
+
+def with_outcomes(record: RunRecord, learned: bool = False) -> RunRecord:
+    experiment = {**record.experiment, "data": {**record.experiment.get("data", {}), "schema": SCHEMA}}
+    final = record.final if learned else Final(**{**dict(record.final), "outcomes": OUTCOMES})
+    told = OUTCOMES.model_copy(update={"noise": 4.25, "round": 9}) if learned else None
+    return record.model_copy(update={"experiment": experiment, "final": final, "learned": told})
+
+
+def test_a_card_says_what_the_model_reads_how_good_it_is_and_for_whom() -> None:
+    card = model_card(with_outcomes(run_record()))
+    for words in (
+        "**age**: number, 18 to 100",
+        "**sex**: one of f, m",
+        "**default (label)**: one of good, bad",
+        "**ece**: 0.0312 (lower is better)",
+        "**f**: 60 rows: accuracy 0.900, selected 0.200, recall 0.700",
+        "**others**: fewer than 20 rows: not shown",
+        "demographic parity**: 0.150",
+        "epsilon at most",
+        "simulated on one machine",
+    ):
+        assert words in card
+    assert "not compared between groups" not in card
+    assert "not compared between groups" in model_card(run_record())
+
+
+def test_a_model_card_says_not_private_where_its_run_is_and_is_signed_by_nobody_but_a_person() -> None:
+    for record in (run_record(private=False), seeded(), deployed(private=False)):
+        card = model_card(record)
+        assert card.startswith("# NOT PRIVATE - Model card") and "epsilon is infinite" in card
+    card = model_card(run_record())
+    assert "NOT PRIVATE" not in card
+    _, _, blank = card.partition("## Sign-off")
+    filled = [line for line in blank.splitlines() if line]
+    assert [line.partition(":")[0] for line in filled] == list(SIGN_OFF)
+    assert all(set(line.partition(": ")[2]) == {"_"} for line in filled)
+
+
+def test_a_federations_card_has_what_its_server_learned() -> None:
+    card = model_card(with_outcomes(deployed(), learned=True))
+    assert "As the server learned them last" in card and "with noise" in card
+    assert "or than can be told from the noise: not shown" in card
+    assert "simulated" not in card
+
+
+def test_outcomes_and_card_are_on_the_page_each_with_its_origin() -> None:
+    page = render_html(with_outcomes(run_record()))
+    section = page[page.index('id="outcomes"') :]
+    section = section[: section.index("</section>")]
+    assert (
+        page[: page.index('id="outcomes"')]
+        .rstrip()
+        .rpartition("<section")[2]
+        .startswith(' data-mark="simulation"')
+    )
+    assert "bad &lt;b&gt;" in section and "<b>bad" not in section
+    for words in ("ROC curve", "Calibration", "Confusion matrix", "too few", "Demographic parity difference"):
+        assert words in section
+    assert section.count("<svg") == 4
+    assert 'id="card"' in page
+    learned = render_html(with_outcomes(deployed(), learned=True))
+    place = learned.index('id="outcomes"')
+    assert learned[:place].rpartition("<section")[2].startswith(' data-mark="private"')
+    assert "noise of standard deviation 4.2" in learned
+
+
+def test_the_statement_says_what_the_counts_cost(tmp_path: Path) -> None:
+    from tacit.report.statement import privacy_statement
+
+    text = privacy_statement(with_outcomes(deployed(), learned=True))
+    assert "counts of held-out records by truth and prediction and value of sex" in text
+    assert "noise of standard deviation 4.25" in text and "of epsilon" in text
+    assert "Outcomes that the server learned" not in privacy_statement(deployed())
+    write_model_card(run_record(), tmp_path / "card.md")
+    assert (tmp_path / "card.md").read_text().startswith("# Model card")
+
+
+def test_a_record_of_a_federation_holds_no_exact_outcomes() -> None:
+    record = deployed()
+    fields = {name: getattr(record, name) for name in RunRecord.model_fields}
+    with pytest.raises(ValueError, match=r"final\.outcomes"):
+        RunRecord(**{**fields, "final": Final(outcomes=OUTCOMES)})
+    assert RunRecord(**{**fields, "learned": OUTCOMES}).learned == OUTCOMES
+
+
+def test_outcomes_that_no_budget_pays_for_cannot_be_recorded() -> None:
+    record = deployed()
+    budget = {**record.experiment["privacy"]["record"], "metrics_share": 0.0}
+    rounds = tuple(item.model_copy(update={"private_metrics": {}}) for item in record.rounds)
+    fields = {name: getattr(record, name) for name in RunRecord.model_fields}
+    fields |= {"experiment": {**record.experiment, "privacy": {"record": budget}}, "rounds": rounds}
+    with pytest.raises(ValueError, match="no budget pays for"):
+        RunRecord(**{**fields, "learned": OUTCOMES})
