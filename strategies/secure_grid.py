@@ -291,13 +291,14 @@ class SecureAggregationGrid(SumGrid):
     def _waited_for(self, course: _Course, number: int) -> tuple[int, int]:
         """How many answers a step had better have, and how many it waits for beyond its deadline.
 
-        In M1 nothing has left the sites but keys: a new attempt costs nothing, and asks those who were late for M0.
+        In M1 nothing has left the sites but keys: another attempt costs nothing, and asks those who were late for M0.
         """
         if number == 0:
             enough = needed = course.fewest
         else:
             enough, threshold = course.machine.cohort.fewest, course.machine.cohort.parameters.threshold
-            needed = {2: enough, 3: threshold, 4: threshold}.get(number, 0)
+            is_last = self._coordinator.memory.attempt == MAX_ATTEMPTS
+            needed = (0, enough if is_last else 0, enough, threshold, threshold)[number]
         return enough, needed if self._agreement.waits else 0
 
     def _request(self, step: str, node: int, body: bytes, model: Message | None) -> Message:

@@ -3,6 +3,7 @@
 An epsilon that is paid in each round, with seeded noise so that it is the same in each run.
 """
 
+import gc
 import importlib
 
 from tacit import config
@@ -38,3 +39,5 @@ baselines = false
 """
 PRIVATE = ("privacy.record={epsilon=20.0, delta=1e-5, reserve=3.0}", "insecure_seeded_noise=true")
 PLAN = PrivacyPlan.of(config.loads(EXPERIMENT, overrides=PRIVATE))  # is remembered
+gc.collect()
+gc.freeze()  # else a collection in a child would look at all of it, and copy it

@@ -27,7 +27,7 @@ from tacit import config
 from tacit.privacy.ledger import Entry, Ledger
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["crash_plans"])
+FORKED.set_forkserver_preload(["crash_plans", "crash_world"])  # what a child needs is imported once
 
 
 class World:
@@ -51,7 +51,8 @@ class World:
         self.folder, self.sites, self.experiment = folder, prepared.folder, prepared.experiment
         self.state, self.spool, self._change = folder / "server", folder / "spool", change
         self.spool.mkdir()
-        self.names = ["server", *(f"site-{i + 1}" for i in range(num_sites))]
+        self.labels = [site.label for site in self.experiment.federation.sites]
+        self.names = ["server", *self.labels]
         for name in self.names:
             (folder / "points" / name).mkdir(parents=True)
         self.processes: dict[str, BaseProcess] = {}
@@ -171,11 +172,12 @@ class World:
             assert spent_now >= spent, "epsilon never decreases"
             self._paid[site] = after, spent_now
             paid = {entry.round for entry in after if entry.run == run}
-            released = {row["round"] for row in rounds if f"site-{site + 1}" in row["survivors"]}  # type: ignore[operator]
+            label = self.labels[site]
+            released = {row["round"] for row in rounds if label in row["survivors"]}  # type: ignore[operator]
             if self.experiment.privacy.record is None:
                 assert not released or paid, "an update left and the ledger does not know of the run"
             else:
-                assert released <= paid, f"site-{site + 1} has not paid for {released - paid}"
+                assert released <= paid, f"{label} has not paid for {released - paid}"
 
     @property
     def run_id(self) -> str:
@@ -213,13 +215,13 @@ def serve(folder: Path, name: str, experiment: str, change: Callable[[str], None
     from server.app import app
     from simulations.local_grid import RUN_ID, SERVER_NODE
 
-    sites = len(list((folder / "sites").glob("[0-9]*")))
+    labels = [site.label for site in config.loads(experiment).federation.sites]
     nodes = folder / "nodes.json"
     if not nodes.exists():
-        nodes.write_text(json.dumps({f"site-{i + 1}": FIRST_NODE + i for i in range(sites)}))
+        nodes.write_text(json.dumps({label: FIRST_NODE + i for i, label in enumerate(labels)}))
     os.environ["TACIT_NODES"] = str(nodes)
     app(
-        SpoolGrid(folder / "spool", sites),
+        SpoolGrid(folder / "spool", len(labels)),
         Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {"experiment": experiment}),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from undisturbed import same_as_undisturbed
 
 UNITS = pytest.mark.parametrize("privacy", [(), PRIVATE], ids=["without-privacy", "with-privacy"])
 SECONDS = 20.0  # for each kill, on a machine that is busy with something else
-REPEATS = 20  # in the long tests
+REPEATS = int(os.environ.get("TACIT_TEST_REPEATS", "20"))  # of each kill, in the long tests
 PATIENT = "secure_aggregation.deadline_seconds=60"  # hours beside other work: nobody is to be late for want of a core
 SERVER_POINTS = [name for name in POINTS if name != "before-result"]
 

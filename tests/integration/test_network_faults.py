@@ -196,7 +196,7 @@ def test_E5_who_is_cut_off_is_missing_and_too_many_are_waited_for(federation: Ba
     assert run is not None
     with weather(*federation.links[:2], is_cut=True):
         before = run.num_rounds
-        time.sleep(4 * DEADLINE)
+        time.sleep(2 * DEADLINE)
         after = run.num_rounds
     rows = federation.more_rounds(2)
     assert after <= before + 1
