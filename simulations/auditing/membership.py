@@ -143,7 +143,8 @@ class Shadow:
         jobs = [Job(site.label, half.records(i), site.rows) for i, site in enumerate(declared)]
         random = np.random.default_rng()
         for number in range(1, experiment.training.rounds + 1):
-            cohort = random.choice(len(jobs), experiment.cohort_size, replace=False)
+            # In order: a stack of the same clients is made once.
+            cohort = np.sort(random.choice(len(jobs), experiment.cohort_size, replace=False))
             if self._stacks:
                 self._trainer.train_ahead(arrays, [jobs[i] for i in cohort], number, keys)
             total, weights = {name: np.zeros(a.shape) for name, a in arrays.items()}, 0.0
