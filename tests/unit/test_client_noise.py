@@ -47,7 +47,7 @@ def test_I15_each_noise_vector_has_a_key_of_its_own_from_the_operating_system(tm
 def test_seeded_noise_follows_site_round_and_attempt(tmp_path: Any) -> None:
     made = clients_only(**IDEAL)
     north, south = (site(tmp_path, made, label) for label in LABELS[:2])
-    encoded = north.encode(1, model(made), north.update(1, model(made)))
+    encoded = north.encode(1, model(made), north.update("run-1", 1, model(made)))
 
     def noise(client: Participant, *index: int) -> bytes:
         return (client.noised(encoded, *index, 500.0).values - encoded.values).tobytes()
@@ -64,7 +64,7 @@ def test_the_ideal_sum_gets_what_the_protocol_sends_in_a_first_attempt(tmp_path:
     rules = Rules.of(made.secure_aggregation, client.run.plan.sum_noise_multiplier)
     share = rules.parameters(3).noise_share
     assert share == client.run.plan.client.share_std  # type: ignore[union-attr]
-    sent = other.noised(other.encode(2, arrays, other.update(2, arrays)), 2, 1, share)
+    sent = other.noised(other.encode(2, arrays, other.update("run-1", 2, arrays)), 2, 1, share)
     assert (vector.values == sent.values).all()
 
 
