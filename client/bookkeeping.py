@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from client.layer_rules import RULES, Passed, trained
 from client.noised import NoisedSum
-from client.training import record_losses
+from client.training import portions, record_losses
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
 from tacit.tasks.models import Classifier
@@ -58,6 +58,7 @@ class BookKeeping:
         task: gives the loss of each record.
         max_grad_norm: clip norm of one record's gradient over all parameters.
         noise_multiplier: noise standard deviation over `max_grad_norm`.
+        max_batch: most records that pass at once; 0 = the whole batch.
 
     Raises:
         ValueError: `unknown` finds something.
@@ -72,9 +73,17 @@ class BookKeeping:
 
     engine = "per record by book-keeping"
 
-    def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        max_grad_norm: float,
+        noise_multiplier: float,
+        max_batch: int = 0,
+    ) -> None:
         if reason := unknown(model):
             raise ValueError(reason)
+        self.max_batch = max_batch
         self.task, self.max_grad_norm, self.noise_multiplier = task, max_grad_norm, noise_multiplier
         self.model = model
         self.stack = stack(model) if supports(model) else []
@@ -91,10 +100,13 @@ class BookKeeping:
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """Sets `.grad` to (clipped sum + noise) / normaliser; skips the forward pass of an empty batch."""
-        if batch.num_rows:
-            self._add_up(self._stacked_pass(batch) if self.stack else self._pass(batch))
-        else:
+        if not batch.num_rows:
             self.total.clear()
+        for number, part in enumerate(portions(batch, self.max_batch)):
+            before = self.total.copy() if number else None
+            self._add_up(self._stacked_pass(part) if self.stack else self._pass(part))
+            if before is not None:
+                self.total.add(before)
         self.total.fill(noise, self.noise_multiplier, normaliser / self.max_grad_norm)
 
     def _stacked_pass(self, batch: Records) -> list[Passed | None]:
@@ -274,4 +286,6 @@ def _known(layer: nn.Module) -> bool:
     """Whether the layer is of exactly a known kind, and writes over nothing that the backward pass reads."""
     if type(layer) is nn.Flatten:
         return (layer.start_dim, layer.end_dim) == (1, -1)
-    return type(layer) is nn.Linear or (type(layer) in ELEMENTWISE and not getattr(layer, "inplace", False))
+    if type(layer) is nn.Linear:
+        return not layer._buffers  # a frozen layer's weights
+    return type(layer) in ELEMENTWISE and not getattr(layer, "inplace", False)

@@ -21,26 +21,28 @@ LOG: Final = logging.getLogger(__name__)
 
 
 def private_gradients(
-    model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float
+    model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float, max_batch: int = 0
 ) -> Gradients:
-    """The fastest way that is exact for this model.
+    """The fastest way that is exact for this model; no more than `max_batch` records at once, if it is not 0.
 
     Raises:
         ConfigError: there is none; names the layer.
     """
-    bounds = max_grad_norm, noise_multiplier
+    bounds = max_grad_norm, noise_multiplier, max_batch
     if supports(model):
         return told(BookKeeping(model, task, *bounds))
     if reason := unknown(model):
-        return by_opacus(model, task, *bounds, reason)
+        return by_opacus(model, task, *bounds, reason=reason)
     return told(Watched(model, task, *bounds))
 
 
 class Watched:
     """Book-keeping, until the model's forward pass does what there is no rule for; from then on Opacus."""
 
-    def __init__(self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float) -> None:
-        self._arguments = model, task, max_grad_norm, noise_multiplier
+    def __init__(
+        self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float, max_batch: int
+    ) -> None:
+        self._arguments = model, task, max_grad_norm, noise_multiplier, max_batch
         self.gradients: Gradients = BookKeeping(*self._arguments)
 
     @property
@@ -53,17 +55,23 @@ class Watched:
         try:
             self.gradients.fill(batch, normaliser, noise)
         except NoRule as error:  # nothing was written, and nothing of the stream was used
-            self.gradients = by_opacus(*self._arguments, str(error))
+            self.gradients = by_opacus(*self._arguments, reason=str(error))
             self.gradients.fill(batch, normaliser, noise)
 
 
 def by_opacus(
-    model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float, reason: str
+    model: nn.Module,
+    task: Task,
+    max_grad_norm: float,
+    noise_multiplier: float,
+    max_batch: int,
+    *,
+    reason: str,
 ) -> Gradients:
     """Gradients by Opacus, which is loaded only here: it costs a device its memory."""
     from client.private_gradients import PrivateGradients
 
-    return told(PrivateGradients(model, task, max_grad_norm, noise_multiplier, reason))
+    return told(PrivateGradients(model, task, max_grad_norm, noise_multiplier, max_batch, reason))
 
 
 def told(gradients: Gradients) -> Gradients:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from tacit.privacy.noise import Stream
 from tacit.privacy.normals import BLOCK, gaussians
@@ -41,6 +41,14 @@ class NoisedSum:
     def clear(self) -> None:
         """All sums become zero."""
         self._sum.zero_()
+
+    def copy(self) -> Tensor:
+        """All sums as they are now, to `add` later."""
+        return self._sum.clone()
+
+    def add(self, sums: Tensor) -> None:
+        """Adds what `copy` gave."""
+        self._sum.add_(sums)
 
     def fill(self, noise: Stream, std: float, normaliser: float) -> None:
         """Sets `.grad` of each parameter to (clipped sum + N(0, std^2)) / normaliser.

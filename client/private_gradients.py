@@ -19,7 +19,7 @@ from opacus.validators import ModuleValidator
 from torch import nn
 
 from client.noised import NoisedSum
-from client.training import record_losses
+from client.training import portions, record_losses
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
@@ -60,6 +60,7 @@ class PrivateGradients:
         task: gives the loss of each record.
         max_grad_norm: clip norm of one record's gradient over all parameters.
         noise_multiplier: noise standard deviation over `max_grad_norm`.
+        max_batch: most records that pass at once; 0 = the whole batch.
         reason: why book-keeping would not do.
 
     Raises:
@@ -71,9 +72,16 @@ class PrivateGradients:
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float, reason: str = ""
+        self,
+        model: nn.Module,
+        task: Task,
+        max_grad_norm: float,
+        noise_multiplier: float,
+        max_batch: int = 0,
+        reason: str = "",
     ) -> None:
-        self.task, self.engine = task, f"per record by opacus{reason and f': {reason}'}"
+        self.task, self.max_batch = task, max_batch
+        self.engine = f"per record by opacus{reason and f': {reason}'}"
         self.model = model
         if problems := list(unsupported(model)):
             raise ConfigError(
@@ -93,18 +101,25 @@ class PrivateGradients:
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """Sets `.grad` to (clipped sum + noise) / normaliser; skips the forward pass of an empty batch."""
-        self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.noise = noise
         self.optimizer.normaliser = normaliser
-        if batch.num_rows:
-            with (
-                warnings.catch_warnings()
-            ):  # the first layer's hook fires although its input needs no gradient
-                warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                losses = record_losses(self.task, self.module(batch.features), batch.targets)
-                losses.sum().backward()  # type: ignore[no-untyped-call]
-        self._fill_unused(batch.num_rows)
-        self.optimizer.pre_step()
+        for parameter in self.optimizer.params:
+            parameter.summed_grad = None  # of a step that a task's error has ended half-way
+        parts = list(portions(batch, self.max_batch)) or [batch]
+        for number, part in enumerate(parts, start=1):
+            self.optimizer.zero_grad(set_to_none=True)  # the sum of the parts before stays
+            if part.num_rows:
+                self._backward(part)
+            self._fill_unused(part.num_rows)
+            self.optimizer.signal_skip_step(do_skip=number < len(parts))
+            self.optimizer.pre_step()
+
+    def _backward(self, part: Records) -> None:
+        """Gradients per record of a part of the batch."""
+        with warnings.catch_warnings():  # the first layer's hook fires although its input needs no gradient
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            losses = record_losses(self.task, self.module(part.features), part.targets)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
 
     def _fill_unused(self, num_rows: int) -> None:
         """Zeros for a parameter that the loss of this batch does not depend on: noise is its whole gradient.

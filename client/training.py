@@ -76,6 +76,7 @@ class PlainGradients:
 
     model: nn.Module
     task: Task
+    max_batch: int = 0
     engine: str = "of the whole batch"
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
@@ -83,8 +84,8 @@ class PlainGradients:
         for parameter in self.model.parameters():
             # Zeros, not None: the rest of the step is the same whether a batch is empty or not.
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        if batch.num_rows:
-            losses = record_losses(self.task, self.model(batch.features), batch.targets)
+        for part in portions(batch, self.max_batch):
+            losses = record_losses(self.task, self.model(part.features), part.targets)
             (losses.sum() / normaliser).backward()  # type: ignore[no-untyped-call]
 
 
@@ -108,10 +109,11 @@ class LocalTrainer:
 
     def _gradients(self) -> Gradients:
         if self.plan.max_grad_norm is None:
-            return PlainGradients(self.model, self.task)
+            return PlainGradients(self.model, self.task, self.settings.max_batch)
         from client.choice import private_gradients
 
-        return private_gradients(self.model, self.task, self.plan.max_grad_norm, self.plan.noise_multiplier)
+        bounds = self.plan.max_grad_norm, self.plan.noise_multiplier
+        return private_gradients(self.model, self.task, *bounds, self.settings.max_batch)
 
     @property
     def engine(self) -> str:
@@ -165,10 +167,13 @@ class LocalTrainer:
             # At most as many as the plan charges for.
             num_steps = self.steps.get(job.site, self.plan.steps_per_round)
             batches = poisson_batches(records, self.plan.sampling_rate, num_steps, sampling)
-            for batch in batches:
+            for step, batch in enumerate(batches):
                 self.gradients.fill(batch, normaliser, noise)
                 self._pull_towards(start, mu)
                 self._correct(shift)
+                self._pull_to_zero()
+                if self.settings.schedule_by == "step":
+                    set_rate(optimizer, learning_rate(self.settings, round_number, step))
                 optimizer.step()
         if self.plan.max_grad_norm is not None:
             self._check_unchanged(fixed)
@@ -222,6 +227,13 @@ class LocalTrainer:
             if parameter.grad is not None:
                 parameter.grad.add_(tensor)
 
+    def _pull_to_zero(self) -> None:
+        """Adds the gradient of l1 |w|_1, which depends on no record."""
+        if self.settings.l1:
+            for parameter in self._parameters():
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach().sign(), alpha=self.settings.l1)
+
     def optimizer(self, parameters: Iterable[nn.Parameter], round_number: int) -> torch.optim.Optimizer:
         """A fresh one, with the learning rate of the round; what it does to a coordinate, no other one changes."""
         s, rate = self.settings, learning_rate(self.settings, round_number)
@@ -268,14 +280,42 @@ def poisson_batches(records: Records, rate: float, num_steps: int, stream: Strea
         yield Records(records.features[chosen], records.targets[chosen])
 
 
-def learning_rate(settings: Training, round_number: int) -> float:
-    """The rate of round `round_number` (from 1): constant, cosine to zero after the last round, or in steps."""
-    done = round_number - 1
-    if settings.schedule == "cosine":
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done / settings.rounds))
-    if settings.schedule == "step":
-        return settings.learning_rate * settings.gamma ** (done // settings.step_rounds)
-    return settings.learning_rate
+def portions(batch: Records, most: int) -> Iterator[Records]:
+    """A batch in parts of at most so many records (0 = as one); nothing of an empty one."""
+    if batch.num_rows and not 0 < most < batch.num_rows:
+        yield batch
+        return
+    for start in range(0, batch.num_rows, most or 1):
+        yield Records(batch.features[start : start + most], batch.targets[start : start + most])
+
+
+def learning_rate(settings: Training, round_number: int, step: int = 0) -> float:
+    """The rate of a step of a round: a public function of round and step alone.
+
+    Args:
+        settings: constant; cosine to zero after the last round; by `gamma` after each `step_rounds` rounds, or little
+            by little. Below `warmup_rounds` it is in proportion to the rounds, or steps, begun.
+        round_number: from 1.
+        step: from 0; counts where the schedule goes by step.
+    """
+    s, unit = settings, 1 if settings.schedule_by == "round" else 1 / settings.local_steps
+    done = round_number - 1 + (step * unit if s.schedule_by == "step" else 0)
+    rate = s.learning_rate
+    if s.warmup_rounds:
+        rate *= min(1.0, (done + unit) / s.warmup_rounds)
+    if s.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * done / s.rounds))
+    elif s.schedule == "step":
+        rate *= s.gamma ** (done // s.step_rounds)
+    elif s.schedule == "exponential":
+        rate *= s.gamma ** (done / s.step_rounds)
+    return rate
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of the steps from here on."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def pick_device(wish: str) -> torch.device:

@@ -59,7 +59,7 @@ def check_kind(experiment: Experiment) -> None:
         raise ConfigError("real sites play no faults: tacit simulate does", key="simulation.faults")
     if experiment.secure_aggregation.enabled and experiment.secure_aggregation.engine != "protocol":
         raise ConfigError('must be "protocol": "ideal" is for simulations', key="secure_aggregation.engine")
-    if experiment.task.kind == "tabular" and experiment.data.columns is None:
+    if experiment.task.is_tabular and experiment.data.columns is None:
         raise ConfigError(
             "is needed: no site can infer what all of them have. tacit partition and tacit simulate write it out",
             key="data.schema",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tacit import config
 from tacit.data.array_schema import ArraySchema
-from tacit.data.npz import SPLITS, read_npz
+from tacit.data.npz import SPLITS, read_npz, targets_of
 from tacit.data.schema import Schema
 from tacit.errors import ConfigError, DataError, MissingExtra
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROW = "row"  # the column that says which record a row stands for
 SIDES = ("low", "high")  # of the declared centre: what stands for classes where numbers are predicted
+ANY = ("none", "some")  # of several classes that a record may have
 MEDMNIST_PARTS = ("train", "val", "test")
 
 
@@ -34,7 +35,7 @@ class ArraySet:
 
     Attributes:
         x: shape (rows, *schema.shape).
-        y: class positions of shape (rows,), or numbers of shape (rows, outputs).
+        y: class positions of shape (rows,), 0 and 1 of shape (rows, classes), or numbers of shape (rows, outputs).
         schema: shape, scaling and targets.
         site: shape (rows,), the site's label; None where a partition has to make sites.
         split: shape (rows,), "train" or "test"; None where the split is drawn.
@@ -56,7 +57,10 @@ class ArraySet:
         """A row for each record, for the partition, and what its columns are."""
         import pandas as pd
 
-        if self.schema.classes:
+        classes: tuple[str, ...] = ANY
+        if self.schema.several:
+            labels = np.array(classes)[self.y.any(axis=1).astype(int)]
+        elif self.schema.classes:
             classes = self.schema.classes
             labels = np.array(classes)[self.y]
         else:
@@ -129,9 +133,8 @@ def load_npz(data: config.Data) -> ArraySet:
             path=path,
             key="x",
         )
-    classes = data.arrays.classes
-    if classes and (found["y"].dtype.kind not in "iu" or not np.isin(found["y"], range(len(classes))).all()):
-        raise DataError(f"must be whole numbers from 0 to {len(classes) - 1}", path=path, key="y")
+    if data.arrays.classes:
+        targets_of(found["y"], rows, data.arrays, path)
     site = found.get("site")
     if site is not None and (site.shape != (rows,) or site.dtype.kind not in "Uiu"):
         raise DataError(f"must name the site of each of the {rows} records", path=path, key="site")

@@ -49,7 +49,7 @@ def kept(folder: Path | None, experiment: Experiment, train: Callable[[], Baseli
 def is_shared(experiment: Experiment) -> bool:
     """Whether they may be another run's: a noised scaling, or a model that privacy changes, is no part of them."""
     columns = experiment.data.columns
-    return experiment.task.kind == "tabular" and (columns is None or columns.scaling == "declared")
+    return experiment.task.is_tabular and (columns is None or columns.scaling == "declared")
 
 
 def digest(experiment: Experiment) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from client.app import body, fields, ready, received_arrays
 from client.bookkeeping import ELEMENTWISE, MARGIN, stack, supports
 from client.plain import ids
-from client.training import Deltas, Job, LocalTrainer, learning_rate, record_losses
+from client.training import Deltas, Job, LocalTrainer, learning_rate, record_losses, set_rate
 from simulations.batches import Batches
 from simulations.workers import PATIENCE, WorkersTrainer, no_workers
 from tacit.algorithms import KEEPING
@@ -149,23 +149,32 @@ class Stack:
         sites = [job.site for job in self.jobs]
         noise = Normals(keys, "noise", sites if self.plan.max_grad_norm else (), round_number)
         step = self._stepper(round_number)
-        for indices in self.batches.draw(keys, round_number):
+        for number, indices in enumerate(self.batches.draw(keys, round_number)):
             self.fill(torch.from_numpy(indices).to(self.device), noise)
             if mu := self.trainer.proximal_mu:
                 self.gradient.add_(self.weights.detach() - start, alpha=mu)
-            step()
+            if l1 := self.trainer.settings.l1:
+                self.gradient.add_(self.weights.detach().sign(), alpha=l1)
+            step(number)
         changes: NDArray[np.float32] = (self.weights.detach() - start).cpu().numpy()
         return changes
 
-    def _stepper(self, round_number: int) -> Callable[[], object]:
+    def _stepper(self, round_number: int) -> Callable[[int], object]:
         """One optimiser step on all clients. Plain SGD without torch's bookkeeping, which costs more than the step."""
         s = self.trainer.settings
         if s.optimizer == "sgd" and not s.momentum and not s.weight_decay:
-            rate = learning_rate(s, round_number)
-            return lambda: self.weights.detach().add_(self.gradient, alpha=-rate)
+            return lambda number: self.weights.detach().add_(
+                self.gradient, alpha=-learning_rate(s, round_number, number)
+            )
         optimizer = self.trainer.optimizer([self.weights], round_number)
         self.weights.grad = self.gradient
-        return optimizer.step
+
+        def step(number: int) -> None:
+            if s.schedule_by == "step":
+                set_rate(optimizer, learning_rate(s, round_number, number))
+            optimizer.step()
+
+        return step
 
     def fill(self, indices: Tensor, noise: Normals) -> None:
         """Sets `gradient` to each client's (clipped, noised) sum over its public normaliser.

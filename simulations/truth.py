@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tacit.config import Experiment
+from tacit.config import ANOMALY, Experiment
 from tacit.data.npz import read_npz
 from tacit.data.preprocessing import selected_rows
 from tacit.data.readers import read_table
@@ -32,6 +32,8 @@ def best_outputs(path: Path, experiment: Experiment) -> Tensor | None:
         Logits of shape (rows, classes), or numbers of shape (rows, outputs) in declared scales; None where the truth
         is not known.
     """
+    if experiment.task.kind in ANOMALY:  # the truth is about labels, and none is predicted
+        return None
     arrays, columns = experiment.data.arrays, experiment.data.columns
     if arrays is not None:
         found = read_npz(path, (TRUTH, "split"))

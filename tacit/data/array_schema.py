@@ -23,6 +23,7 @@ class ArraySchema(Frozen):
     Attributes:
         shape: of one record: (features,), (channels, time) or (channels, height, width).
         classes: names of the classes in order, where a class is predicted; a target is a position among them.
+        several: whether a record may have several of the classes, or none; then a target is 0 or 1 for each of them.
         outputs: how many numbers a target has, where numbers are predicted.
         center: subtracted; one number, or one per channel (per feature).
         scale: divided by; likewise, above 0.
@@ -35,6 +36,7 @@ class ArraySchema(Frozen):
 
     shape: Annotated[tuple[Size, ...], Field(strict=False, min_length=1, max_length=3)]
     classes: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    several: bool = False
     outputs: Size = 1
     center: Channels = 0.0
     scale: Channels = 1.0
@@ -54,6 +56,8 @@ class ArraySchema(Frozen):
             raise ValueError("scale must be above 0")
         if len(self.classes) == 1:
             raise ValueError("classes needs two names or more; none where numbers are predicted")
+        if self.several and not self.classes:
+            raise ValueError("several needs classes, the names of what a record may have")
         check_names(self.classes, "classes")
         return self
 

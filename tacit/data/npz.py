@@ -1,7 +1,7 @@
 """Reads one site's arrays from a NumPy archive: `x`, `y` and `split`. Nothing in a file is run.
 
 x      shape (rows, *shape), integers or floating-point numbers; NaN is an empty place
-y      shape (rows,), positions among the classes; or (rows,) or (rows, outputs), numbers
+y      shape (rows,), positions among the classes; (rows, classes), 0 or 1 for each; (rows,) or (rows, outputs), numbers
 split  shape (rows,), "train" or "test"; without it every record is for training
 """
 
@@ -59,8 +59,8 @@ def read_arrays(path: Path, schema: ArraySchema, split: str) -> tuple[Floats, ND
     """Scaled records of one split, and their targets.
 
     Returns:
-        Records of shape (rows, *schema.input_shape), float32; and class positions of shape (rows,), int64, or
-        scaled numbers of shape (rows, outputs), float32.
+        Records of shape (rows, *schema.input_shape), float32; and class positions of shape (rows,), int64, or 0 and 1
+        of shape (rows, classes) or scaled numbers of shape (rows, outputs), float32.
 
     Raises:
         DataError: names the file and the key.
@@ -77,8 +77,17 @@ def read_arrays(path: Path, schema: ArraySchema, split: str) -> tuple[Floats, ND
             key="x",
         )
     chosen = _chosen(arrays.get("split"), len(x), split, path)
-    targets = _classes(y, len(x), schema, path) if schema.classes else _numbers_of(y, len(x), schema, path)
-    return scaled(x[chosen], schema, path), targets[chosen]
+    return scaled(x[chosen], schema, path), targets_of(y, len(x), schema, path)[chosen]
+
+
+def targets_of(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> NDArray[Any]:
+    """What `y` of an archive says of each record, as a task wants it.
+
+    Raises:
+        DataError: it says something else.
+    """
+    kind = _several if schema.several else _classes if schema.classes else _numbers_of
+    return kind(y, rows, schema, path)
 
 
 def scaled(x: NDArray[Any], schema: ArraySchema, path: str | Path = "") -> Floats:
@@ -119,6 +128,17 @@ def _classes(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> NDA
             key="y",
         )
     return y.astype(np.int64)
+
+
+def _several(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> Floats:
+    num = len(schema.classes)
+    if y.shape != (rows, num) or y.dtype.kind not in "biu" or not np.isin(y, (0, 1)).all():
+        raise DataError(
+            f"must be 0 or 1 for each of the {num} classes, for each of the {rows} records",
+            path=path,
+            key="y",
+        )
+    return y.astype(np.float32)
 
 
 def _numbers_of(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> Floats:

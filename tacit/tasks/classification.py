@@ -1,4 +1,8 @@
-"""What every built-in task that predicts one of several classes has in common: loss, metrics, summary."""
+"""What every built-in task that predicts one of several classes has in common: loss, metrics, summary.
+
+The focal loss (Lin et al. 2017, equation 4, with gamma = 2) is cross entropy times (1 - p)^2, where p is what the model
+gives the record's own class: records that it is sure of count less.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tacit.errors import MissingExtra
+from tacit import config
+from tacit.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,21 +22,37 @@ LOSS_BOUND = 5.0  # nats; a record's loss counts at most this much in the metric
 class Classification:
     """Cross entropy over logits of shape (rows, classes), with class positions of shape (rows,) as targets.
 
+    Attributes:
+        settings: the loss by name, public class weights and label smoothing.
+
     Guarantees:
         `metrics` lies in [0, 1] for each record, whatever the outputs, NaN included.
     """
 
     metric_names: tuple[str, ...] = ("accuracy", "loss")
+    settings: config.Task = config.Task()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy of each record in nats, shape (rows,)."""
+        """The loss by name of each record, times the weight of its class, in nats, shape (rows,)."""
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(outputs, targets, reduction="none")
+        s = self.settings
+        weights = outputs.new_tensor(s.class_weights) if s.class_weights else None
+        smoothing = s.label_smoothing
+        loss = cross_entropy(outputs, targets, weights, reduction="none", label_smoothing=smoothing)
+        if s.loss == "focal":
+            loss = loss * (1 - _probabilities(outputs, targets)).square()
+        return loss
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
-        """Per record: `accuracy` 1 or 0, and `loss` as cross entropy cut at 5 nats, divided by 5."""
-        loss = self.loss(outputs, targets).nan_to_num(nan=LOSS_BOUND).clamp(0.0, LOSS_BOUND) / LOSS_BOUND
+        """Per record: `accuracy` 1 or 0, and `loss` as cross entropy cut at 5 nats, divided by 5.
+
+        Weights and smoothing do not count here, so that runs with different ones can be compared.
+        """
+        from torch.nn.functional import cross_entropy
+
+        loss = cross_entropy(outputs, targets, reduction="none").nan_to_num(nan=LOSS_BOUND)
+        loss = loss.clamp(0.0, LOSS_BOUND) / LOSS_BOUND
         return {"accuracy": (outputs.argmax(-1) == targets).to(loss.dtype), "loss": loss}
 
     def summary(self, outputs: Tensor, targets: Tensor) -> Mapping[str, float]:
@@ -46,6 +67,21 @@ class Classification:
         outputs = outputs.detach()
         means = {name: float(values.mean()) for name, values in self.metrics(outputs, targets).items()}
         return {**means, **_ranking(outputs, targets)}
+
+
+def check_weights(settings: config.Task, num_classes: int) -> config.Task:
+    """The settings; `ConfigError` unless each class has a weight, or none has."""
+    if settings.class_weights and len(settings.class_weights) != num_classes:
+        raise ConfigError(
+            f"has {len(settings.class_weights)} numbers, and there are {num_classes} classes",
+            key="task.class_weights",
+        )
+    return settings
+
+
+def _probabilities(outputs: Tensor, targets: Tensor) -> Tensor:
+    """What the model gives each record's own class, shape (rows,)."""
+    return outputs.softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def _ranking(outputs: Tensor, targets: Tensor) -> dict[str, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tacit import config
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -12,9 +14,10 @@ ERROR_BOUND = 4.0  # squared, in declared scales; a record's error counts at mos
 
 
 class Regression:
-    """Squared error of outputs and targets of shape (rows, outputs), both in declared scales.
+    """Error of outputs and targets of shape (rows, outputs), both in declared scales.
 
     Attributes:
+        settings: the loss by name.
         target_scale: the unit of a target over its declared scale; `summary` speaks in the target's own unit.
 
     Guarantees:
@@ -23,14 +26,25 @@ class Regression:
 
     metric_names: tuple[str, ...] = ("error",)
     target_scale: float = 1.0
+    settings: config.Task = config.Task(kind="array_regression")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error over the numbers of each record, shape (rows,), in declared scales."""
+        """The mean over the numbers of each record, shape (rows,), in declared scales.
+
+        Of the square by default, of the absolute value, or of Huber's loss, which is half the square up to one scale
+        and grows like the absolute value from there.
+        """
+        from torch.nn.functional import huber_loss, l1_loss
+
+        if self.settings.loss == "absolute":
+            return l1_loss(outputs, targets, reduction="none").mean(-1)
+        if self.settings.loss == "huber":
+            return huber_loss(outputs, targets, reduction="none").mean(-1)
         return (outputs - targets).square().mean(-1)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Per record: `error` as squared error cut at 4 declared scales squared, divided by 4."""
-        error = self.loss(outputs, targets).nan_to_num(nan=ERROR_BOUND)
+        error = (outputs - targets).square().mean(-1).nan_to_num(nan=ERROR_BOUND)
         return {"error": error.clamp(0.0, ERROR_BOUND) / ERROR_BOUND}
 
     def summary(self, outputs: Tensor, targets: Tensor) -> Mapping[str, float]:

@@ -1,9 +1,10 @@
-"""Classification of table rows: the built-in task."""
+"""Table rows: the built-in tasks that predict their class, or look for those that are out of the ordinary."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tacit import config
 from tacit.data.preprocessing import Constants, transform
@@ -11,7 +12,8 @@ from tacit.data.readers import read_table
 from tacit.data.schema import Schema
 from tacit.data.statistics import sum_statistics
 from tacit.errors import ConfigError, DataError
-from tacit.tasks.classification import Classification
+from tacit.tasks.anomaly import Anomalies, with_labels
+from tacit.tasks.classification import Classification, check_weights
 from tacit.tasks.task import Records
 
 if TYPE_CHECKING:
@@ -20,8 +22,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class TabularClassification(Classification):
-    """A model of `tacit.tasks.models` on the columns of a declared schema."""
+class Tabular:
+    """A model of `tacit.tasks.models` on the columns of a declared schema.
+
+    Attributes:
+        settings: the loss by name, and the weights to begin with.
+    """
+
+    settings: config.Task = config.Task()
 
     def __init__(self, schema: Schema, model: config.Model, constants: Constants | None = None) -> None:
         self.schema = schema
@@ -29,13 +37,16 @@ class TabularClassification(Classification):
         self._constants = constants
 
     @classmethod
-    def of(cls, experiment: config.Experiment) -> TabularClassification:
-        """The task of an experiment; `ConfigError` where it has no schema."""
-        if experiment.data.columns is None:
+    def of(cls, experiment: config.Experiment) -> Self:
+        """The task of an experiment; `ConfigError` where it has no schema, or other classes than weights."""
+        columns = experiment.data.columns
+        if columns is None:
             raise ConfigError("a tabular task needs the columns of its table", key="data.schema")
-        return cls(experiment.data.columns, experiment.task.model)
+        task = cls(columns, experiment.task.model)
+        task.settings = check_weights(experiment.task, len(columns.classes))
+        return task
 
-    def with_constants(self, constants: Constants) -> TabularClassification:
+    def with_constants(self, constants: Constants) -> Self:
         """The same task scaling by these (center, scale), from `tacit.data.statistics.constants_from`.
 
         Raises:
@@ -44,7 +55,9 @@ class TabularClassification(Classification):
         numeric = {name for name, column in self.schema.columns.items() if column.kind == "numeric"}
         if set(constants) != numeric:
             raise ConfigError("the constants belong to another schema", key="data.schema.scaling")
-        return TabularClassification(self.schema, self._model, dict(constants))
+        task = copy.copy(self)
+        task._constants = dict(constants)
+        return task
 
     @property
     def constants(self) -> Constants | None:
@@ -64,8 +77,9 @@ class TabularClassification(Classification):
     def model(self) -> nn.Module:
         """A fresh model, weights drawn from torch's global generator."""
         from tacit.tasks.models import build
+        from tacit.tasks.transfer import started
 
-        return build(self._model, self.num_features, self.num_classes)
+        return started(build(self._model, self.num_features, self.num_classes), self.settings.start)
 
     def read(self, path: Path, split: str) -> Records:
         """Features (rows, num_features) float32 and class indices (rows,) int64.
@@ -85,3 +99,23 @@ class TabularClassification(Classification):
     def statistics(self, path: Path) -> NDArray[np.float64]:
         """What one site's training rows add to the statistics, without noise; see `sum_statistics`."""
         return sum_statistics(read_table(path, self.schema), self.schema)
+
+
+class TabularClassification(Classification, Tabular):
+    """`[task] kind = "tabular"`."""
+
+
+class TabularAnomaly(Anomalies, Tabular):
+    """`[task] kind = "tabular_anomaly"`: the first class is the ordinary one, all others are anomalies."""
+
+    def model(self) -> nn.Module:
+        """A fresh model, weights drawn from torch's global generator."""
+        from tacit.tasks.models import build_to_give_back
+        from tacit.tasks.transfer import started
+
+        return started(build_to_give_back(self._model, self.num_features), self.settings.start)
+
+    def read(self, path: Path, split: str) -> Records:
+        """Features (rows, num_features) and the same with the label behind, float32; raises as `Tabular.read`."""
+        records = super().read(path, split)
+        return Records(records.features, with_labels(*records))

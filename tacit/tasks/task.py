@@ -81,6 +81,10 @@ def load_task(experiment: Experiment) -> Task:
         from tacit.tasks.tabular import TabularClassification
 
         return TabularClassification.of(experiment)
+    if kind == "tabular_anomaly":
+        from tacit.tasks.tabular import TabularAnomaly
+
+        return TabularAnomaly.of(experiment)
     if not experiment.task.is_own:
         from tacit.tasks.arrays import array_task
 

@@ -38,13 +38,13 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.float32]]:
     """Every floating-point entry of the model's state, in order, as float32."""
     return {
         name: tensor.detach().cpu().numpy().astype(np.float32, copy=True)
-        for name, tensor in _floats(model).items()
+        for name, tensor in floats(model).items()
     }
 
 
 def array_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array that travels."""
-    return {name: tuple(tensor.shape) for name, tensor in _floats(model).items()}
+    return {name: tuple(tensor.shape) for name, tensor in floats(model).items()}
 
 
 def load_arrays(model: nn.Module, arrays: Arrays) -> None:
@@ -55,7 +55,7 @@ def load_arrays(model: nn.Module, arrays: Arrays) -> None:
     """
     import torch
 
-    state = _floats(model)
+    state = floats(model)
     if set(state) != set(arrays):
         raise ConfigError("the model received has other arrays than the task's model", key="task")
     for name, tensor in state.items():
@@ -67,5 +67,6 @@ def load_arrays(model: nn.Module, arrays: Arrays) -> None:
             tensor.copy_(torch.tensor(arrays[name]))
 
 
-def _floats(model: nn.Module) -> dict[str, Tensor]:
+def floats(model: nn.Module) -> dict[str, Tensor]:
+    """Every floating-point entry of the model's state, in order: what travels."""
     return {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}

@@ -6,19 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from client.private_gradients import PrivateGradients, unsupported
+from client.private_gradients import unsupported
 from simulations.array_sources import ArraySet, load_arrays, load_medmnist
 from tacit import config
 from tacit.data.array_schema import ArraySchema
 from tacit.data.npz import read_arrays, scaled
 from tacit.data.readers import num_rows
 from tacit.errors import ConfigError, DataError
-from tacit.privacy.noise import SeededKeys, Stream
-from tacit.tasks import Records, Summarises, Task, load_task
+from tacit.tasks import Summarises, Task, load_task
 from tacit.tasks.arrays import ArrayClassification, ArrayRegression
-from tacit.tasks.models import AXES, build, build_for
+from tacit.tasks.models import AXES, build, build_for, build_to_give_back
+from tacit.tasks.models.attention import Attention, places
+from tacit.tasks.models.convolution import Residual
+from tacit.tasks.multilabel import MultiLabel
 
 SERIES = ArraySchema(shape=(2, 3), classes=("a", "b"), center=(1.0, 10.0), scale=(2.0, 5.0), clip=3.0)
 NUMBERS = ArraySchema(shape=(4,), outputs=2, target_center=1.0, target_scale=2.0)
@@ -126,6 +128,58 @@ def test_numbers_to_predict_are_scaled_and_the_summary_speaks_in_their_unit(tmp_
     assert task.summary(outputs[:0], records.targets[:0]) == {}
 
 
+def test_losses_of_numbers_by_name_and_the_metric_stays_the_square() -> None:
+    outputs, targets = torch.tensor([[0.5, 0.0], [3.0, 0.0]]), torch.zeros(2, 2)
+    wanted = {"squared": [0.125, 4.5], "absolute": [0.25, 1.5], "huber": [0.0625, 1.25]}
+    for name, values in wanted.items():
+        made = experiment("array_regression", NUMBERS)
+        task = load_task(made.with_tables(task={"kind": "array_regression", "loss": name}))
+        assert task.loss(outputs, targets).tolist() == values
+        assert task.metrics(outputs, targets)["error"].tolist() == [0.125 / 4, 1.0]
+
+
+def test_a_record_may_have_several_classes_or_none(tmp_path: Path) -> None:
+    schema = ArraySchema(shape=(2, 3), classes=("a", "b", "c"), several=True)
+    y = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]])
+    task = load_task(experiment("array_multilabel", schema))
+    assert isinstance(task, Task) and isinstance(task, Summarises)
+    records = task.read(archive(tmp_path, y=y), "train")
+    assert records.targets.tolist() == [[1, 0, 1], [0, 0, 0], [1, 1, 1]]
+    assert task.model()(records.features).shape == (3, 3)
+    outputs = torch.tensor([[3.0, -3.0, 3.0], [-3.0, -3.0, 3.0], [3.0, 3.0, 3.0]])
+    assert task.metrics(outputs, records.targets)["accuracy"].tolist() == pytest.approx([1, 2 / 3, 1])
+    right, wrong = np.log1p(np.exp(-3)), np.log1p(np.exp(3))
+    assert task.loss(outputs, records.targets).tolist() == pytest.approx(
+        [right, (2 * right + wrong) / 3, right]
+    )
+    summary = task.summary(outputs, records.targets)
+    assert (summary["auroc"], summary["accuracy"]) == (pytest.approx(2.5 / 3), pytest.approx(8 / 9))
+    assert (
+        "auroc" not in task.summary(outputs[:1], records.targets[:1])
+        and task.summary(outputs[:0], y[:0]) == {}
+    )
+    for bad in (y[:, :2], y + 1, y * 0.5, y[:, 0]):
+        with pytest.raises(DataError, match="key 'y': must be 0 or 1 for each of the 3 classes"):
+            task.read(archive(tmp_path, y=bad), "train")
+    divided = load_arrays(config.Data(source="npz", path=str(archive(tmp_path, y=y)), arrays=schema), 7)
+    assert divided is not None and divided.table()[0]["label"].tolist() == ["some", "some", "none", "some"]
+
+
+def test_multilabel_metrics_lie_in_0_1_for_each_record_whatever_the_outputs() -> None:
+    outputs = torch.tensor([[float("nan"), 1.0], [float("inf"), -1e30], [float("-inf"), 1e30]])
+    for targets in (torch.zeros(3, 2), torch.ones(3, 2)):
+        for values in MultiLabel().metrics(outputs, targets).values():
+            assert values.shape == (3,) and ((values >= 0) & (values <= 1)).all()
+        assert all(np.isfinite(value) for value in MultiLabel().summary(outputs, targets).values())
+
+
+def test_several_classes_and_one_are_not_taken_for_each_other() -> None:
+    several = SERIES.model_copy(update={"several": True})
+    for kind, schema in (("array_multilabel", SERIES), ("array_classification", several)):
+        with pytest.raises(ConfigError, match=r"data\.arrays\.several"):
+            load_task(experiment(kind, schema))
+
+
 def test_regression_metrics_lie_in_0_1_for_each_record_whatever_the_outputs() -> None:
     task = ArrayRegression(NUMBERS, config.Model())
     outputs = torch.tensor([[0.0, 0.0], [1e30, 0.0], [float("nan"), 0.0], [float("-inf"), 1.0]])
@@ -149,6 +203,7 @@ def test_a_task_over_arrays_says_what_is_not_declared() -> None:
         ({"center": (1.0,)}, "center has 1 numbers"),
         ({"scale": 0.0}, "scale must be above 0"),
         ({"classes": ("only",)}, "two names"),
+        ({"classes": (), "several": True}, "several needs classes"),
         ({"classes": ("1", "1.0")}, "twice"),
         ({"shape": (1, 2, 3, 4)}, "shape"),
         ({"shape": (2, 0)}, "shape"),
@@ -160,7 +215,10 @@ def test_a_schema_that_cannot_be_is_refused(changed: dict[str, Any], words: str)
         config.parse({"name": "x", "data": {"source": "npz", "path": "p", "arrays": arrays}}, source="")
 
 
-SHAPES = {"cnn": (3, 9, 7), "cnn1d": (2, 11), "gru": (2, 5), "lstm": (2, 5), "mlp": (2, 3), "logistic": (4,)}
+SHAPES = {
+    "cnn": (3, 9, 7), "resnet": (3, 9, 7), "cnn1d": (2, 11), "rnn": (2, 5), "gru": (2, 5), "lstm": (2, 5),
+    "transformer": (2, 5), "mlp": (2, 3), "logistic": (4,),
+}  # fmt: skip
 SMALL = {name: config.Model(name=name, hidden=(4,), channels=(2, 4)) for name in SHAPES}  # type: ignore[arg-type]
 
 
@@ -174,6 +232,48 @@ def test_a_model_gives_one_row_of_outputs_for_each_record(name: str) -> None:
     assert list(unsupported(model)) == []
 
 
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "logistic"])
+def test_dropout_leaves_numbers_out_in_training_and_none_after_it(name: str) -> None:
+    model = build_for(
+        SMALL[name].model_copy(update={"dropout": 0.5, "hidden": (8,)}), SHAPES[name], outputs=3
+    )
+    records = torch.randn(5, *SHAPES[name])
+    if name not in AXES:
+        records = records.flatten(1)
+    assert not torch.equal(model(records), model(records))
+    model.eval()
+    assert torch.equal(model(records), model(records))
+    assert "Dropout" not in repr(build_for(SMALL["mlp"], SHAPES["mlp"], 3))  # or it would not stack
+
+
+def test_attention_is_torchs_own() -> None:
+    ours, theirs = Attention(6, 3), nn.MultiheadAttention(6, 3, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(ours.projections.weight)
+        theirs.in_proj_bias.copy_(ours.projections.bias)
+        theirs.out_proj.load_state_dict(ours.output.state_dict())
+        x = torch.randn(4, 5, 6)
+        torch.testing.assert_close(ours(x), theirs(x, x, x, need_weights=False)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_transformer_tells_one_step_from_another() -> None:
+    model, series = build_for(SMALL["transformer"], (2, 5), outputs=3), torch.randn(4, 2, 5)
+    assert not torch.allclose(model(series), model(series.flip(2)))
+    assert places(7, 5).shape == (7, 5) and len({tuple(row) for row in places(7, 5).tolist()}) == 7
+
+
+def test_a_resnet_halves_the_sides_once_for_each_block_after_the_first() -> None:
+    model = build_for(SMALL["resnet"].model_copy(update={"channels": (2, 4, 6)}), (3, 9, 7), outputs=3)
+    assert isinstance(model, nn.Sequential)
+    images = torch.randn(5, 3, 9, 7)
+    shapes = []
+    for layer in model:
+        images = layer(images)
+        if isinstance(layer, Residual):
+            shapes.append(tuple(images.shape))
+    assert shapes == [(5, 2, 9, 7), (5, 4, 5, 4), (5, 6, 3, 2)]
+
+
 def test_a_model_says_how_many_axes_it_wants() -> None:
     with pytest.raises(ConfigError, match=r'"cnn" takes records of 3 axes, these have 2: \(2, 5\)'):
         build_for(SMALL["cnn"], (2, 5), 2)
@@ -181,11 +281,26 @@ def test_a_model_says_how_many_axes_it_wants() -> None:
         build(SMALL["gru"], 5, 2)
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
+def test_a_model_that_gives_records_back_and_one_that_predicts_are_not_taken_for_each_other() -> None:
+    for make in (
+        lambda: build(config.Model(name="vae"), 5, 2),
+        lambda: build_for(config.Model(name="vae"), (5,), 2),
+    ):
+        with pytest.raises(
+            ConfigError, match=r'"vae" gives records back .* tabular_anomaly or array_anomaly'
+        ):
+            make()
+    with pytest.raises(ConfigError, match=r'"mlp" gives no record back; .* autoencoder, vae'):
+        build_to_give_back(config.Model(), 5)
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("rnn", nn.RNN), ("gru", nn.GRU), ("lstm", nn.LSTM)])
 def test_a_recurrent_cell_is_torchs_own(name: str, theirs: type[nn.RNNBase]) -> None:
     ours = build_for(SMALL[name], SHAPES[name], outputs=2)
     reference = theirs(2, 4, batch_first=True)
-    order = {"gru": (0, 1, 2), "lstm": (0, 1, 2, 3)}[name]  # reset, update, new; input, forget, new, output
+    order = {"rnn": (0,), "gru": (0, 1, 2), "lstm": (0, 1, 2, 3)}[
+        name
+    ]  # reset, update, new; input, forget, new, output
     with torch.no_grad():
         for layer, end in ((ours.input, "ih"), (ours.state, "hh")):
             for kind in ("weight", "bias"):
@@ -195,30 +310,6 @@ def test_a_recurrent_cell_is_torchs_own(name: str, theirs: type[nn.RNNBase]) -> 
         states, _ = reference(series.mT)
         expected = ours.head(torch.cat([states[:, -1], states.mean(1)], dim=1))
         assert torch.allclose(ours(series), expected, atol=1e-6)
-
-
-class _Task:
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(outputs, targets, reduction="none")
-
-
-@pytest.mark.parametrize("name", ["cnn", "cnn1d", "gru", "lstm"])
-def test_clipped_sums_equal_the_one_example_at_a_time_loop(name: str) -> None:
-    torch.manual_seed(3)
-    model = build_for(SMALL[name], SHAPES[name], outputs=3)
-    records = Records(torch.randn(6, *SHAPES[name]) * 3, torch.tensor([0, 1, 2, 0, 1, 2]))
-    clip, expected = 0.4, [torch.zeros_like(p) for p in model.parameters()]
-    for features, target in zip(records.features, records.targets, strict=True):
-        loss = nn.functional.cross_entropy(model(features[None]), target[None])
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        norm = torch.cat([g.flatten() for g in gradients]).norm()
-        for total, gradient in zip(expected, gradients, strict=True):
-            total += gradient / max(1.0, float(norm) / clip)
-    private = PrivateGradients(model, _Task(), clip, noise_multiplier=0.0)  # type: ignore[arg-type]
-    private.fill(records, 1.0, Stream(SeededKeys(1).key("noise")))
-    for parameter, total in zip(model.parameters(), expected, strict=True):
-        assert parameter.grad is not None
-        assert torch.allclose(parameter.grad, total, atol=1e-5)
 
 
 def test_a_users_archive_is_checked_before_it_is_divided(tmp_path: Path) -> None:
@@ -252,7 +343,10 @@ def test_where_numbers_are_predicted_the_two_sides_of_the_centre_stand_for_class
 
 def test_an_archive_says_how_many_records_it_holds(tmp_path: Path) -> None:
     assert num_rows(archive(tmp_path)) == 4
-    for x, words in (({"z": X}, "key 'x': is not in the file"), ({"x": np.float32(1)}, "key 'x': has no records")):
+    for x, words in (
+        ({"z": X}, "key 'x': is not in the file"),
+        ({"x": np.float32(1)}, "key 'x': has no records"),
+    ):
         np.savez(tmp_path / "data.npz", **x)
         with pytest.raises(DataError, match=words):
             num_rows(tmp_path / "data.npz")

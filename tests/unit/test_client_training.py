@@ -106,11 +106,58 @@ def test_a_round_is_the_loop_that_the_paper_has(name, mu):
         ("constant", [0.8, 0.8, 0.8, 0.8]),
         ("cosine", [0.4 * (1 + cos(pi * k / 4)) for k in range(4)]),
         ("step", [0.8, 0.8, 0.2, 0.2]),
+        ("exponential", [0.8, 0.4, 0.2, 0.1]),
     ],
 )
 def test_learning_rates_over_the_rounds(schedule, expected):
     settings = Training(rounds=4, learning_rate=0.8, schedule=schedule, gamma=0.25, step_rounds=2)
     assert [learning_rate(settings, n) for n in (1, 2, 3, 4)] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schedule": "cosine"}, [0.4 * (1 + cos(pi * k / 8)) for k in range(8)]),
+        ({"schedule": "exponential"}, [0.8 * 0.25 ** (k / 4) for k in range(8)]),
+        ({"warmup_rounds": 2}, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8]),
+    ],
+    ids=["cosine", "exponential", "warm-up"],
+)
+def test_learning_rates_over_the_steps_of_all_rounds(changes, expected):
+    settings = Training(
+        rounds=4, local_steps=2, learning_rate=0.8, schedule_by="step", gamma=0.25, step_rounds=2, **changes
+    )
+    rates = [learning_rate(settings, n, step) for n in (1, 2, 3, 4) for step in (0, 1)]
+    assert rates == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_rate_that_warms_up_by_round_is_the_full_one_from_the_last_of_those_rounds():
+    settings = Training(rounds=4, learning_rate=0.8, warmup_rounds=2)
+    assert [learning_rate(settings, n, step=3) for n in (1, 2, 3, 4)] == pytest.approx([0.4, 0.8, 0.8, 0.8])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_nothing_of_an_optimiser_outlives_the_round(name):
+    """A second round of the same trainer is that of a trainer that has just been made."""
+    used, fresh = (trainer(training__optimizer=name, training__learning_rate=0.01) for _ in range(2))
+    train(used, number=1)
+    assert np.array_equal(flat(train(used)), flat(train(fresh)))
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_l1_pulls_each_weight_towards_zero_and_looks_at_no_record(private):
+    """No record, no noise: the step is -rate * l1 * sign(w), as many times as there are steps."""
+    made = trainer(private=private, training__l1=0.01, training__learning_rate=0.1)
+    if private:
+        made.gradients.noise_multiplier = 0.0
+    weights = flat(start())
+    moved = flat(train(made, records(0)))
+    stays_on_its_side = np.abs(weights) > 3 * 0.1 * 0.01
+    np.testing.assert_allclose(
+        moved[stays_on_its_side], -3 * 0.1 * 0.01 * np.sign(weights)[stays_on_its_side], atol=1e-6
+    )
+    assert (np.abs(weights + moved) <= np.abs(weights) + 0.1 * 0.01).all()
+    assert stays_on_its_side.sum() > 40
 
 
 class Spy:

@@ -54,7 +54,31 @@ BAD_FILES = {
     "sampling rate above one": ("[training]\nsampling_rate = 1.5", "training.sampling_rate", "less than or equal to 1"),
     "whole site held out": ("[data]\ntest_fraction = 1.0", "data.test_fraction", "less than 1"),
     "layer without neurons": ("[task.model]\nhidden = [16, 0]", "task.model.hidden.1", "not 0"),
+    "a channel by itself": ("[task.model]\nchannels = [8, 1]", "task.model.channels.1", "not 1"),
     "unknown choice": ('[training]\noptimizer = "lbfgs"', "training.optimizer", "not 'lbfgs'"),
+    "heads that do not divide": (
+        '[task.model]\nname = "transformer"\nhidden = [9]', "task.model", "heads = 2 must divide",
+    ),
+    "dropout between no layers": (
+        '[task.model]\nname = "logistic"\ndropout = 0.5', "task.model", '"logistic" has a single one',
+    ),
+    "loss of another kind": ('[task]\nloss = "huber"', "task", "is for array_regression, not 'tabular'"),
+    "weights without classes": (
+        '[task]\nkind = "array_regression"\nclass_weights = [1.0, 2.0]', "task", "class_weights is for tabular",
+    ),
+    "a class that counts nothing": ("[task]\nclass_weights = [1.0, 0.0]", "task.class_weights.1", "not 0.0"),
+    "smoothing of the focal loss": (
+        '[task]\nloss = "focal"\nlabel_smoothing = 0.1', "task", 'loss = "cross_entropy"',
+    ),
+    "a start without its digest": ('[task.start]\nfile = "w.npz"', "task.start", "sha256sum FILE prints it"),
+    "frozen where they were drawn": ('[task.start]\nfreeze = ["0.*"]', "task.start", "freeze needs file"),
+    "a digest that is none": ('[task.start]\nsha256 = "ab"', "task.start.sha256", "match"),
+    "a start of a task of one's own": (
+        f'[task]\nkind = "a:b"\nstart = {{file = "w.npz", sha256 = "{"0" * 64}"}}', "task", "Tacit's own models",
+    ),
+    "warm-up longer than the run": (
+        "[training]\nrounds = 3\nwarmup_rounds = 4", "training", "warmup_rounds = 4 is above rounds = 3",
+    ),
     "cohort above the clients": ("[training]\nclients_per_round = 11", "training.clients_per_round", "above the 10"),
     "no client": ("[partition]\nnum_clients = 0", "partition.num_clients", "greater than or equal to 1"),
     "threshold above the cohort": (

@@ -96,6 +96,17 @@ OPTIMIZERS = {
         "strategy__proximal_mu": 0.5,
         "training__schedule": "cosine",
     },
+    "l1, cosine by step": {
+        "training__l1": 0.02,
+        "training__schedule": "cosine",
+        "training__schedule_by": "step",
+    },
+    "adam, by step, warm-up": {
+        "training__optimizer": "adam",
+        "training__schedule": "exponential",
+        "training__schedule_by": "step",
+        "training__warmup_rounds": 3,
+    },
 }
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ COLUMNS = {
     "flat": {"kind": "numeric", "range": [0, 10]},
     "c": {"kind": "categorical", "categories": ["u", "v"]},
 }
+
+
+COLUMN = 'columns.a = {kind = "numeric", range = [0, 10]}'
 
 
 def task(model: config.Model | None = None, **schema: object) -> TabularClassification:
@@ -54,7 +58,7 @@ def test_an_idle_client_that_knows_the_task_has_not_imported_torch_or_an_optiona
     assert found.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "elu"])
+@pytest.mark.parametrize("activation", get_args(config.Activation))
 def test_models_have_the_sizes_of_schema_and_configuration(activation: str) -> None:
     mlp = build(config.Model(hidden=(8, 4), activation=activation), inputs=5, classes=3)
     assert [tuple(p.shape) for p in mlp.parameters()] == [(8, 5), (8,), (4, 8), (4,), (3, 4), (3,)]
@@ -140,6 +144,30 @@ def test_metrics_are_accuracy_and_cut_cross_entropy() -> None:
     metrics = task().metrics(outputs, torch.tensor([0, 0, 0]))
     assert metrics["accuracy"].tolist() == [1, 1, 0]
     assert metrics["loss"].tolist() == pytest.approx([np.log(2) / 5, 0, 1])
+
+
+def test_losses_by_name_weights_and_smoothing_and_the_metric_stays_cross_entropy() -> None:
+    outputs, targets = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
+    p = torch.softmax(outputs[0], 0)
+    plain = -p.log()
+    wanted = {
+        "loss = 'cross_entropy'": plain,
+        "loss = 'focal'": plain * (1 - p).square(),
+        "class_weights = [1.0, 3.0]": plain * torch.tensor([1.0, 3.0]),
+        "label_smoothing = 0.5": 0.5 * plain + 0.5 * plain.mean(),
+    }
+    for setting, values in wanted.items():
+        made = load_task(
+            config.loads(f'name = "x"\n[task]\n{setting}\n[data.schema]\nlabel = "y"\n' + COLUMN)
+        )
+        torch.testing.assert_close(made.loss(outputs, targets), values)
+        torch.testing.assert_close(made.metrics(outputs, targets)["loss"], plain / 5)
+
+
+def test_weights_for_other_classes_are_refused() -> None:
+    text = 'name = "x"\n[task]\nclass_weights = [1.0, 2.0, 3.0]\n[data.schema]\nlabel = "y"\n' + COLUMN
+    with pytest.raises(ConfigError, match=r"task\.class_weights: has 3 numbers, and there are 2 classes"):
+        load_task(config.loads(text))
 
 
 def test_summary_of_two_and_of_three_classes() -> None:

@@ -3,12 +3,23 @@
 | name | for records of shape | module |
 |---|---|---|
 | mlp, logistic | (features,) | `mlp` |
-| cnn | (channels, height, width) | `convolution` |
+| autoencoder, vae | (features,) | `autoencoder` |
+| cnn, resnet | (channels, height, width) | `convolution` |
 | cnn1d | (channels, time) | `convolution` |
-| gru, lstm | (channels, time) | `recurrent` |
+| rnn, gru, lstm | (channels, time) | `recurrent` |
+| transformer | (channels, time) | `attention` |
 """
 
-from tacit.tasks.models.families import AXES, FLAT, build, build_for
+from tacit.tasks.models.families import AXES, FLAT, GIVES_BACK, build, build_for, build_to_give_back
 from tacit.tasks.models.mlp import ACTIVATIONS, Classifier
 
-__all__ = ["build", "build_for", "AXES", "FLAT", "ACTIVATIONS", "Classifier"]
+__all__ = [
+    "build",
+    "build_for",
+    "build_to_give_back",
+    "AXES",
+    "FLAT",
+    "GIVES_BACK",
+    "ACTIVATIONS",
+    "Classifier",
+]

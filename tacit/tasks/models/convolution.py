@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from tacit import config
 from tacit.tasks.groupnorm import num_groups
-from tacit.tasks.models.mlp import ACTIVATIONS
+from tacit.tasks.models.mlp import ACTIVATIONS, dropout
 
 _PLACES: Final = (
     4  # along each axis, of what the head sees: where something is matters, its exact place does not
@@ -25,8 +25,8 @@ def cnn(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
             nn.GroupNorm(num_groups(size_out), size_out),
             ACTIVATIONS[model.activation](),
         ]
-    width = (channels, *model.channels)[-1] * _PLACES**2
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(_PLACES), nn.Flatten(), nn.Linear(width, outputs))
+    head = nn.Linear(model.channels[-1] * _PLACES**2, outputs)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(_PLACES), nn.Flatten(), *dropout(model), head)
 
 
 def cnn1d(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
@@ -38,5 +38,47 @@ def cnn1d(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
             nn.GroupNorm(num_groups(size_out), size_out),
             ACTIVATIONS[model.activation](),
         ]
-    width = (channels, *model.channels)[-1] * _PLACES
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(_PLACES), nn.Flatten(), nn.Linear(width, outputs))
+    head = nn.Linear(model.channels[-1] * _PLACES, outputs)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(_PLACES), nn.Flatten(), *dropout(model), head)
+
+
+def resnet(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
+    """Images: a residual block for each of `model.channels`, all but the first halve both sides; then the means.
+
+    He et al. 2016, figure 2, with GroupNorm (Wu and He 2018) in the place of BatchNorm.
+    """
+    widths = model.channels
+    stem = [
+        nn.Conv2d(channels, widths[0], kernel_size=3, padding=1, bias=False),
+        nn.GroupNorm(num_groups(widths[0]), widths[0]),
+        ACTIVATIONS[model.activation](),
+    ]
+    blocks = [Residual(model, widths[0], widths[0], stride=1)]
+    blocks += [Residual(model, size_in, size_out, stride=2) for size_in, size_out in pairwise(widths)]
+    head = nn.Linear(widths[-1], outputs)
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *dropout(model), head)
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a way around them, which is a convolution of one pixel where the shape changes."""
+
+    def __init__(self, model: config.Model, size_in: int, size_out: int, *, stride: int) -> None:
+        super().__init__()
+        groups, activation = num_groups(size_out), ACTIVATIONS[model.activation]
+        self.body = nn.Sequential(
+            nn.Conv2d(size_in, size_out, kernel_size=3, stride=stride, padding=1, bias=False),
+            nn.GroupNorm(groups, size_out),
+            activation(),
+            nn.Conv2d(size_out, size_out, kernel_size=3, padding=1, bias=False),
+            nn.GroupNorm(groups, size_out),
+        )
+        self.around = nn.Sequential()
+        if stride > 1 or size_in != size_out:
+            self.around.append(nn.Conv2d(size_in, size_out, kernel_size=1, stride=stride, bias=False))
+            self.around.append(nn.GroupNorm(groups, size_out))
+        self.activation = activation()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images of shape (rows, size_out, height / stride, width / stride), rounded up."""
+        result: Tensor = self.activation(self.body(images) + self.around(images))
+        return result

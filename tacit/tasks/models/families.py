@@ -10,18 +10,31 @@ from torch import nn
 
 from tacit import config
 from tacit.errors import ConfigError
-from tacit.tasks.models.convolution import cnn, cnn1d
+from tacit.tasks.models.attention import Transformer
+from tacit.tasks.models.autoencoder import VAE, autoencoder
+from tacit.tasks.models.convolution import cnn, cnn1d, resnet
 from tacit.tasks.models.mlp import Classifier, logistic, mlp
-from tacit.tasks.models.recurrent import gru, lstm
+from tacit.tasks.models.recurrent import gru, lstm, rnn
 
-# How many axes a record has. Of these two, any number: their records are made flat first.
+# Of records of any shape, which are made flat first.
 FLAT: Final[Mapping[str, Callable[[config.Model, int, int], Classifier]]] = {"mlp": mlp, "logistic": logistic}
-AXES: Final[Mapping[str, int]] = {"cnn": 3, "cnn1d": 2, "gru": 2, "lstm": 2}
+# Of records that they give back, flat as well.
+GIVES_BACK: Final[Mapping[str, Callable[[config.Model, int], nn.Module]]] = {
+    "autoencoder": autoencoder,
+    "vae": VAE,
+}
+# Of records with so many axes.
+AXES: Final[Mapping[str, int]] = {
+    "cnn": 3, "resnet": 3, "cnn1d": 2, "rnn": 2, "gru": 2, "lstm": 2, "transformer": 2,
+}  # fmt: skip
 _MADE_BY: Final[Mapping[str, Callable[[config.Model, int, int], nn.Module]]] = {
     "cnn": cnn,
+    "resnet": resnet,
     "cnn1d": cnn1d,
+    "rnn": rnn,
     "gru": gru,
     "lstm": lstm,
+    "transformer": Transformer,
 }
 
 
@@ -34,13 +47,14 @@ def build(model: config.Model, inputs: int, classes: int) -> Classifier:
         classes: logits per record; a binary task has two.
 
     Raises:
-        ConfigError: the family is for arrays.
+        ConfigError: the family is for arrays, or gives records back.
     """
-    if model.name not in FLAT:
-        raise ConfigError(
-            f'"{model.name}" reads arrays; a table row takes {", ".join(FLAT)}', key="task.model.name"
-        )
-    return FLAT[model.name](model, inputs, classes)
+    if model.name in FLAT:
+        return FLAT[model.name](model, inputs, classes)
+    _check_predicts(model)
+    raise ConfigError(
+        f'"{model.name}" reads arrays; a table row takes {", ".join(FLAT)}', key="task.model.name"
+    )
 
 
 def build_for(model: config.Model, shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -53,13 +67,37 @@ def build_for(model: config.Model, shape: tuple[int, ...], outputs: int) -> nn.M
         outputs: numbers per record: a logit per class, or what is predicted.
 
     Raises:
-        ConfigError: the family takes another number of axes.
+        ConfigError: the family takes another number of axes, or gives records back.
     """
     if model.name in FLAT:
         return FLAT[model.name](model, math.prod(shape), outputs)
+    _check_predicts(model)
     if len(shape) != AXES[model.name]:
         raise ConfigError(
             f'"{model.name}" takes records of {AXES[model.name]} axes, these have {len(shape)}: {shape}',
             key="task.model.name",
         )
     return _MADE_BY[model.name](model, shape[0], outputs)
+
+
+def build_to_give_back(model: config.Model, inputs: int) -> nn.Module:
+    """A fresh model that gives records of so many numbers back, its weights from torch's global generator.
+
+    Raises:
+        ConfigError: the family predicts something else.
+    """
+    if model.name not in GIVES_BACK:
+        raise ConfigError(
+            f'"{model.name}" gives no record back; what looks for anomalies takes {", ".join(GIVES_BACK)}',
+            key="task.model.name",
+        )
+    return GIVES_BACK[model.name](model, inputs)
+
+
+def _check_predicts(model: config.Model) -> None:
+    if model.name in GIVES_BACK:
+        raise ConfigError(
+            f'"{model.name}" gives records back and predicts nothing: set task.kind to '
+            f"{' or '.join(config.ANOMALY)}",
+            key="task.model.name",
+        )

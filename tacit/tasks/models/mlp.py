@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -9,7 +10,17 @@ from torch import Tensor, nn
 from tacit import config
 from tacit.errors import ConfigError
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "elu": nn.ELU}
+ACTIVATIONS: dict[config.Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+}
 
 
 class Classifier(nn.Sequential):
@@ -37,13 +48,23 @@ class Classifier(nn.Sequential):
 
 def mlp(model: config.Model, inputs: int, outputs: int) -> Classifier:
     """Linear layers of the widths in `model.hidden`, with activations between them."""
-    layers: list[nn.Module] = []
-    for size_in, size_out in pairwise((inputs, *model.hidden)):
-        layers += [nn.Linear(size_in, size_out), ACTIVATIONS[model.activation]()]
-    layers.append(nn.Linear((inputs, *model.hidden)[-1], outputs))
-    return Classifier(*layers, inputs=inputs)
+    widths = (inputs, *model.hidden)
+    return Classifier(*hidden_layers(model, widths), nn.Linear(widths[-1], outputs), inputs=inputs)
 
 
 def logistic(model: config.Model, inputs: int, outputs: int) -> Classifier:
     """One Linear layer."""
     return Classifier(nn.Linear(inputs, outputs), inputs=inputs)
+
+
+def hidden_layers(model: config.Model, widths: Sequence[int]) -> list[nn.Module]:
+    """From each width to the next: Linear, activation, and dropout where the model has it."""
+    layers: list[nn.Module] = []
+    for size_in, size_out in pairwise(widths):
+        layers += [nn.Linear(size_in, size_out), ACTIVATIONS[model.activation](), *dropout(model)]
+    return layers
+
+
+def dropout(model: config.Model) -> list[nn.Module]:
+    """The layer, or none: a model without it has the same names for its arrays, and stacks."""
+    return [nn.Dropout(model.dropout)] if model.dropout else []

@@ -22,14 +22,16 @@ class Recurrent(nn.Module):
         hidden: width of the state.
         outputs: numbers per record.
         gates: blocks of `hidden` that a step computes.
+        dropout: of what the head sees.
     """
 
-    def __init__(self, channels: int, hidden: int, outputs: int, *, gates: int) -> None:
+    def __init__(self, channels: int, hidden: int, outputs: int, *, gates: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.hidden = hidden
         self.input = nn.Linear(channels, gates * hidden)
         self.state = nn.Linear(hidden, gates * hidden)
         self.head = nn.Linear(2 * hidden, outputs)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, series: Tensor) -> Tensor:
         """Outputs of shape (rows, outputs) for series of shape (rows, channels, time)."""
@@ -40,12 +42,20 @@ class Recurrent(nn.Module):
             state, memory = self.step(inputs[:, step], state, memory)
             states.append(state)
         mean = torch.stack(states).mean(0)
-        outputs: Tensor = self.head(torch.cat([state, mean], dim=1))
+        outputs: Tensor = self.head(self.dropout(torch.cat([state, mean], dim=1)))
         return outputs
 
     @abstractmethod
     def step(self, inputs: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """The next state and memory, each (rows, hidden), from a step's (rows, gates * hidden) inputs."""
+
+
+class RNN(Recurrent):
+    """The plain recurrent network of Elman (1990), with tanh."""
+
+    def step(self, inputs: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Recurrent`; it has no memory beside its state."""
+        return torch.tanh(inputs + self.state(state)), memory
 
 
 class GRU(Recurrent):
@@ -70,11 +80,16 @@ class LSTM(Recurrent):
         return torch.sigmoid(exit_) * torch.tanh(memory), memory
 
 
+def rnn(model: config.Model, channels: int, outputs: int) -> RNN:
+    """A plain recurrent network with a state as wide as the last number in `model.hidden`."""
+    return RNN(channels, model.hidden[-1], outputs, gates=1, dropout=model.dropout)
+
+
 def gru(model: config.Model, channels: int, outputs: int) -> GRU:
     """A GRU with a state as wide as the last number in `model.hidden`."""
-    return GRU(channels, model.hidden[-1], outputs, gates=3)
+    return GRU(channels, model.hidden[-1], outputs, gates=3, dropout=model.dropout)
 
 
 def lstm(model: config.Model, channels: int, outputs: int) -> LSTM:
     """An LSTM with a state as wide as the last number in `model.hidden`."""
-    return LSTM(channels, model.hidden[-1], outputs, gates=4)
+    return LSTM(channels, model.hidden[-1], outputs, gates=4, dropout=model.dropout)

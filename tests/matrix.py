@@ -1,0 +1,130 @@
+"""Each model family under each promise with each executor: it trains, or is refused with the reason.
+
+`python -m tests.matrix` writes the table into docs/models.md; tests/integration/test_matrix.py runs what it says.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+BEGIN, END = "<!-- what python -m tests.matrix writes -->\n", "<!-- its end -->\n"
+
+TEXT = """
+name = "cell"
+insecure_seeded_noise = true
+[partition]
+num_clients = 4
+min_rows = 4
+[task]
+kind = "{kind}"
+[task.model]
+name = "{name}"
+hidden = [4]
+channels = [2, 4]
+[training]
+rounds = 1
+local_steps = 2
+sampling_rate = 0.3
+[simulation]
+baselines = false
+"""
+ARRAYS = """
+[data]
+source = "npz"
+path = "{path}"
+[data.arrays]
+shape = {shape}
+classes = ["low", "high"]
+"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A line of the table.
+
+    Attributes:
+        kind: of task that it is tried with.
+        shape: of its records; () = the rows of a table.
+    """
+
+    kind: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def records(self) -> str:
+        """In words."""
+        return {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}[
+            len(self.shape)
+        ]
+
+    def text(self, name: str, folder: Path) -> str:
+        """The experiment; what it reads is written into the folder."""
+        text = TEXT.format(kind=self.kind, name=name)
+        if not self.shape:
+            return text
+        rng = np.random.default_rng(1)
+        y = np.arange(120) % 2
+        x = rng.normal(size=(120, *self.shape)) + y.reshape(-1, *[1] * len(self.shape))
+        np.savez(folder / "data.npz", x=x.astype(np.float32), y=y)
+        return text + ARRAYS.format(path=folder / "data.npz", shape=list(self.shape))
+
+
+IMAGES, SERIES = (1, 6, 6), (2, 9)
+FAMILIES = {
+    "logistic": Family("tabular"),
+    "mlp": Family("tabular"),
+    "autoencoder": Family("tabular_anomaly"),
+    "vae": Family("tabular_anomaly"),
+    "cnn": Family("array_classification", IMAGES),
+    "resnet": Family("array_classification", IMAGES),
+    "cnn1d": Family("array_classification", SERIES),
+    "rnn": Family("array_classification", SERIES),
+    "gru": Family("array_classification", SERIES),
+    "lstm": Family("array_classification", SERIES),
+    "transformer": Family("array_classification", SERIES),
+}
+PROMISES = {
+    "none": "privacy=none",
+    "record": "privacy.record={epsilon=20.0, delta=1e-3}",
+    "client": "privacy.client={epsilon=20.0, delta=1e-2}",
+}
+EXECUTORS = ("serial", "stacked", "workers")
+
+
+def refusal(name: str, executor: str) -> str:
+    """Why the executor does not take the family; empty if it does. No promise makes a difference."""
+    return (
+        "not a plain stack"
+        if executor == "stacked" and name not in ("logistic", "mlp", "autoencoder")
+        else ""
+    )
+
+
+def table() -> str:
+    """In Markdown: a line for each family, a column for each promise and for each way to train."""
+    heads = ["`task.model.name`", "records", *PROMISES, *EXECUTORS, "ray"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for name, family in FAMILIES.items():
+        cells = [f"refused: {reason}" if (reason := refusal(name, e)) else "trains" for e in EXECUTORS]
+        cells = [f"`{name}`", family.records, *["trains"] * len(PROMISES), *cells, "trains"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(text: str) -> str:
+    """A page with its table as it has to be."""
+    return replaced(text, BEGIN, END, table())
+
+
+def replaced(text: str, begin: str, end: str, table: str) -> str:
+    """A page with another table between two marks."""
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    assert found, f"{PAGE} has lost its marks"
+    return f"{before}{begin}{table}{end}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,117 @@
+"""Every model family, over shapes, sizes, activations and losses: clipped sums are those of one record at a time."""
+
+import copy
+import math
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+
+from client.bookkeeping import BookKeeping, unknown
+from client.private_gradients import PrivateGradients
+from tacit import config
+from tacit.privacy.noise import SeededKeys, Stream
+from tacit.tasks import Records
+from tacit.tasks.anomaly import Anomalies, with_labels
+from tacit.tasks.classification import Classification
+from tacit.tasks.models import ACTIVATIONS, AXES, GIVES_BACK, build_for, build_to_give_back
+from tacit.tasks.models.autoencoder import VAE
+from tacit.tasks.regression import Regression
+
+FAMILIES = tuple(config.Model.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
+SIZES = st.integers(1, 4)
+LOSSES = [
+    {},
+    {"class_weights": (0.5, 1.0, 4.0)},
+    {"label_smoothing": 0.2},
+    {"loss": "focal", "class_weights": (2.0, 1.0, 1.0)},
+    *({"loss": name, "kind": "array_regression"} for name in ("squared", "absolute", "huber")),
+]
+
+
+@st.composite
+def problems(draw: Any, name: str) -> tuple[nn.Module, Any, Records]:
+    """A model, a loss and records for them, in float64: what differs then is no rounding."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    heads = draw(st.integers(1, 2))
+    hidden = (*draw(st.lists(SIZES, max_size=2)), heads * draw(SIZES))
+    channels = tuple(draw(st.lists(st.integers(2, 5), min_size=1, max_size=3)))
+    activation = draw(st.sampled_from(list(ACTIVATIONS)))
+    layers = draw(st.integers(1, 2))
+    model = config.Model.model_validate(
+        {"name": name, "hidden": hidden, "channels": channels, "activation": activation}
+        | {"heads": heads, "layers": layers}
+    )
+    rows, axes = draw(st.integers(1, 7)), AXES.get(name, 1)
+    shape = (draw(SIZES), *(draw(st.integers(3, 9)) for _ in range(axes - 1)))
+    features = torch.randn(rows, *shape).double() * draw(st.sampled_from([0.1, 1.0, 10.0]))
+    if name in GIVES_BACK:
+        return (
+            build_to_give_back(model, shape[0]).double(),
+            Anomalies(),
+            Records(features, with_labels(features, torch.arange(rows))),
+        )
+    made, chosen = (
+        build_for(model, shape, 3).double(),
+        config.Task.model_validate(draw(st.sampled_from(LOSSES))),
+    )
+    task: Any = Regression() if chosen.kind == "array_regression" else Classification()
+    task.settings = chosen
+    targets = torch.randn(rows, 3).double() if isinstance(task, Regression) else torch.randint(0, 3, (rows,))
+    return made, task, Records(features, targets)
+
+
+def filled(kind: Any, model: nn.Module, task: Any, records: Records, clip: float) -> list[Tensor]:
+    model = copy.deepcopy(model)
+    kind(model, task, clip, 0.0).fill(records, 2.0, Stream(SeededKeys(1).key("noise")))
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def one_at_a_time(model: nn.Module, task: Any, records: Records, clip: float) -> list[Tensor]:
+    sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    for x, y in zip(records.features, records.targets, strict=True):
+        loss = task.loss(model(x[None]), y[None]).sum()
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        length = math.sqrt(sum(float(g.square().sum()) for g in gradient))
+        sums = [s + g * min(1.0, clip / (length + 1e-6)) / 2.0 for s, g in zip(sums, gradient, strict=True)]
+    return sums
+
+
+@pytest.fixture(autouse=True)
+def drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a variational autoencoder draws for a record is the same, whoever is in the batch with it."""
+    monkeypatch.setattr(VAE, "draw", lambda self, mean: (9 * mean.detach()).sin())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_clipped_sums_of_a_family_are_those_of_one_record_at_a_time(name: str) -> None:
+    @settings(max_examples=12)
+    @given(problems(name), st.sampled_from([1e-2, 0.5, 1e3]))
+    def check(problem: tuple[nn.Module, Any, Records], clip: float) -> None:
+        model, task, records = problem
+        assert unknown(model) == ""
+        wanted = one_at_a_time(model, task, records, clip)
+        for kind in (BookKeeping, PrivateGradients):
+            for got, expected in zip(filled(kind, model, task, records, clip), wanted, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * min(1.0, clip))
+
+    check()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_record_more_moves_the_sum_of_a_family_by_no_more_than_max_grad_norm(name: str) -> None:
+    @settings(max_examples=5)
+    @given(problems(name))
+    def check(problem: tuple[nn.Module, Any, Records]) -> None:
+        model, task, records = problem
+        fewer = Records(records.features[:-1], records.targets[:-1])
+        with_it, without = (filled(BookKeeping, model, task, some, 0.01) for some in (records, fewer))
+        moved = math.sqrt(
+            sum(float((more - less).square().sum()) for more, less in zip(with_it, without, strict=True))
+        )
+        assert moved <= 0.01 / 2 * (1 + 1e-6)
+
+    check()
