@@ -170,17 +170,19 @@ def test_E6_requests_that_come_twice_and_out_of_order_count_once(federation: Bad
 def test_E4_who_breaks_off_hangs_or_crawls_holds_up_the_others_to_the_deadline_at_most(
     federation: BadFederation, how: dict[str, Any]
 ) -> None:
-    """No phase is longer than its deadline and 2 s, and who was late once is not waited for in the next ones."""
+    """No phase is longer than it is in fair weather, its deadline and 2 s; who was late is waited for no more."""
     victim, others = federation.links[0], federation.links[1:]
-    fair = max(row["seconds"] for row in federation.more_rounds(2))
+    fair = federation.more_rounds(2)
+    usual = {phase: max(row["phases"][phase] for row in fair) for phase in fair[0]["phases"]}
     with weather(*others), weather(victim, **how):
         rows = federation.more_rounds(2)
     for row in rows:
         assert set(row["survivors"]) >= set(federation.labels[1:])
         assert row["attempts"] == 1
-        assert max(row["phases"].values()) <= DEADLINE + 2
+        late = {phase: seconds - usual[phase] for phase, seconds in row["phases"].items()}
+        assert max(late.values()) <= DEADLINE + 2
         if "resets" not in how:  # it gets nothing through, and is out with the first deadline
-            assert row["seconds"] <= DEADLINE + fair + 2
+            assert sum(seconds > DEADLINE / 2 for seconds in late.values()) <= 1
     assert all(set(link.num) == {"passed"} for link in others)
     assert survivors(federation.more_rounds(3))[-1] == 4, "it is back"
 
@@ -215,17 +217,14 @@ def test_E7_a_slow_line_makes_an_upload_slow_and_no_more(federation: BadFederati
 
 
 def check_uploads(link: Link, bandwidth: float) -> None:
-    """The large ones, each once."""
+    """The vectors, which are larger than all else, and each of them once."""
     objects = [upload for upload in link.uploads if upload.path.endswith("/push-object")]
     largest = max(upload.num_bytes for upload in objects)
-    for upload in objects:
-        if upload.num_bytes > largest / 2:
-            assert (
-                upload.num_bytes / bandwidth * 0.8
-                <= upload.seconds
-                <= upload.num_bytes / bandwidth * 1.2 + 0.5
-            )
-    assert sum(upload.num_bytes > largest / 2 for upload in objects) <= 3, "one for each round that was seen"
+    vectors = [upload for upload in objects if upload.num_bytes > 0.95 * largest]
+    for upload in vectors:
+        fastest = upload.num_bytes / bandwidth
+        assert fastest * 0.8 <= upload.seconds <= fastest * 1.2 + 0.5
+    assert len(vectors) <= 3, f"more than one for each round that was seen: {objects}"
 
 
 @pytest.mark.slow
