@@ -89,7 +89,8 @@ def problems(scenario: str) -> Iterator[Problem]:
     if scenario == "heart_disease":
         yield from map(invented_hospitals, range(16))
     else:
-        yield from (held_back(scenario, seed) for seed in (101, 102))
+        last = 104 if scenario == "breast_cancer" else 102
+        yield from (held_back(scenario, seed) for seed in range(101, last + 1))
 
 
 def invented_hospitals(seed: int) -> Problem:
@@ -307,7 +308,7 @@ SMALL_FACTORS = (
 # One step a round: the noise of a small bank's own model would lead it astray in a second one.
 ONE_STEP: Setting = (
     "task.model.name=mlp",
-    "task.model.hidden=[16]",
+    "task.model.hidden=[32]",
     "strategy.weights=declared",
     "training.rounds=100",
     "training.local_steps=1",
@@ -320,15 +321,21 @@ ONE_STEP: Setting = (
 )
 CREDIT_FACTORS = (
     _rates_and_clips((4.0, 8.0, 16.0), (0.5, 1.0)),
-    (("task.model.name=logistic",), ("task.model.hidden=[8]",), ("task.model.hidden=[32]",)),
+    (("task.model.name=logistic",), ("task.model.hidden=[16]",), ("task.model.hidden=[64]",)),
     _each("training.rounds", 50, 200),
     _each("training.sampling_rate", 0.1, 1.0),
     (("training.local_steps=5", "training.rounds=20"),),
     _each("training.momentum", 0.5),
-    _each("training.weight_decay", 0.001),
+    _each("training.weight_decay", 0.001, 0.003),
 )
 FEW_LOANS: Setting = _merged(
-    ONE_STEP, ("training.sampling_rate=1.0", "training.rounds=50", "training.learning_rate=1.0")
+    ONE_STEP,
+    (
+        "task.model.hidden=[16]",
+        "training.sampling_rate=1.0",
+        "training.rounds=50",
+        "training.learning_rate=1.0",
+    ),
 )
 LOAN_FACTORS = (
     _rates_and_clips((0.3, 1.0, 3.0), (0.3, 1.0, 3.0)),
