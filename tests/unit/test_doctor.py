@@ -32,7 +32,16 @@ def test_the_doctor_finds_this_environment_healthy(healthy: tuple[int, dict[str,
     for name in ("flwr", "torch", "opacus", "cryptography", "dp-accounting"):
         assert findings["packages"][name] == importlib.metadata.version(name)
     assert findings["shadowed"] == findings["broken"] == {}
-    assert list(findings["missing"]) == ["client", "tables", "simulation", "ray", "processes"]
+    assert list(findings["missing"]) == [
+        "client",
+        "tables",
+        "simulation",
+        "ray",
+        "processes",
+        "export",
+        "serve",
+        "explain",
+    ]
     assert findings["missing"]["client"] == findings["missing"]["processes"] == []
 
 
