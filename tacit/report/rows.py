@@ -80,10 +80,10 @@ def outcomes_of(
 
 def learned_outcomes(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> Outcomes | None:
     """What the server learned last of the model's outcomes; None where it did not ask."""
-    if not experiment.evaluation.curves:
+    cells = cells_of(experiment, load_task(experiment)) if experiment.evaluation.curves else None
+    if cells is None:
         return None
-    cells = cells_of(experiment, load_task(experiment))
-    for row, noise in _learned(rows, experiment, plan) if cells is not None else ():
+    for row, noise in _learned(rows, experiment, plan):
         tables = cells.tables(row["counts"])
         if tables is not None:
             return outcomes_of(cells, tables, experiment, noise, row["round"])
@@ -93,11 +93,13 @@ def learned_outcomes(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> O
 def learned_importance(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> ColumnShares | None:
     """What the server learned last of how much the model goes by each column; None where it did not ask."""
     importance = importance_of(experiment, load_task(experiment)) if experiment.evaluation.explain else None
-    for row, noise in _learned(rows, experiment, plan) if importance is not None else ():
-        found = importance_from(importance, row["counts"], noise, row["round"])
-        if found is not None:
-            return found
-    return None
+    if importance is None:
+        return None
+    learned = (
+        importance_from(importance, row["counts"], n, row["round"])
+        for row, n in _learned(rows, experiment, plan)
+    )
+    return next((found for found in learned if found is not None), None)
 
 
 def importance_from(
