@@ -1,10 +1,12 @@
 """Metric sums of the model that came in, over the records that the site holds out.
 
-Per-record values are cut to [0, 1] and each record is in one cell of each of t tables of outcomes, so that one record
-moves the vector (metrics, 1, cells) by at most sqrt(k + 1 + t); the noise follows from that bound and the plan.
+Per-record values are cut to [0, 1]; counts of outcomes and importances (`tacit.tasks.summed`) ride along, vectors of a
+squared norm of t at most in all. One record moves the whole by at most sqrt(k + 1 + t): the noise follows from that.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from tacit.encoding import NUM_RECORDS, metric_names, metric_sensitivity
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
-from tacit.tasks.cells import Cells
+from tacit.tasks.summed import Summed
 
 
 def metric_sums(
@@ -22,20 +24,20 @@ def metric_sums(
     records: Records,
     noise_multiplier: float,
     noise: Stream,
-    cells: Cells | None = None,
+    summed: Sequence[Summed] = (),
 ) -> dict[str, float]:
     """Sums over `records`, each with noise of standard deviation noise_multiplier * sensitivity.
 
     Guarantees:
         A metric sum leaves a site only with the noise that the plan paid for.
     """
-    values = record_metrics(model, task, records, cells)
-    draws = noise.gaussian(len(values), noise_multiplier * metric_sensitivity(task, cells))
+    values = record_metrics(model, task, records, summed)
+    draws = noise.gaussian(len(values), noise_multiplier * metric_sensitivity(task, *summed))
     return {name: value + float(draw) for (name, value), draw in zip(values.items(), draws, strict=True)}
 
 
 def record_metrics(
-    model: nn.Module, task: Task, records: Records, cells: Cells | None = None
+    model: nn.Module, task: Task, records: Records, summed: Sequence[Summed] = ()
 ) -> dict[str, float]:
     """The exact sums. They stay at the site; only `metric_sums` may travel.
 
@@ -43,7 +45,7 @@ def record_metrics(
         ConfigError: a metric is not one number per record.
     """
     if not records.num_rows:
-        return dict.fromkeys(metric_names(task, cells), 0.0)
+        return dict.fromkeys(metric_names(task, *summed), 0.0)
     device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
@@ -56,5 +58,7 @@ def record_metrics(
         name: float(per_record[name].double().nan_to_num(0.0).clamp(0.0, 1.0).sum())
         for name in task.metric_names
     }
-    counts = cells.count(outputs, records) if cells is not None else {}
-    return {**sums, NUM_RECORDS: float(records.num_rows), **counts}
+    sums[NUM_RECORDS] = float(records.num_rows)
+    for part in summed:
+        sums |= part.sums(model, outputs, records)
+    return sums

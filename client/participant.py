@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client import guard
 from client.evaluation import metric_sums
@@ -43,9 +44,12 @@ from tacit.secagg.encoder import Encoder
 from tacit.secagg.journal import MemoryJournal
 from tacit.secagg.receipt import Receipt, heads_of
 from tacit.tasks import Records, Task, load_task
-from tacit.tasks.cells import cells_of
-from tacit.tasks.weights import Arrays, load_arrays
+from tacit.tasks.summed import summed_of
+from tacit.tasks.weights import Arrays, build_model, load_arrays
 from tacit.update import EncodedUpdate, LocalUpdate
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Run:
@@ -56,7 +60,7 @@ class Run:
         self.digest = text_digest(self.experiment.to_toml())
         self.plan = PrivacyPlan.of(self.experiment)
         self.task: Task = load_task(self.experiment)
-        self.cells = cells_of(self.experiment, self.task)
+        self.summed = summed_of(self.experiment, self.task)
         self.trainer = LocalTrainer(self.task, self.plan, self.experiment)
         self.keys = keys_for(self.experiment, self.plan)
 
@@ -73,6 +77,11 @@ class Run:
         """What each site's own part of the model begins with; empty where all of it travels."""
         private = self.plan.max_grad_norm is not None
         return first_arrays(self.experiment, self.task, private=private)[1]
+
+    @cached_property
+    def plain_model(self) -> nn.Module:
+        """One that nothing watches: the trainer's may be wrapped to see each record's gradient."""
+        return build_model(self.task, private=self.plan.max_grad_norm is not None)
 
     @cached_property
     def sizes(self) -> Sequence[int]:
@@ -326,9 +335,10 @@ class Participant:
         run, noise = self.run, self.run.plan.metrics_noise_multiplier
         if noise is None:
             return {}
-        load_arrays(run.trainer.model, arrays)
+        model = run.plain_model if run.summed else run.trainer.model
+        load_arrays(model, arrays)
         stream = Stream(run.keys.key("metrics", self.site.label, round_number))
-        sums = metric_sums(run.trainer.model, run.task, self.records("test"), noise, stream, run.cells)
+        sums = metric_sums(model, run.task, self.records("test"), noise, stream, run.summed)
         ranges = run.encoder(arrays).metrics
         return {name: ranges[name].cut(value) for name, value in sums.items()}
 

@@ -25,7 +25,7 @@ from tacit.personal import first_arrays
 from tacit.privacy.noise import SeededKeys, Stream
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records, Summarises, Task, load_task
-from tacit.tasks.cells import Cells, Counts
+from tacit.tasks.summed import Summed
 from tacit.tasks.weights import Arrays, build_model, initial_arrays, load_arrays
 
 HELD_BACK = 0.25  # of the training records, where a baseline's learning rate is chosen
@@ -112,17 +112,16 @@ class Harness:
         pairs = zip(self.sites, self.own, strict=True)
         return {site.label: self.metrics({**arrays, **own}, [site.test]) for site, own in pairs}
 
-    def outcomes(self, arrays: Arrays, cells: Cells) -> tuple[Counts, ...]:
-        """Counts of one model's outcomes, added up over the sites as a federation would."""
+    def summed(self, arrays: Arrays, part: Summed) -> dict[str, float]:
+        """What rides along with the metrics, of one model, added up over the sites as a federation would."""
         load_arrays(self._model, arrays)
         self._model.eval()
         totals = Counter[str]()
         for site in self.sites:
             with torch.no_grad():
-                totals.update(cells.count(self._model(site.test.features), site.test))
-        tables = cells.tables(dict(totals))
-        assert tables is not None
-        return tables
+                outputs = self._model(site.test.features)
+            totals.update(part.sums(self._model, outputs, site.test))
+        return dict(totals)
 
     def pooled(self) -> Arrays:
         """All sites' records at one place, without privacy: what federation cannot beat by much."""

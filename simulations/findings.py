@@ -20,12 +20,21 @@ from tacit.report.html import write_html
 from tacit.report.model_card import FILE as CARD
 from tacit.report.model_card import write_model_card
 from tacit.report.promises import privacy_entries
-from tacit.report.rows import learned_outcomes, outcomes_of, round_of, secure_sum_of, versions
+from tacit.report.rows import (
+    importance_from,
+    learned_importance,
+    learned_outcomes,
+    outcomes_of,
+    round_of,
+    secure_sum_of,
+    versions,
+)
 from tacit.report.statement import write_statement
 from tacit.report.storage import write_json, write_text
 from tacit.tasks import load_task
 from tacit.tasks.cells import cells_of
 from tacit.tasks.groupnorm import has_batchnorm
+from tacit.tasks.importance import importance_of
 
 if TYPE_CHECKING:
     from simulations.run import Simulation
@@ -66,6 +75,7 @@ def write_findings(
         rounds=tuple(rounds),
         final=final,
         learned=learned_outcomes(rows, experiment, plan),
+        importance=learned_importance(rows, experiment, plan),
         baselines=baselines,
         privacy=privacy_entries(experiment, plan, ledgers.values(), secure=secure, simulation=True),
         secure_aggregation=secure,
@@ -100,13 +110,17 @@ def _round(row: dict[str, Any], harness: Harness, state: RunState) -> r.Round:
 
 def _final(harness: Harness, state: RunState, simulation: Simulation) -> r.Final:
     arrays = state.model_of(int(state.result["model_round"]))
+    experiment, task = simulation.experiment, load_task(simulation.experiment)
     sites = harness.per_site_own(arrays)
     metrics = site_mean(sites) if harness.own else harness.overall(arrays)
-    cells = cells_of(simulation.experiment, load_task(simulation.experiment), always=True)
-    outcomes = None
-    if cells is not None and harness.has_test and not harness.own:  # of one model that all sites have
-        outcomes = outcomes_of(cells, harness.outcomes(arrays, cells), simulation.experiment)
-    return r.Final(metrics=metrics, sites=_site_results(harness, sites), outcomes=outcomes)
+    whole = harness.has_test and not harness.own  # one model that all sites have
+    cells = cells_of(experiment, task, always=True) if whole else None
+    importance = importance_of(experiment, task) if whole else None
+    outcomes = tables = None
+    if cells is not None and (tables := cells.tables(harness.summed(arrays, cells))) is not None:
+        outcomes = outcomes_of(cells, tables, experiment)
+    shares = None if importance is None else importance_from(importance, harness.summed(arrays, importance))
+    return r.Final(metrics=metrics, sites=_site_results(harness, sites), outcomes=outcomes, importance=shares)
 
 
 def _site_results(harness: Harness, metrics: dict[str, Metrics]) -> tuple[r.SiteResult, ...]:

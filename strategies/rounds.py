@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from strategies.grids import CohortGrid, RoundFacts, spelled
 from strategies.state import check_resumable, restore_state, save_state
 from tacit.config import Experiment
-from tacit.encoding import NUM_RECORDS, counts_of
+from tacit.encoding import NUM_RECORDS
 from tacit.errors import ConfigError, RunFailed, StorageError
 from tacit.population import Nodes
 from tacit.privacy.adaptive import clip_text, next_clip
 from tacit.privacy.plan import PrivacyPlan
+from tacit.tasks.summed import riders
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -192,7 +193,7 @@ class Rounds:
         strategy, clip = save_state(self.strategy), self._next_clip(before.clip)
         after = replace(watched, round=before.round + 1, arrays=arrays, strategy=strategy, clip=clip)
         record = self._record(after.round, cohort, metrics, seconds)
-        if counts := counts_of(sums):
+        if counts := riders(sums):
             record["counts"] = counts
         self.store.save(after, {**record, "clip": before.clip or None})
         return after
@@ -271,7 +272,7 @@ def means(sums: Mapping[str, float]) -> dict[str, float]:
     records = sums.get(NUM_RECORDS, 0.0)
     if not records > 0:  # noise can do that too; false for NaN
         return {}
-    others = {NUM_RECORDS, *counts_of(sums)}
+    others = {NUM_RECORDS, *riders(sums)}
     return {name: min(max(v / records, 0.0), 1.0) for name, v in sums.items() if name not in others}
 
 

@@ -439,6 +439,7 @@ class Evaluation(Frozen):
         bins: of a probability in those counts; even.
         groups: categorical column by whose values the counts are kept apart; empty = by none.
         smallest_group: a group of fewer records is not shown.
+        explain: with the metrics how much the model goes by each column, by this method (`tacit.tasks.importance`).
         patience: stop after so many rounds without a better `monitor`; 0 = run all rounds.
         monitor: metric that early stopping and the best-checkpoint choice read.
     """
@@ -448,6 +449,7 @@ class Evaluation(Frozen):
     bins: Annotated[int, Field(ge=2, le=200, multiple_of=2)] = 20
     groups: str = ""
     smallest_group: Annotated[int, Field(ge=1)] = 20
+    explain: Literal["", "saliency", "integrated_gradients", "occlusion", "shap"] = ""
     patience: Annotated[int, Field(ge=0)] = 0
     monitor: str = "accuracy"
 
@@ -677,12 +679,14 @@ class Experiment(Frozen):
 
     def _check_privacy(self) -> None:
         record = self.privacy.record
-        if self.evaluation.curves and not self.evaluation.metrics:
-            raise ValueError("evaluation.curves are metrics: set evaluation.metrics = true")
-        if self.evaluation.curves and self.privacy.client is not None:
-            raise ValueError(
-                "evaluation.curves and privacy.client exclude each other: noise for a whole client drowns the counts"
-            )
+        riders = [name for name in ("curves", "explain") if getattr(self.evaluation, name)]
+        for name in riders:
+            if not self.evaluation.metrics:
+                raise ValueError(f"evaluation.{name} goes with the metrics: set evaluation.metrics = true")
+            if self.privacy.client is not None:
+                raise ValueError(
+                    f"evaluation.{name} and privacy.client exclude each other: noise for a whole client drowns it"
+                )
         if self.evaluation.groups and not self.evaluation.curves:
             raise ValueError("evaluation.groups belongs to evaluation.curves = true")
         if self.evaluation.patience and not self.evaluation.metrics:

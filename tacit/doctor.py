@@ -37,6 +37,7 @@ USES = {
     "processes": "tacit server, tacit client",
     "export": "tacit export",
     "serve": "tacit serve",
+    "explain": "evaluation.explain",
 }
 PROBE = "from tacit.doctor import probe; probe()"
 
@@ -102,6 +103,7 @@ def examine() -> Findings:
             "processes": list(_absent_programs()),
             "export": list(lacking("export")),
             "serve": list(lacking("serve")),
+            "explain": list(lacking("explain")),
         },
         telemetry=os.environ.get("FLWR_TELEMETRY_ENABLED") != "0",
     )

@@ -21,7 +21,7 @@ from tacit.privacy.plan import PrivacyPlan
 from tacit.secagg.client_encoder import ClientLevelEncoder
 from tacit.secagg.contexts import text_digest
 from tacit.secagg.encoder import Encoder, MetricRange
-from tacit.tasks.cells import PREFIX, Cells, cells_of
+from tacit.tasks.summed import Summed, summed_of
 from tacit.update import Layout
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ STATISTICS_ROUND: Final = 0
 VARIATE: Final = "variate"  # the record beside the model that SCAFFOLD's server sends
 
 
-def metric_names(task: Task, cells: Cells | None = None) -> tuple[str, ...]:
-    """What travels: the sum of each of the task's metrics, how many records they are over, and counts of outcomes.
+def metric_names(task: Task, *summed: Summed) -> tuple[str, ...]:
+    """What travels: the sum of each of the task's metrics, how many records they are over, and what rides along.
 
     Raises:
         ConfigError: two have the same name, or one has that of the aggregation weight.
@@ -46,17 +46,12 @@ def metric_names(task: Task, cells: Cells | None = None) -> tuple[str, ...]:
         raise ConfigError(
             f"metric_names must differ, and be neither {NUM_RECORDS!r} nor {WEIGHT!r}", key="task"
         )
-    return names if cells is None else (*names, *cells.names)
+    return (*names, *(name for part in summed for name in part.names))
 
 
-def metric_sensitivity(task: Task, cells: Cells | None = None) -> float:
-    """Euclidean bound of one record's contribution: 1 for each metric, for the record, and for each table of cells."""
-    return sqrt(len(task.metric_names) + 1 + (len(cells.shapes) if cells is not None else 0))
-
-
-def counts_of(sums: Mapping[str, float]) -> dict[str, float]:
-    """The counts of outcomes among some metric sums."""
-    return {name: value for name, value in sums.items() if name.startswith(PREFIX)}
+def metric_sensitivity(task: Task, *summed: Summed) -> float:
+    """Euclidean bound of one record's contribution: 1 for each metric and for the record, and of what rides along."""
+    return sqrt(len(task.metric_names) + 1 + sum(part.squared_norm for part in summed))
 
 
 def encoder_of(
@@ -82,9 +77,9 @@ def encoder_of(
         noise = (plan.statistics_noise_multiplier or 0.0) * sqrt(arrays[STATISTICS].size)
         bound = _record_bound(experiment) * (4 * rows + 10 * noise)
         return Encoder(Layout.of(arrays), bound, c_int)
-    cells = cells_of(experiment, task)
-    names = metric_names(task, cells) if plan.metrics_noise_multiplier is not None else ()
-    noise = (plan.metrics_noise_multiplier or 0.0) * metric_sensitivity(task, cells)
+    summed = summed_of(experiment, task)
+    names = metric_names(task, *summed) if plan.metrics_noise_multiplier is not None else ()
+    noise = (plan.metrics_noise_multiplier or 0.0) * metric_sensitivity(task, *summed)
     budget = experiment.privacy.client
     if budget is not None and plan.unit == "client":
         held_out = rows if experiment.task.is_own else ceil(rows * experiment.data.test_fraction)

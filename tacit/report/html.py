@@ -20,7 +20,7 @@ from tacit.errors import MissingExtra
 from tacit.report import compare, model_card, statement
 from tacit.report.outcome_plots import Shown, shown
 from tacit.report.plots import Line, line_chart
-from tacit.report.record import Round, RunRecord, SiteDistances, SiteSlice
+from tacit.report.record import ColumnShares, Round, RunRecord, SiteDistances, SiteSlice
 from tacit.report.storage import write_text
 from tacit.report.wording import PROTECTED, upper
 
@@ -36,6 +36,7 @@ MARKS = {
 
 MOST_SITES = 60  # rows of a table before the rest is left to report.json
 MOST_ROUNDS = 100
+MOST_COLUMNS = 30
 MOST_FAULTS = 200
 CLASS_COLOURS = 8
 
@@ -48,6 +49,19 @@ class Matrix(NamedTuple):
     largest: float
     farthest: str
     mean: float
+
+
+class Importances(NamedTuple):
+    """Shares of columns, and where they come from."""
+
+    mark: str
+    found: ColumnShares
+
+    @property
+    def rows(self) -> list[tuple[str, float]]:
+        """The columns that the model goes by most, first."""
+        pairs = zip(self.found.columns, self.found.shares or (), strict=bool(self.found.shares))
+        return sorted(pairs, key=lambda pair: -pair[1])[:MOST_COLUMNS]
 
 
 class Chart(NamedTuple):
@@ -126,6 +140,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "epsilon_chart": _epsilon_chart(record),
         "server_metrics": _server_curves(record),
         "outcomes": _outcomes(record),
+        "importances": _importances(record),
         "timing_chart": _timing_chart(record),
         "round_rows": _thinned(record.rounds),
         "sites": sites[:MOST_SITES],
@@ -186,6 +201,15 @@ def _outcomes(record: RunRecord) -> list[Shown]:
         title = f"As the server learned it, of the model that went into round {record.learned.round}"
         mark = "private" if record.is_private else "not-private"
         found.append(shown(record.learned, mark, title, "learned"))
+    return found
+
+
+def _importances(record: RunRecord) -> list[Importances]:
+    found = []
+    if record.final.importance is not None:
+        found.append(Importances("simulation", record.final.importance))
+    if record.importance is not None:
+        found.append(Importances("private" if record.is_private else "not-private", record.importance))
     return found
 
 

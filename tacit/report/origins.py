@@ -40,7 +40,9 @@ ORIGINS: Final[dict[str, Origin]] = {
     "final.metrics": "local",  # in a deployment what the server learned last, which is noised
     "final.sites": "local",
     "final.outcomes": "local",
+    "final.importance": "local",
     "learned": "noised",
+    "importance": "noised",
     "baselines": "local",
     "privacy": "public",
     "secure_aggregation.enabled": "public",

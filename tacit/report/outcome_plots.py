@@ -36,7 +36,7 @@ class Shown(NamedTuple):
 def shown(outcomes: Outcomes, mark: str, title: str, name: str) -> Shown:
     """What the page needs; `name` distinguishes the charts' ids."""
     rows = []
-    if len(outcomes.classes) <= MOST_CLASSES:
+    if outcomes.confusion and len(outcomes.classes) <= MOST_CLASSES:
         for truth, counts in zip(outcomes.classes, outcomes.confusion, strict=True):
             total = sum(counts) or 1.0
             rows.append((truth, [(count, count / total) for count in counts]))

@@ -120,7 +120,7 @@ class Outcomes(Part):
 
     Attributes:
         classes: names, in the order of the confusion matrix.
-        confusion: rows are truths, columns predictions.
+        confusion: rows are truths, columns predictions; empty, as all figures, where noise has left nothing.
         metrics: those that follow from the counts.
         roc: false and true positive rates; of two classes.
         precision_recall: recall and precision; likewise.
@@ -147,6 +147,24 @@ class Outcomes(Part):
     round: Count | None = None
 
 
+class ColumnShares(Part):
+    """How much a model goes by each column (`tacit.tasks.importance`): mean shares over records.
+
+    Attributes:
+        method: that the shares were found by.
+        columns: names.
+        shares: of each, adding up to 1; empty where noise has left nothing of them.
+        noise: standard deviation of the noise in a share; 0 = exact.
+        round: whose incoming model it is; None = the final one.
+    """
+
+    method: str
+    columns: tuple[str, ...]
+    shares: tuple[float, ...]
+    noise: Seconds = 0.0
+    round: Count | None = None
+
+
 class Final(Part):
     """The final model.
 
@@ -154,11 +172,13 @@ class Final(Part):
         metrics: on the test rows of all sites together; in a deployment, what the server learned last.
         sites: the same model at each site. Simulation only.
         outcomes: exact, on the test rows of all sites together. Simulation only.
+        importance: likewise, where the experiment asks for it.
     """
 
     metrics: Metrics = {}
     sites: tuple[SiteResult, ...] = ()
     outcomes: Outcomes | None = None
+    importance: ColumnShares | None = None
 
 
 class Baseline(Part):
@@ -363,6 +383,7 @@ class RunRecord(Part):
         engine: "local" and "ray" are simulations; "superlink" is real processes.
         executor: how the local engine has trained its cohorts, and why; how a step's gradients were made.
         learned: counts of outcomes as the server learned them last; noised and paid for when the run is private.
+        importance: of columns, as the server learned it last; likewise.
         ledger: the last entries, oldest first.
         federation: what its members had agreed on. Of real processes only.
         outcome: "finished", "stopped early", "stopped" (by somebody; what is complete is kept) or "failed: reason".
@@ -378,6 +399,7 @@ class RunRecord(Part):
     rounds: tuple[Round, ...]
     final: Final
     learned: Outcomes | None = None
+    importance: ColumnShares | None = None
     baselines: Baselines = Baselines()
     privacy: Annotated[tuple[PrivacyEntry, ...], Field(min_length=1)]
     secure_aggregation: SecureSum
@@ -411,7 +433,7 @@ class RunRecord(Part):
     @model_validator(mode="after")
     def _metrics_are_paid_for(self) -> RunRecord:
         budget = (self.experiment.get("privacy") or {}).get("record")
-        learned = self.learned is not None or any(item.private_metrics for item in self.rounds)
+        learned = any(item.private_metrics for item in self.rounds) or self.learned or self.importance
         if learned and budget and not budget.get("metrics_share") and not self.seeded_noise:
             raise ValueError("metrics that the server learned in a private run, and that no budget pays for")
         return self
@@ -421,6 +443,7 @@ class RunRecord(Part):
         known_to_nobody = {
             "final.sites": self.final.sites,
             "final.outcomes": self.final.outcomes is not None,
+            "final.importance": self.final.importance is not None,
             "partition": self.partition,
             "distances": self.distances,
             "faults": self.faults,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from tacit.config import Experiment, SecureAggregation
 from tacit.encoding import metric_sensitivity
 from tacit.privacy.plan import PrivacyPlan
-from tacit.report.record import GroupResult, Metrics, Outcomes, Round, SecureSum
+from tacit.report.record import ColumnShares, GroupResult, Metrics, Outcomes, Round, SecureSum
 from tacit.tasks import load_task
 from tacit.tasks.cells import Cells, Counts, cells_of
+from tacit.tasks.importance import Importance, importance_of, shares_of
 from tacit.tasks.measures import measured
+from tacit.tasks.summed import summed_of
 
 PACKAGES: Final = ("tacit", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
 Rows = Sequence[Mapping[str, Any]]
@@ -78,17 +80,53 @@ def outcomes_of(
 
 def learned_outcomes(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> Outcomes | None:
     """What the server learned last of the model's outcomes; None where it did not ask."""
-    task = load_task(experiment) if experiment.evaluation.curves else None
-    cells = cells_of(experiment, task) if task is not None else None
-    if task is None or cells is None:
+    cells = cells_of(experiment, load_task(experiment)) if experiment.evaluation.curves else None
+    if cells is None:
         return None
-    for row in reversed(rows):
-        tables = cells.tables(row.get("counts") or {})
+    for row, noise in _learned(rows, experiment, plan):
+        tables = cells.tables(row["counts"])
         if tables is not None:
-            each = (plan.metrics_noise_multiplier or 0.0) * metric_sensitivity(task, cells)
-            noise = each * math.sqrt(len(row["survivors"]))
             return outcomes_of(cells, tables, experiment, noise, row["round"])
     return None
+
+
+def learned_importance(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> ColumnShares | None:
+    """What the server learned last of how much the model goes by each column; None where it did not ask."""
+    importance = importance_of(experiment, load_task(experiment)) if experiment.evaluation.explain else None
+    if importance is None:
+        return None
+    learned = (
+        importance_from(importance, row["counts"], n, row["round"])
+        for row, n in _learned(rows, experiment, plan)
+    )
+    return next((found for found in learned if found is not None), None)
+
+
+def importance_from(
+    importance: Importance, sums: Mapping[str, float], noise: float = 0.0, round_number: int | None = None
+) -> ColumnShares | None:
+    """Mean shares for the record; None where the sums have none."""
+    found = shares_of(importance, sums, noise)
+    if found is None:
+        return None
+    return ColumnShares(
+        method=importance.method,
+        columns=importance.columns,
+        shares=found[0],
+        noise=found[1],
+        round=round_number,
+    )
+
+
+def _learned(
+    rows: Rows, experiment: Experiment, plan: PrivacyPlan
+) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """The rounds that have sums beside their metrics, the last one first, with the noise in each of these sums."""
+    task = load_task(experiment)
+    each = (plan.metrics_noise_multiplier or 0.0) * metric_sensitivity(task, *summed_of(experiment, task))
+    for row in reversed(rows):
+        if row.get("counts"):
+            yield row, each * math.sqrt(len(row["survivors"]))
 
 
 def secure_sum_of(

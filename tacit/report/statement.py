@@ -281,6 +281,10 @@ def _views(record: RunRecord) -> Section:
         points.append(("Metrics that the server learned", f"sums over the clients of a round, {noised}"))
     if record.learned is not None:
         points.append(("Outcomes that the server learned", _counts(record)))
+    if record.importance is not None:
+        noised = "with the noise of the metrics, which pays for it" if record.is_private else "exact"
+        text = f"sums of each column's share in what decides a prediction, over all clients of each round, {noised}"
+        points.append(("Importance of columns that the server learned", text))
     lead = "In a deployment of this configuration:" if record.is_simulation else "In this run:"
     return Section("What each party sees", (lead,), tuple(points))
 

@@ -22,7 +22,7 @@ from tacit.config import Experiment
 from tacit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tacit.tasks.task import Records, Task
 
@@ -63,6 +63,15 @@ class Cells:
     def names(self) -> tuple[str, ...]:
         """What the counts are called among the metrics that travel."""
         return tuple(f"{PREFIX}{i}" for i in range(self.size))
+
+    @property
+    def squared_norm(self) -> int:
+        """A record is in one cell of each table."""
+        return len(self.shapes)
+
+    def sums(self, model: nn.Module, outputs: Tensor, records: Records) -> dict[str, float]:
+        """See `Summed`."""
+        return self.count(outputs, records)
 
     def count(self, outputs: Tensor, records: Records) -> dict[str, float]:
         """How many records are in each cell.

@@ -1,7 +1,10 @@
 """What sums of cells say of a model: confusion matrix, curves, calibration, and the same by group.
 
-Counts may be noised. One below zero is taken as zero, and a rate over fewer records than can be told from noise is
-not given at all.
+Counts may be noised. One below zero is taken as zero, and nothing is said of fewer records than can be told from noise:
+neither of a group, nor of all.
+
+Guarantees:
+    Where all counts together are below three standard deviations of their noise, no figure is given.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 
 from tacit.tasks.cells import Cells, Counts
 
-SIGNIFICANT: Final = 3.0  # a group is shown where it has so many standard deviations of its noise in records
+SIGNIFICANT: Final = 3.0  # standard deviations of their noise that counts are shown from
 
 Curve = tuple[tuple[float, ...], tuple[float, ...]]  # across, up
 
@@ -38,7 +41,7 @@ class Measured(NamedTuple):
     """All that follows from one sum of cells.
 
     Attributes:
-        confusion: rows are truths, columns predictions, as counts.
+        confusion: rows are truths, columns predictions, as counts; empty where noise has left nothing.
         metrics: by name; what is not defined is left out.
         roc: false and true positive rates; empty for more than two classes.
         precision_recall: recall and precision; likewise.
@@ -66,6 +69,9 @@ def measured(cells: Cells, tables: Sequence[Counts], smallest_group: int, noise:
         smallest_group: a group of fewer records is not shown.
         noise: standard deviation of the noise in each count.
     """
+    if drowned(tables[0], noise):
+        nobody = tuple(Group(name, None, {}) for name in cells.groups if name)
+        return Measured((), {}, ((), ()), ((), ()), ((), ()), nobody, {})
     positive = [np.maximum(table, 0.0) for table in tables]
     if len(cells.classes) == 2:
         by_group = positive[0]
@@ -97,6 +103,11 @@ def measured(cells: Cells, tables: Sequence[Counts], smallest_group: int, noise:
         groups,
         _gaps(groups),
     )
+
+
+def drowned(sums: Counts, noise: float) -> bool:
+    """Whether sums cannot be told from their noise, taken together."""
+    return bool(sums.sum() < SIGNIFICANT * noise * math.sqrt(sums.size))
 
 
 def _of_confusion(confusion: Counts) -> dict[str, float]:

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 from client.evaluation import metric_sums, record_metrics
 from tacit import config
-from tacit.encoding import counts_of, encoder_of, metric_sensitivity
+from tacit.encoding import encoder_of, metric_sensitivity
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
 from tacit.privacy.plan import PrivacyPlan
@@ -20,6 +20,7 @@ from tacit.report.rows import learned_outcomes
 from tacit.tasks import Records, load_task
 from tacit.tasks.cells import Cells, cells_of
 from tacit.tasks.measures import measured
+from tacit.tasks.summed import riders
 from tests.unit.trained_runs import TABLE
 
 TWO = Cells(("no", "yes"), 20)
@@ -149,6 +150,17 @@ def test_rates_by_group_are_those_of_each_group_and_small_ones_are_not_shown() -
     assert all(g.records is None and not g.metrics for g in noised.groups)
 
 
+def test_where_all_counts_are_below_three_standard_deviations_of_their_noise_no_figure_is_given() -> None:
+    outputs, records = scored(TWO, 900, 1)
+    found = tables(TWO, outputs, records)
+    least = 900 / (3 * TWO.size**0.5)
+    assert measured(TWO, found, 1, noise=0.99 * least).metrics
+    drowned = measured(TWO, found, 1, noise=1.01 * least)
+    assert (
+        drowned.metrics == {} and drowned.confusion == () and drowned.roc == drowned.reliability == ((), ())
+    )
+
+
 def test_noise_that_leaves_nothing_gives_no_figure_and_no_warning() -> None:
     nothing = [np.full(shape, -3.0) for shape in TWO.shapes]
     found = measured(TWO, nothing, 1, noise=5.0)
@@ -170,13 +182,13 @@ def test_counts_travel_with_the_noise_of_the_metrics_and_in_their_encoding() -> 
     model = task.model()
     width = task.num_features  # type: ignore[attr-defined]
     records = Records(torch.zeros(40, width), torch.ones(40, dtype=torch.long))
-    exact = record_metrics(model, task, records, cells)
-    assert sum(counts_of(exact).values()) == 40 == exact["records"]
+    exact = record_metrics(model, task, records, (cells,))
+    assert sum(riders(exact).values()) == 40 == exact["records"]
     assert sum(exact[f"cells/{16 + i}"] for i in range(8)) == 40  # nobody has a sex here: all are others
-    empty = record_metrics(model, task, Records(records.features[:0], records.targets[:0]), cells)
+    empty = record_metrics(model, task, Records(records.features[:0], records.targets[:0]), (cells,))
     assert set(empty) == set(exact) and not any(empty.values())
     stream = Stream(bytes(range(32)))
-    draws = [metric_sums(model, task, records, 3.0, stream, cells) for _ in range(300)]
+    draws = [metric_sums(model, task, records, 3.0, stream, (cells,)) for _ in range(300)]
     apart = np.array([[draw[name] - exact[name] for name in exact] for draw in draws])
     assert apart.std() == pytest.approx(3.0 * 2.0, rel=0.03)  # 8100 draws: 0.8 % is one standard deviation
     assert apart.std(0).min() > 4.5
@@ -188,7 +200,7 @@ def test_what_the_server_learned_last_is_told_with_its_noise() -> None:
     cells = cells_of(settings, task)
     assert cells is not None
     counts = dict(
-        zip(cells.names, itertools.chain([40.0] * 10, [-2.0] * 10, [0.0] * 10, [30.0] * 10), strict=True)
+        zip(cells.names, itertools.chain([4000.0] * 10, [-2.0] * 10, [0.0] * 10, [3000.0] * 10), strict=True)
     )
     rows = [
         {"round": 1, "counts": counts, "survivors": ["a", "b", "c", "d"]},
@@ -196,7 +208,7 @@ def test_what_the_server_learned_last_is_told_with_its_noise() -> None:
     ]
     learned = learned_outcomes(rows, settings, plan)
     assert learned is not None and learned.round == 1
-    assert learned.confusion == ((400.0, 0.0), (0.0, 300.0))
+    assert learned.confusion == ((40000.0, 0.0), (0.0, 30000.0))
     each = (plan.metrics_noise_multiplier or 0) * metric_sensitivity(task, cells)
     assert learned.noise == pytest.approx(2 * each)
     assert learned_outcomes(rows[1:], settings, plan) is None
@@ -206,7 +218,7 @@ def test_what_the_server_learned_last_is_told_with_its_noise() -> None:
 @pytest.mark.parametrize(
     ("evaluation", "words"),
     [
-        ({"metrics": False, "curves": True}, "evaluation.curves are metrics"),
+        ({"metrics": False, "curves": True}, "evaluation.curves goes with the metrics"),
         ({"groups": "sex"}, "belongs to evaluation.curves"),
         ({"curves": True, "bins": 7}, "evaluation.bins"),
         ({"curves": True, "groups": "age"}, "'age' is no categorical column"),

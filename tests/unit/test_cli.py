@@ -85,8 +85,8 @@ EXPLAINED = {
     "rehearse": ["one process for each site", "divided. [default: (4, or as many as its secure sum needs)]"],
     "report": ["its privacy statement anew", "First digits of its id; the newest without."],
     "audit": ["verify", "privacy"],
-    "export": ["with its preprocessing inside", "tacit export runs/my --int8 --data holdout.csv"],
-    "serve": ["Open Inference Protocol v2", "Without TLS, for this machine alone."],
+    "export": ["tacit export runs/my --int8 --data holdout.csv", "Folder of a finished run", "NaN and"],
+    "serve": ["tacit serve runs/my --insecure-loopback", "Open Inference Protocol", "readable by you alone"],
     "doctor": ["Exit code 0: a client can run here.", "--json"],
 }
 

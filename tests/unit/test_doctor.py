@@ -40,6 +40,7 @@ def test_the_doctor_finds_this_environment_healthy(healthy: tuple[int, dict[str,
         "processes",
         "export",
         "serve",
+        "explain",
     ]
     assert findings["missing"]["client"] == findings["missing"]["processes"] == []
 

@@ -6,7 +6,8 @@ import pytest
 
 from tacit.report.html import render_html
 from tacit.report.model_card import SIGN_OFF, model_card, write_model_card
-from tacit.report.record import Final, GroupResult, Outcomes, RunRecord
+from tacit.report.record import ColumnShares, Final, GroupResult, Outcomes, RunRecord
+from tacit.report.statement import privacy_statement
 from tests.unit.report_records import deployed, run_record, seeded
 
 OUTCOMES = Outcomes(
@@ -101,8 +102,6 @@ def test_outcomes_and_card_are_on_the_page_each_with_its_origin() -> None:
 
 
 def test_the_statement_says_what_the_counts_cost(tmp_path: Path) -> None:
-    from tacit.report.statement import privacy_statement
-
     text = privacy_statement(with_outcomes(deployed(), learned=True))
     assert "counts of held-out records by truth and prediction and value of sex" in text
     assert "noise of standard deviation 4.25" in text and "of epsilon" in text
@@ -127,3 +126,28 @@ def test_outcomes_that_no_budget_pays_for_cannot_be_recorded() -> None:
     fields |= {"experiment": {**record.experiment, "privacy": {"record": budget}}, "rounds": rounds}
     with pytest.raises(ValueError, match="no budget pays for"):
         RunRecord(**{**fields, "learned": OUTCOMES})
+
+
+def test_what_noise_has_drowned_is_said_on_the_page_and_in_the_statement() -> None:
+    record = with_outcomes(deployed(), learned=True)
+    nothing = OUTCOMES.model_copy(
+        update={"confusion": (), "metrics": {}, "roc": ((), ()), "precision_recall": ((), ()),
+                "reliability": ((), ()), "groups": (), "gaps": {}, "noise": 500.0, "round": 3}
+    )  # fmt: skip
+    shares = ColumnShares(method="saliency", columns=("age", "sex <i>"), shares=(), noise=2.0, round=3)
+    page = render_html(record.model_copy(update={"learned": nothing, "importance": shares}))
+    assert "larger than all that was counted" in page and "larger than all that was added up" in page
+    told = ColumnShares(method="saliency", columns=("age", "sex <i>"), shares=(0.25, 0.75), round=3)
+    page = render_html(record.model_copy(update={"importance": told}))
+    section = page[page.index('id="importance"') :]
+    assert section.index("sex &lt;i&gt;") < section.index(">age<") and "0.750" in section
+    assert page[: page.index('id="importance"')].rpartition("<section")[2].startswith(' data-mark="private"')
+    statement = privacy_statement(record.model_copy(update={"importance": shares}))
+    assert "Importance of columns that the server learned" in statement
+
+
+def test_a_federations_record_holds_no_exact_importance() -> None:
+    fields = {name: getattr(deployed(), name) for name in RunRecord.model_fields}
+    shares = ColumnShares(method="saliency", columns=("age",), shares=(1.0,))
+    with pytest.raises(ValueError, match=r"final\.importance"):
+        RunRecord(**{**fields, "final": Final(importance=shares)})
