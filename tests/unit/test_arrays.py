@@ -252,7 +252,10 @@ def test_where_numbers_are_predicted_the_two_sides_of_the_centre_stand_for_class
 
 def test_an_archive_says_how_many_records_it_holds(tmp_path: Path) -> None:
     assert num_rows(archive(tmp_path)) == 4
-    for x, words in (({"z": X}, "key 'x': is not in the file"), ({"x": np.float32(1)}, "key 'x': has no records")):
+    for x, words in (
+        ({"z": X}, "key 'x': is not in the file"),
+        ({"x": np.float32(1)}, "key 'x': has no records"),
+    ):
         np.savez(tmp_path / "data.npz", **x)
         with pytest.raises(DataError, match=words):
             num_rows(tmp_path / "data.npz")
