@@ -97,7 +97,7 @@ def first_lengths(experiment: Experiment, task: Task) -> Lengths:
     load_arrays(model, initial_arrays(task, private=private, seed=experiment.seed))
 
     def lengths(records: Records) -> Scores:
-        return np.asarray(np.linalg.norm(gradients(model, task, records, None), axis=1))
+        return np.asarray(np.linalg.norm(gradients(model, task, records, None), axis=1), np.float64)
 
     return lengths
 
