@@ -94,7 +94,7 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in names or FAMILIES:
             cells = [f"{value:.3f}" for value in figures(name, Path(folder))]
-            lines[name] = " | ".join(["|", f"`{name}`", data_of(name), *cells, "|"]).strip()
+            lines[name] = f"| {' | '.join([f'`{name}`', data_of(name), *cells])} |"
             print(lines[name], flush=True)
     heads = ["`task.model.name`", "data", "pooled, no privacy", *PROMISES]
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
