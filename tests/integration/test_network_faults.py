@@ -217,14 +217,14 @@ def test_E7_a_slow_line_makes_an_upload_slow_and_no_more(federation: BadFederati
 
 
 def check_uploads(link: Link, bandwidth: float) -> None:
-    """The vectors, which are larger than all else, and each of them once."""
+    """The largest, of which each round has one, take as long as the line says, and are sent once."""
     objects = [upload for upload in link.uploads if upload.path.endswith("/push-object")]
     largest = max(upload.num_bytes for upload in objects)
-    vectors = [upload for upload in objects if upload.num_bytes > 0.95 * largest]
-    for upload in vectors:
+    uploads = [upload for upload in objects if upload.num_bytes > 0.95 * largest]
+    for upload in uploads:
         fastest = upload.num_bytes / bandwidth
         assert fastest * 0.8 <= upload.seconds <= fastest * 1.2 + 0.5
-    assert len(vectors) <= 3, f"more than one for each round that was seen: {objects}"
+    assert len(uploads) <= 3, f"more than one for each round that was seen: {objects}"
 
 
 @pytest.mark.slow
