@@ -21,6 +21,7 @@ from strategies.state import check_resumable, restore_state, save_state
 from tacit.config import Experiment
 from tacit.encoding import NUM_RECORDS
 from tacit.errors import ConfigError, RunFailed, StorageError
+from tacit.metric_names import lower_is_better
 from tacit.population import Nodes
 from tacit.privacy.adaptive import clip_text, next_clip
 from tacit.privacy.plan import PrivacyPlan
@@ -189,7 +190,7 @@ class Rounds:
     ) -> Progress:
         """Makes the round durable, all of it together, before anybody hears of it."""
         metrics, monitor = means(sums), self.experiment.evaluation.monitor  # of the model before this round
-        watched = before.watched(metrics.get(monitor), lower_is_better=monitor == "loss")
+        watched = before.watched(metrics.get(monitor), lower_is_better=lower_is_better(monitor))
         strategy, clip = save_state(self.strategy), self._next_clip(before.clip)
         after = replace(watched, round=before.round + 1, arrays=arrays, strategy=strategy, clip=clip)
         record = self._record(after.round, cohort, metrics, seconds)

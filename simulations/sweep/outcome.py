@@ -16,6 +16,7 @@ from rich.text import Text
 from simulations.sweep.folder import SweepFolder
 from simulations.sweep.grid import Axis, Cell, short, shown
 from tacit.errors import ConfigError
+from tacit.metric_names import lower_is_better
 from tacit.report import compare
 from tacit.report.record import RunRecord
 from tacit.report.storage import write_text
@@ -88,7 +89,7 @@ def _of_pooled(records: Sequence[RunRecord], main: str) -> Target | None:
     if not values:
         return None
     mean = math.fsum(values) / len(values)
-    share = 2 - SHARE_OF_POOLED if compare.lower_is_better(main) else SHARE_OF_POOLED
+    share = 2 - SHARE_OF_POOLED if lower_is_better(main) else SHARE_OF_POOLED
     return Target(metric=main, value=share * mean, stated=False)
 
 

@@ -6,11 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tacit.metric_names import lower_is_better
 from tacit.report.record import Metrics, RunRecord, SiteResult
-
-# A metric counts as "lower is better" when one of these is a word of its name.
-LOWER_IS_BETTER = frozenset({"loss", "error", "brier", "mae", "mse", "rmse", "ece"})
-SHARES = frozenset({"auroc", "accuracy", "precision", "recall", "f1"})  # likewise; from 0 to 1
 
 
 class Row(NamedTuple):
@@ -29,22 +26,6 @@ class SiteComparison(NamedTuple):
     federated: float | None
     local: float | None
     gain: float | None
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of this metric is the better one."""
-    return not LOWER_IS_BETTER.isdisjoint(_words(metric))
-
-
-def limits(metric: str) -> tuple[float, float]:
-    """The least and the largest value that this metric can have."""
-    if not SHARES.isdisjoint(_words(metric)):
-        return 0.0, 1.0
-    return -math.inf, 1.0 if metric == "r2" else math.inf
-
-
-def _words(metric: str) -> list[str]:
-    return metric.lower().replace("-", "_").split("_")
 
 
 def metric_names(record: RunRecord) -> list[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tomli_w
 
 from tacit.errors import MissingExtra
+from tacit.metric_names import lower_is_better
 from tacit.report import compare, model_card, statement
 from tacit.report.outcome_plots import Shown, shown
 from tacit.report.plots import Line, line_chart
@@ -133,7 +134,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "started": f"{record.started.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         "metrics": metrics,
         "main": main,
-        "lower_is_better": compare.lower_is_better,
+        "lower_is_better": lower_is_better,
         "comparison": compare.comparison(record),
         "site_mean": compare.mean_over_sites(record.final.sites),
         "learning": _learning_curves(record, metrics),

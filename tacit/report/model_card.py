@@ -12,6 +12,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tacit.metric_names import lower_is_better
 from tacit.report import compare
 from tacit.report.record import Metrics, Outcomes, RunRecord
 from tacit.report.statement import Section, document, first_verdict
@@ -175,7 +176,7 @@ def _quality(record: RunRecord) -> Section:
 
 
 def _direction(name: str) -> str:
-    return " (lower is better)" if compare.lower_is_better(name) else ""
+    return " (lower is better)" if lower_is_better(name) else ""
 
 
 def _groups(record: RunRecord) -> Section:

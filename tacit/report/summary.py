@@ -7,6 +7,7 @@ import math
 from rich.table import Table
 from rich.text import Text
 
+from tacit.metric_names import lower_is_better
 from tacit.report import compare
 from tacit.report.record import RunRecord
 from tacit.report.wording import upper
@@ -20,7 +21,7 @@ def summary_table(record: RunRecord) -> Table:
     table.add_column("model")
     for name in metrics:
         table.add_column(
-            Text(name + (" (lower is better)" if compare.lower_is_better(name) else "")), justify="right"
+            Text(name + (" (lower is better)" if lower_is_better(name) else "")), justify="right"
         )
     table.add_column("epsilon", justify="right")
     for row in compare.comparison(record):

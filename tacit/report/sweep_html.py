@@ -13,7 +13,7 @@ from datetime import UTC
 from typing import Any, NamedTuple
 
 from tacit.errors import MissingExtra
-from tacit.report import compare
+from tacit.metric_names import limits, lower_is_better
 from tacit.report.html import MARKS, Chart
 from tacit.report.html import _gain as gain_text
 from tacit.report.html import _metric as metric_text
@@ -75,7 +75,7 @@ def _context(record: SweepRecord) -> dict[str, Any]:
         "record": record,
         "marks": MARKS,
         "started": f"{record.started.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
-        "lower": bool(record.main) and compare.lower_is_better(record.main),
+        "lower": bool(record.main) and lower_is_better(record.main),
         "keys": [key for key in record.axes if key != SEED],
         "seeds": len(record.axes.get(SEED, [0])),
         "rows": [_row(record, named) for named in groups[:MOST_GROUPS]],
@@ -159,7 +159,7 @@ def _row(record: SweepRecord, named: Named) -> dict[str, Any]:
 
 def _best(record: SweepRecord, groups: Sequence[Named]) -> Named | None:
     """The group with the best mean of the main metric."""
-    sign = -1 if record.main and compare.lower_is_better(record.main) else 1
+    sign = -1 if record.main and lower_is_better(record.main) else 1
     means = [
         (sign * found.mean, named)
         for named in groups
@@ -192,7 +192,7 @@ def _utility(record: SweepRecord) -> tuple[Chart | None, list[str]]:
         ylabel=_drawn(record.main),
         ticks=[(places[repr(value)], _number(value)) for value in values],
         levels=_levels(record),
-        limits=compare.limits(record.main),
+        limits=limits(record.main),
         log=_is_wide(list(places.values())),
     )
     title = f"{record.main} against {'epsilon' if is_epsilon else key}"

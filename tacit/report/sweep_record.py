@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import AwareDatetime, Field
 
+from tacit.metric_names import lower_is_better
 from tacit.report import compare
 from tacit.report.record import Count, Metrics, Number, Part, RunRecord, Seconds, Table
 
@@ -35,7 +36,7 @@ class Target(Part):
         """Whether a value is as good, or better."""
         if value is None:
             return False
-        return value <= self.value if compare.lower_is_better(self.metric) else value >= self.value
+        return value <= self.value if lower_is_better(self.metric) else value >= self.value
 
 
 class SweepCell(Part):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tacit.metric_names import limits
 from tacit.report import sweep_plots
-from tacit.report.compare import limits
 from tacit.report.sweep_html import render_sweep
 from tacit.report.sweep_record import SweepCell
 from tests.unit.sweep_records import sweep_record
