@@ -59,6 +59,11 @@ class SiteJournal:
         with self._open() as journal:
             journal.see_receipts(heads)
 
+    def has_masked(self, ctx0: bytes, ctx2: bytes) -> bool:
+        """See `Journal`."""
+        with self._open() as journal:
+            return journal.has_masked(ctx0, ctx2)
+
     def masked(self, ctx0: bytes, ctx2: bytes) -> None:
         """See `Journal`."""
         with self._open() as journal:

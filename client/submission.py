@@ -78,9 +78,10 @@ def mask(participant: Participant, request: bytes) -> tuple[bytes, bytes]:
         The answer and the packed words; a complaint about a dealer has none.
     """
     session = current(participant)
-    for step in ("mask", "complain"):
-        if (stored := session.machine.answered(step, request)) is not None:
-            return stored
+    if (stored := session.machine.answered("complain", request)) is not None:
+        return stored
+    if session.machine.answered("mask", request) is not None:
+        return session.machine.mask(request, session.encoded)  # kept, and perhaps not journalled yet
     if (complaint := session.machine.receive(request)) is not None:  # refuses before anything is spent
         participant.sessions.save(session)
         return complaint, b""
@@ -91,15 +92,16 @@ def mask(participant: Participant, request: bytes) -> tuple[bytes, bytes]:
         participant.debit(session.run, session.round, attempt=session.attempt, again=session.sent)
     session.sent = True
     participant.sessions.save(session)
-    answer = session.machine.mask(request, encoded)
-    sent = MaskAnswer.decode(answer[0])
-    participant.audit.write(
-        Attempted(session.run, session.round, session.attempt, sent.sender, sent.context.hex())
-    )
-    if participant.run.plan.unit == "none":
-        session.erase()  # it is sent once, so that nobody needs it any more
-    participant.sessions.save(session)
-    return answer
+
+    def keep(sent: MaskAnswer) -> None:
+        participant.audit.write(
+            Attempted(session.run, session.round, session.attempt, sent.sender, sent.context.hex())
+        )
+        if participant.run.plan.unit == "none":
+            session.erase()  # it is sent once, so that nobody needs it any more
+        participant.sessions.save(session)
+
+    return session.machine.mask(request, encoded, keep)
 
 
 def confirm(participant: Participant, request: bytes) -> bytes:

@@ -140,7 +140,7 @@ class Refusal(Event):
 
 @dataclass(frozen=True)
 class Attempted(Event):
-    """A masked vector left this site. `index` is its own in the roster."""
+    """A masked vector leaves this site: it is kept, and may be sent from here on. `index` is its own in the roster."""
 
     NAME: ClassVar = "attempt"
     run: str

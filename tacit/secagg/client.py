@@ -61,6 +61,8 @@ class Journal(Protocol):
 
     def see_peers(self, peers: Mapping[int, int]) -> None: ...  # noqa: D102
 
+    def has_masked(self, ctx0: bytes, ctx2: bytes) -> bool: ...  # noqa: D102
+
     def masked(self, ctx0: bytes, ctx2: bytes) -> None: ...  # noqa: D102
 
     def sign(self, ctx2: bytes, survivors: bytes) -> None: ...  # noqa: D102
@@ -250,14 +252,19 @@ class ClientMachine:
         state.masking, state.ctx2, state.shares = message.masking, ctx2, shares
         return None
 
-    def mask(self, request: bytes, encoded: EncodedUpdate) -> tuple[bytes, bytes]:
+    def mask(
+        self, request: bytes, encoded: EncodedUpdate, keep: Callable[[MaskAnswer], None] = lambda answer: None
+    ) -> tuple[bytes, bytes]:
         """M2, second half: the update under this client's own mask and one mask per neighbour.
 
-        The caller has journalled and debited the release before it lets these bytes out.
+        The caller has debited the release. The answer is kept first and journalled then: whoever dies in between has
+        these very bytes to send, and nobody ever makes others.
 
         Args:
             request: what `receive` has just accepted.
             encoded: shape (d,); this client's noise, if any, is already in it.
+            keep: puts the state, in which this answer is now, where it outlives the process, before the journal says
+                that the answer may be out.
 
         Returns:
             The message, and the packed words that travel beside it.
@@ -267,16 +274,24 @@ class ClientMachine:
             Refused: a coordinate is out of range for this cohort.
         """
         state = self._state
+        ctx0 = self._invitation().ctx0()
         if (stored := state.answered("mask", request)) is not None:
+            if not self._journal.has_masked(ctx0, state.ctx2):
+                self._journal.masked(ctx0, state.ctx2)
             return stored
         after, message = self._next("mask"), MaskRequest.decode(request)
         if not state.shares or message.masking != state.masking:
             raise ProtocolError("phase", "these are not the rows that this client has opened")
         self._check_range(encoded.values)
-        self._journal.masked(self._invitation().ctx0(), state.ctx2)
+        if self._journal.has_masked(ctx0, state.ctx2):
+            raise ProtocolError(
+                "masked", "this attempt has masked already: what it sent is not here any more"
+            )
         vector = self._masked(encoded.values).to_bytes()
         answer = MaskAnswer(state.ctx2, self.index, self._tag(vector)).signed(self._identity)
         state.advance(after, "mask", request, answer.encode(), vector)
+        keep(answer)
+        self._journal.masked(ctx0, state.ctx2)
         return answer.encode(), vector
 
     # --- M3

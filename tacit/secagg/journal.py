@@ -171,8 +171,20 @@ class Journal(Closing):
         if newest > number:
             self._write({"receipts": [newest, _hex(heads[newest])]})
 
+    def has_masked(self, ctx0: bytes, ctx2: bytes) -> bool:
+        """Whether `masked` was called for this attempt and this context.
+
+        Raises:
+            ProtocolError: "context", `ctx0` is not the newest attempt of a run; "masked", it has masked in another
+                context, or may have.
+        """
+        attempt = self._find("ctx0", ctx0)
+        if attempt.ctx2 not in ("", _hex(ctx2)):
+            raise ProtocolError("masked", "this attempt has masked in another context, or may have")
+        return bool(attempt.ctx2)
+
     def masked(self, ctx0: bytes, ctx2: bytes) -> None:
-        """Before y leaves, once for each attempt: y is never computed again.
+        """Before y leaves and after it was kept, once for each attempt: y is never computed again.
 
         Raises:
             ProtocolError: "context", `ctx0` is not the newest attempt of a run; "masked", it has masked.

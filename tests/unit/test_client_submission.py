@@ -361,3 +361,37 @@ def test_an_update_without_privacy_is_sent_once_whatever_happens_in_between(tmp_
     with pytest.raises(Refused) as error:
         submission.setup(clients[0], again, start)
     assert error.value.reason == "attempt"
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["private", "not private"])
+@pytest.mark.parametrize("dies", ["before it is kept", "after it is kept", "after it is journalled"])
+def test_D3_a_site_that_dies_while_it_masks_sends_its_vector_when_it_is_back(
+    tmp_path, private, dies, monkeypatch
+):
+    settings = experiment(private=private)
+    run, start = Run(settings.to_toml()), model(settings)
+    folders = write_sites(tmp_path)
+    clients = [participant(folder, settings, on_disk=True) for folder in folders]
+    round_ = Round(clients, start).keys()
+
+    class Killed(BaseException):
+        pass
+
+    def die(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as at:
+        north = clients[0]
+        kept, journalled = north.sessions.save, north._journal.masked
+        if dies == "before it is kept":
+            at.setattr(north.sessions, "save", lambda s: die() if s.machine.phase == "masked" else kept(s))
+        elif dies == "after it is kept":
+            at.setattr(north._journal, "masked", die)
+        else:
+            at.setattr(north._journal, "masked", lambda *contexts: (journalled(*contexts), die()))
+        with pytest.raises(Killed):
+            submission.mask(north, round_.by_index(round_.mask_requests)[0][1])
+    round_.clients[0] = participant(folders[0], settings, on_disk=True)  # a new process
+    assert round_.vectors().sum().num_clients == len(clients)
+    assert round_.clients[0]._journal.runs["run-1"].ctx2
+    assert run.plan.unit != "none" or round_.clients[0].session().is_erased
