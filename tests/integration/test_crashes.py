@@ -156,7 +156,7 @@ def test_D2_the_server_killed_two_hundred_times_at_random_moments(tmp_path: Path
 @pytest.mark.slow
 @UNITS
 def test_D4_server_and_sites_killed_together_twenty_times(tmp_path: Path, privacy: tuple[str, ...]) -> None:
-    random_kills(tmp_path, 3, 20, 30, "all", overrides=(PATIENT, *privacy))
+    random_kills(tmp_path, 3, 20, 60, "all", overrides=(PATIENT, *privacy))
 
 
 @pytest.mark.slow
