@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 
 from client.participant import participant_of
 from client.site import Site
-from client.training import LocalTrainer
+from client.training import Job, LocalTrainer
 from server.state import RunState, read_rounds
 from simulations.cohort import train_cohort
 from simulations.local_grid import LocalGrid
@@ -340,9 +340,9 @@ def test_the_cohort_hook_trains_as_often_as_messages_do(
     trained: list[tuple[str, int]] = []
     real = LocalTrainer.train
 
-    def noting(self: LocalTrainer, *args: Any, site: str, round_number: int, **rest: Any) -> Any:
-        trained.append((site, round_number))
-        return real(self, *args, site=site, round_number=round_number, **rest)
+    def noting(self: LocalTrainer, arrays: Any, job: Job, round_number: int, keys: Any) -> Any:
+        trained.append((job.site, round_number))
+        return real(self, arrays, job, round_number, keys)
 
     monkeypatch.setattr(LocalTrainer, "train", noting)
     federation = make("secure_aggregation.engine=ideal", "simulation.executor=serial")
@@ -358,10 +358,10 @@ def test_one_site_that_crashes_in_the_cohort_hook_is_a_drop_out_as_it_is_over_me
     federation = make(ONE_ROUND, "secure_aggregation.engine=ideal", "simulation.executor=serial")
     real = LocalTrainer.train
 
-    def crashing(self: LocalTrainer, *args: Any, site: str, **rest: Any) -> Any:
-        if site == federation.labels[4]:
+    def crashing(self: LocalTrainer, arrays: Any, job: Job, round_number: int, keys: Any) -> Any:
+        if job.site == federation.labels[4]:
             raise RuntimeError("a layer of somebody's own")
-        return real(self, *args, site=site, **rest)
+        return real(self, arrays, job, round_number, keys)
 
     monkeypatch.setattr(LocalTrainer, "train", crashing)
     models = []
