@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from client.training import LocalTrainer
+from client.training import Job, LocalTrainer
 from tacit import config
 from tacit.privacy.noise import SeededKeys
 from tacit.privacy.plan import PrivacyPlan
@@ -138,8 +138,6 @@ def test_what_is_not_like_the_others_has_the_larger_error(name: str) -> None:
             return task.summary(trainer.model(features), rows.targets)["auroc"]
 
     for number in range(1, 31):
-        delta = trainer.train(
-            arrays, rows, declared_rows=400, round_number=number, keys=SeededKeys(1), site="north"
-        )
+        delta = trainer.train(arrays, Job("north", rows, 400), number, SeededKeys(1))
         arrays = {key: arrays[key] + delta[key] for key in arrays}
     assert auroc() > 0.8
