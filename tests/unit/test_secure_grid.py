@@ -203,16 +203,22 @@ def test_more_drop_outs_than_allowed_end_the_run_with_the_counts_by_reason(
 def test_no_sum_is_over_fewer_than_n_minus_D_however_the_sites_vanish(
     make: Callable[..., Federation], tmp_path: Path
 ) -> None:
-    """One vanishes before it has sent keys, two with their keys sent: each alone would be allowed."""
+    """One vanishes before it has sent keys, two with their keys sent: each alone would be allowed.
+
+    With privacy, where an update that is paid for is sent again in the next attempt.
+    """
 
     def what(message: Message, real: Any, site: int) -> Message | None:
         early = is_step(message, "tacit0") and site == 2
         late = is_step(message, "tacit2") and site in (0, 1)
         return refusal(message, "gone") if early or late else None
 
+    app = Misbehaving(what)
     with opened_sums() as opened, pytest.raises(RunFailed):
-        make(ONE_ROUND).run(tmp_path / "run", app=Misbehaving(what))
+        make(ONE_ROUND, PRIVATE).run(tmp_path / "run", app=app)
     assert opened == []
+    # Five in the first and the third attempt; the second, of three, ends before anybody deals, which they would refuse.
+    assert [kind for _, kind in app.asked].count("train.tacit1") == 10
 
 
 def test_a_site_that_was_only_late_is_asked_again(make: Callable[..., Federation], tmp_path: Path) -> None:
