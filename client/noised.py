@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -32,7 +33,7 @@ class NoisedSum:
         # One vector and views of it, made once: a small model's step is mostly the number of calls into torch.
         self._sum, self._gradient = (self._parameters[0].new_zeros(sum(sizes)) for _ in range(2))
         self._ahead: list[NDArray[np.float64]] = []  # each leaves the list as it is used
-        self._drawn_from: tuple[Stream, float] | None = None
+        self._drawn_from: tuple[Stream, float, int] | None = None
         self.sums, self._gradients = (
             [part.view_as(p) for part, p in zip(torch.split(flat, sizes), self._parameters, strict=True)]
             for flat in (self._sum, self._gradient)
@@ -69,10 +70,11 @@ class NoisedSum:
                 parameter.grad = gradient
 
     def _next(self, noise: Stream, std: float) -> NDArray[np.float64]:
-        """The stream's next draw for all parameters, which no other step gets."""
-        if not self._ahead or self._drawn_from != (noise, std):
+        """The stream's next draw for all parameters, which no other step gets, nor a forked process."""
+        drawn_from = noise, std, os.getpid()  # after a fork the stream itself refuses
+        if not self._ahead or self._drawn_from != drawn_from:
             size = self._sum.numel()
             steps = max(1, min(STEPS_AHEAD, (BLOCK - 1) // size))
             self._ahead = list(gaussians([noise] * steps, size, std))[::-1]
-            self._drawn_from = noise, std
+            self._drawn_from = drawn_from
         return self._ahead.pop()

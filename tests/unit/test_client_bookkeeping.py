@@ -295,3 +295,25 @@ def test_noise_drawn_for_several_steps_at_a_time_is_what_single_draws_give_and_n
     assert np.array_equal(parameter.grad.numpy(), Stream(bytes([1]) * 32).gaussian(size, 2.0))
     total.fill(other, 0.0, 1.0)
     assert not parameter.grad.any()
+
+
+def test_I15_noise_that_was_drawn_ahead_is_not_used_after_a_fork() -> None:
+    program = """
+import os
+import torch
+from client.noised import NoisedSum
+from tacit.privacy.noise import Stream
+torch.set_num_threads(1)
+total, stream = NoisedSum([torch.nn.Parameter(torch.zeros(5))]), Stream(bytes(32))
+total.fill(stream, 1.0, 1.0)
+child = os.fork()
+if child == 0:
+    try:
+        total.fill(stream, 1.0, 1.0)
+    except RuntimeError:
+        os._exit(7)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+total.fill(stream, 1.0, 1.0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
