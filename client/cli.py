@@ -149,16 +149,12 @@ def _folder(path: Path, key: str = "") -> Path:
 
 def check_loopback(address: str) -> None:
     """Raises `ConfigError` unless `address` is HOST:PORT with a host that never leaves this machine."""
-    import ipaddress
+    from tacit.processes import is_loopback
 
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"{address!r} is not HOST:PORT", key="--superlink")
-    try:
-        is_loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        is_loopback = host == "localhost"
-    if not is_loopback:
+    if not is_loopback(host):
         raise ConfigError(
             f"{host} is another machine, and --insecure-loopback has no TLS: refused", key="--superlink"
         )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tacit.durable import sync_folder
 from tacit.errors import Refused, StorageError
 
 FOLDER: Final = "kept"  # in a site's folder
@@ -91,6 +92,8 @@ class Kept:
             earlier = [one.number for one in self._rounds() if one.number < round_number]
             name = f"{round_number:06d}-after-{max(earlier, default=0):06d}.safetensors"
             aside.replace(self._folder / name)
+            if self._durable:
+                sync_folder(self._folder)
             for old in self._rounds()[:-LAST]:
                 old.path.unlink()
         except OSError as error:

@@ -88,6 +88,6 @@ class Local:
         )
         correction = {name: (u[name] - own[name]) / np.float32(steps) for name in u}
         delta = self._train(self.arrays, correction=correction)
-        encoder = client.run.encoder(self.arrays, float(client.clip) if client.clip else None)
+        encoder = client.encoder(self.arrays)
         sent = encoder.layout.unflatten(clip_norm(encoder.layout.flatten(delta), encoder.clip)[0])
         return delta, {name: own[name] - u[name] - sent[name] for name in u}

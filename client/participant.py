@@ -223,6 +223,8 @@ class Participant:
     def guard(self, run_id: str, round_number: int, arrays: Arrays) -> None:
         """Raises `Refused` unless policy and ledger allow one more release in this run."""
         guard.check(self.run, self.site, run_id, round_number, arrays)
+        if round_number != STATISTICS_ROUND:
+            guard.check_variate(self.run, self.site, self.variate)
 
     def count_round(self) -> None:
         """Raises `Refused`, "rate", where policy allows no further round within this hour.
@@ -245,7 +247,6 @@ class Participant:
         """
         if round_number == STATISTICS_ROUND:
             return statistics(self.run.task, self.site, self.run.plan, self.run.keys)
-        guard.check_variate(self.run, self.site, self.variate)
         kept = self.kept(run_id) if self.run.experiment.strategy.name in KEEPING else None
         local = Local(self, round_number, arrays, kept.before(round_number) if kept else None)
         delta, keep = local.trained()
@@ -258,6 +259,10 @@ class Participant:
         """What this site keeps of a run from round to round."""
         return Kept(self.site.folder, run_id, durable=self.site.durable)
 
+    def encoder(self, arrays: Arrays) -> Encoder:
+        """The public encoding of this run's updates, with the clip norm in force."""
+        return self.run.encoder(arrays, float(self.clip) if self.clip else None)
+
     def encode(self, round_number: int, arrays: Arrays, update: LocalUpdate) -> EncodedUpdate:
         """Clips to the public update norm and rounds to integers.
 
@@ -266,8 +271,7 @@ class Participant:
         run = self.run
         keys = SeededKeys(run.experiment.seed) if run.plan.client is None else run.keys
         rounding = stream_of(keys, "rounding", self.site.label, round_number)
-        encoder = run.encoder(arrays, float(self.clip) if self.clip else None)
-        encoded = encoder.encode(update, rounding.uniform)
+        encoded = self.encoder(arrays).encode(update, rounding.uniform)
         self.num_updates += 1
         self.num_clipped += encoded.clipped
         return encoded

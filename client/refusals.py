@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tacit.audit import SITE_FILE, AuditLog, Refusal, code_of
-from tacit.config import read_toml
+from tacit.toml import read_toml
 
 HOUR: Final = 3600.0
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import tomli_w
 
-from tacit.config import read_toml
 from tacit.errors import ConfigError, ProtocolError, StorageError
 from tacit.privacy.ledger import Ledger
 from tacit.privacy.policy import SitePolicy
+from tacit.toml import read_toml
 
 if TYPE_CHECKING:
     from tacit.secagg.identity import Identity

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.normalised import factors
-from tacit.config import Experiment, Training
+from tacit.config import Experiment
 from tacit.errors import ConfigError
+from tacit.learning import Training
 from tacit.privacy.noise import Keys, Stream
 from tacit.privacy.plan import PrivacyPlan
 from tacit.privacy.streams import stream_of

@@ -24,6 +24,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from strategies.rounds import Progress
+from tacit.durable import sync_folder as _sync  # the name that a test kills at
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,6 @@ def write_file(path: Path, data: bytes, *, sync_folder: bool = True, durable: bo
     temporary.replace(path)
     if sync_folder and durable:
         _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Puts the names in a folder on the disk: a rename is atomic, but lasts only from then on."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(data: bytes) -> str:

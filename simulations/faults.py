@@ -24,9 +24,10 @@ import numpy as np
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from tacit.config import Experiment, first_problem, parse_toml
+from tacit.config import Experiment
 from tacit.data.schema import Frozen
 from tacit.errors import ConfigError
+from tacit.toml import first_problem, parse_toml
 
 PHASES: Final = {
     "keys": "train.tacit0",

@@ -25,11 +25,12 @@ from simulations.partition.folders import csv_bytes, store
 from simulations.partition.library import points
 from simulations.partition.shifts import attendance, shifted
 from simulations.partition.split import held_out, latest
-from tacit.config import Data, Experiment, Federation, Partition, Population, Site, first_problem
+from tacit.config import Data, Experiment, Federation, Partition, Population, Site
 from tacit.data.schema import Schema
 from tacit.errors import ConfigError, DataError
 from tacit.report.record import SiteDistances
 from tacit.shifts import Duplicates
+from tacit.toml import first_problem
 
 if TYPE_CHECKING:
     from pandas import DataFrame

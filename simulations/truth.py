@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tacit.config import ANOMALY, Experiment
+from tacit.config import Experiment
 from tacit.data.npz import read_npz
 from tacit.data.preprocessing import selected_rows
 from tacit.data.readers import read_table
+from tacit.learning import ANOMALY
 
 TRUTH = "truth"
 _SMALLEST = 1e-12  # of a probability, so that its logit is finite

@@ -18,21 +18,12 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from tacit.algorithms import Strategy
-from tacit.config import (
-    Count,
-    Experiment,
-    Federation,
-    Positive,
-    SecureAggregation,
-    Site,
-    Task,
-    Training,
-    first_problem,
-    load_as,
-)
-from tacit.data.schema import Frozen
+from tacit.config import Experiment, Federation, SecureAggregation, Site
+from tacit.data.schema import Count, Frozen, Positive
+from tacit.learning import Task, Training
 from tacit.secagg.encoder import Encoder, Mean, MetricRange
 from tacit.secagg.roster import Roster
+from tacit.toml import first_problem, load_as
 from tacit.update import Aggregate, Layout
 
 FILE: Final = "bridge.toml"

@@ -1,169 +1,29 @@
 """One TOML file per experiment, validated into one frozen object from which everything else is derived.
 
-Fields that change privacy stand in `Training` (`max_batch` apart), `RecordPrivacy`, `ClientPrivacy`,
-`SecureAggregation` and `Evaluation`; fields that change only speed or comfort stand in `Simulation` (its fault list
-apart) and `Checkpoints`.
+`[task]` and `[training]` are in `tacit.learning`, `[strategy]` in `tacit.algorithms`. Fields that change privacy stand
+in `Training` (`max_batch` apart), `RecordPrivacy`, `ClientPrivacy`, `SecureAggregation` and `Evaluation`; fields that
+change only speed or comfort stand in `Simulation` (its fault list apart) and `Checkpoints`.
 
-Longer than 400 lines because every key that an experiment may have is found here.
+Longer than 400 lines because what the tables must have of each other is checked in one place, with the tables.
 """
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from tacit import toml
 from tacit.algorithms import KEEPING, PERSONAL, SINGLE_UPDATES, Strategy
 from tacit.data.array_schema import ArraySchema
-from tacit.data.schema import Frozen, Schema
+from tacit.data.schema import Count, Fraction, Frozen, Positive, Schema
 from tacit.errors import ConfigError
+from tacit.learning import Task, Training
 from tacit.population import Labels
-from tacit.shifts import SHIFT_KINDS, AnyShift
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Kind = TypeVar("Kind", bound=Frozen)
-KINDS = (
-    "numeric",
-    "categorical",
-    *SHIFT_KINDS,
-)  # what pydantic puts into the place of a problem, and no key is
-
-CLASSES = ("tabular", "array_classification")
-NUMBERS = ("array_regression",)
-ANOMALY = ("tabular_anomaly", "array_anomaly")
-LABELS = ("array_multilabel",)
-BUILT_IN = (*CLASSES, *NUMBERS, *ANOMALY, *LABELS)  # kinds of task that are Tacit's own
-LOSSES = {
-    "cross_entropy": CLASSES,
-    "focal": CLASSES,
-    "squared": NUMBERS,
-    "absolute": NUMBERS,
-    "huber": NUMBERS,
-}
-
-Activation = Literal["relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh", "sigmoid", "softplus"]
-
-
-class Model(Frozen):
-    """`[task.model]`: a built-in model and its size. Ignored by a task of your own.
-
-    Attributes:
-        name: see docs/models.md.
-        hidden: widths of an mlp's layers, and of an autoencoder's or vae's from the record down to the code; the last
-            one is the width of a transformer's steps and of an rnn's, gru's or lstm's state.
-        channels: of a cnn's or cnn1d's layers, and of a resnet's blocks; two or more, because a channel that is
-            normalised by itself says nothing where it is a single number.
-        layers: blocks of a transformer.
-        heads: attentions side by side in each of them.
-        dropout: chance of each number between layers to be left out in training.
-    """
-
-    name: Literal[
-        "mlp", "logistic", "cnn", "cnn1d", "resnet", "rnn", "gru", "lstm", "transformer", "autoencoder", "vae"
-    ] = "mlp"
-    hidden: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (16,)
-    channels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False, min_length=1)] = (8, 16)
-    activation: Activation = "relu"
-    layers: Annotated[int, Field(ge=1, le=100)] = 1
-    heads: Count = 2
-    dropout: Fraction = 0.0
-
-    @model_validator(mode="after")
-    def _possible(self) -> Model:
-        if self.name == "transformer" and self.hidden[-1] % self.heads:
-            raise ValueError(
-                f"heads = {self.heads} must divide the width, the last of hidden: {self.hidden[-1]}"
-            )
-        if self.name == "logistic" and self.dropout:
-            raise ValueError('dropout leaves out what is between layers, and "logistic" has a single one')
-        return self
-
-
-class Start(Frozen):
-    """`[task.start]`: weights to begin from, which of them stay as they are, and adapters beside these.
-
-    Names are those of the model's arrays, patterns are those of a shell: "0.*", "blocks.*.inner.*".
-
-    Attributes:
-        file: .safetensors or .npz, at the same path wherever the model is built; "" = weights are drawn.
-        sha256: of the file, in hexadecimal: whoever has another one refuses.
-        head: patterns of arrays that are drawn anew and trained, whatever the file has and `freeze` says.
-        freeze: patterns of arrays that stay as in the file: they are not trained and do not travel.
-        adapt: patterns of Linear layers that stay as in the file, with a low-rank adapter beside each.
-        rank: of the adapters.
-    """
-
-    file: str = ""
-    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
-    head: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    freeze: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    adapt: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    rank: Count = 4
-
-    @model_validator(mode="after")
-    def _alike_everywhere(self) -> Start:
-        if bool(self.file) != bool(self.sha256):
-            raise ValueError("file and sha256 belong together: sha256sum FILE prints it")
-        for name, patterns in (("head", self.head), ("freeze", self.freeze), ("adapt", self.adapt)):
-            if patterns and not self.file:
-                raise ValueError(
-                    f"{name} needs file: drawn weights that stay as they are would differ by site"
-                )
-        return self
-
-
-class Task(Frozen):
-    """`[task]`: what is trained.
-
-    Attributes:
-        kind: "tabular" (classes of table rows), "array_classification", "array_multilabel", "array_regression",
-            "tabular_anomaly", "array_anomaly", or "module:object" of a task of your own.
-        loss: by name; "auto" = cross_entropy for classes, squared for numbers, what a task of your own has.
-        class_weights: how much a record of each class counts in the loss, in the order of the classes; public.
-        label_smoothing: share of the target of cross_entropy that goes to all classes alike.
-        options: passed to your own task as keyword arguments.
-    """
-
-    kind: str = "tabular"
-    loss: Literal["auto", "cross_entropy", "focal", "squared", "absolute", "huber"] = "auto"
-    class_weights: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
-    label_smoothing: Fraction = 0.0
-    model: Model = Model()
-    start: Start = Start()
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _known(self) -> Task:
-        module, _, name = self.kind.partition(":")
-        if self.is_own and not (module and name):
-            raise ValueError(f'kind must be {", ".join(BUILT_IN)} or "module:object", not {self.kind!r}')
-        if self.loss != "auto" and self.kind not in LOSSES[self.loss]:
-            raise ValueError(f'loss = "{self.loss}" is for {", ".join(LOSSES[self.loss])}, not {self.kind!r}')
-        for name, value in (("class_weights", self.class_weights), ("label_smoothing", self.label_smoothing)):
-            if value and self.kind not in CLASSES:
-                raise ValueError(f"{name} is for {', '.join(CLASSES)}, not {self.kind!r}")
-        if self.is_own and self.start.file:
-            raise ValueError("start is for Tacit's own models: a task of your own begins as its model() says")
-        if self.label_smoothing and self.loss == "focal":
-            raise ValueError('label_smoothing is for loss = "cross_entropy"')
-        return self
-
-    @property
-    def is_own(self) -> bool:
-        """Whether `kind` names a task of the user's own."""
-        return self.kind not in BUILT_IN
-
-    @property
-    def is_tabular(self) -> bool:
-        """Whether its records are rows of a table, by their columns."""
-        return self.kind in ("tabular", "tabular_anomaly")
+from tacit.shifts import AnyShift
 
 
 class Data(Frozen):
@@ -281,47 +141,6 @@ class Partition(Frozen):
     def is_counted(self) -> bool:
         """Whether `num_clients` is the number of sites, and not the data say it."""
         return self.kind not in ("natural", "grouped")
-
-
-class Training(Frozen):
-    """`[training]`: rounds and the local steps of each. Public constants, equal at all sites.
-
-    Attributes:
-        rounds: number of rounds.
-        clients_per_round: cohort size; 0 = all.
-        sampling_rate: q; each record is in a step's batch with this probability, drawn anew each step.
-        local_steps: optimiser steps per round.
-        optimizer: of torch.optim; a fresh one in each round, so that nothing of it outlives the round.
-        max_batch: most records that pass the model at once; 0 = the whole batch. It bounds memory, and no sum
-            depends on it.
-        l1: pull of every weight towards 0, added to the gradient times the weight's sign.
-        schedule: learning rate over rounds: constant; cosine (to 0 after the last round); step
-            (multiplied by `gamma` every `step_rounds` rounds); exponential (the same, little by little).
-        schedule_by: whether it moves from round to round, or within a round from step to step too.
-        warmup_rounds: over which it rises to what the schedule says.
-    """
-
-    rounds: Annotated[int, Field(ge=1, le=100_000)] = 20
-    clients_per_round: Annotated[int, Field(ge=0)] = 0
-    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
-    local_steps: Annotated[int, Field(ge=1, le=100_000)] = 5
-    max_batch: Annotated[int, Field(ge=0)] = 0
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
-    learning_rate: Positive = 0.1
-    momentum: Fraction = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    l1: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "cosine", "step", "exponential"] = "constant"
-    schedule_by: Literal["round", "step"] = "round"
-    warmup_rounds: Annotated[int, Field(ge=0)] = 0
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
-    step_rounds: Count = 10
-
-    @model_validator(mode="after")
-    def _meant(self) -> Training:
-        if self.warmup_rounds > self.rounds:
-            raise ValueError(f"warmup_rounds = {self.warmup_rounds} is above rounds = {self.rounds}")
-        return self
 
 
 class Budget(Frozen):
@@ -615,6 +434,7 @@ class Experiment(Frozen):
             except ValueError as error:
                 raise ValueError(f"secure_aggregation.{error}") from None
         self._check_strategy(cohort)
+        self._check_evaluation()
         self._check_privacy()
         return self
 
@@ -677,8 +497,7 @@ class Experiment(Frozen):
         if name == "scaffold" and (self.partition.steps or any(site.steps for site in self.federation.sites)):
             raise ValueError('strategy.name = "scaffold" needs the same number of steps at all sites')
 
-    def _check_privacy(self) -> None:
-        record = self.privacy.record
+    def _check_evaluation(self) -> None:
         riders = [name for name in ("curves", "explain") if getattr(self.evaluation, name)]
         for name in riders:
             if not self.evaluation.metrics:
@@ -691,6 +510,9 @@ class Experiment(Frozen):
             raise ValueError("evaluation.groups belongs to evaluation.curves = true")
         if self.evaluation.patience and not self.evaluation.metrics:
             raise ValueError("evaluation.patience reads metrics: set evaluation.metrics = true")
+
+    def _check_privacy(self) -> None:
+        record = self.privacy.record
         if self.privacy.client is not None:
             self._check_client_privacy(self.privacy.client)
         if record is None:
@@ -754,13 +576,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: one line that names the file and the key.
     """
-    return loads(_read_text(path), source=str(path), overrides=overrides)
+    return loads(toml.read_text(path), source=str(path), overrides=overrides)
 
 
 def loads(text: str, *, source: str = "", overrides: Sequence[str] = ()) -> Experiment:
     """Like `load`, from TOML text."""
-    tables = parse_toml(text, source)
-    overridden = [_override(tables, override) for override in overrides]
+    tables = toml.parse_toml(text, source)
+    overridden = [toml.override(tables, override) for override in overrides]
     try:
         return parse(tables, source=source)
     except ConfigError as error:
@@ -771,95 +593,4 @@ def loads(text: str, *, source: str = "", overrides: Sequence[str] = ()) -> Expe
 
 def parse(tables: Mapping[str, Any], *, source: str) -> Experiment:
     """Validates already parsed tables; `ConfigError` names the first offending key."""
-    return _validated(Experiment, tables, source)
-
-
-def load_as(kind: type[Kind], path: Path) -> Kind:
-    """Like `load`, for any other file that is one such table."""
-    return _validated(kind, read_toml(path), str(path))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; `ConfigError` where it cannot be read or is none."""
-    return parse_toml(_read_text(path), str(path))
-
-
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """The tables of a TOML text; `ConfigError` where it is none."""
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also for a number or a nesting without end
-        raise ConfigError(f"not valid TOML: {error}", source=source, key=_key_at(text, error)) from None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {_os_reason(error)}", source=path) from None
-
-
-def _validated(kind: type[Kind], tables: Mapping[str, Any], source: str) -> Kind:
-    try:
-        return kind.model_validate(tables)
-    except ValidationError as error:
-        raise first_problem(error, source) from None
-
-
-def _override(tables: dict[str, Any], text: str) -> str:
-    """Applies one `a.b.c=value` and returns the key; the value is TOML, or else a plain string.
-
-    `privacy=none` removes a table.
-    """
-    key, equals, value = text.partition("=")
-    parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts):
-        raise ConfigError(f"{text!r} is not key=value", source="--set")
-    target = tables
-    for part in parts[:-1]:
-        target = target.setdefault(part, {})
-        if not isinstance(target, dict):
-            raise ConfigError("is not a table", source="--set", key=part)
-    if value.strip() == "none":
-        target.pop(parts[-1], None)
-    else:
-        target[parts[-1]] = toml_value(value)
-    return ".".join(parts)
-
-
-def toml_value(text: str) -> Any:
-    """What a value on a command line means: TOML, or else plain text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
-
-
-def _key_at(text: str, error: Exception) -> str:
-    """What stands before the `=` in the line that a TOML error names; "" where it names none."""
-    found = re.search(r"at line (\d+)", str(error))
-    line = text.split("\n")[int(found[1]) - 1] if found else ""
-    return line.partition("=")[0].strip()[:60]
-
-
-def first_problem(error: ValidationError, source: str) -> ConfigError:
-    """The first problem of a validation error, in the words of the file."""
-    problem = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"] if part not in KINDS)
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif problem["type"] == "missing":
-        message = "required key is missing"
-    elif problem["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, not {_shown(problem['input'])}"
-    return ConfigError(message, source=source, key=key)
-
-
-def _shown(value: object) -> str:
-    text = "a table" if isinstance(value, dict) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _os_reason(error: OSError | UnicodeDecodeError) -> str:
-    return "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
+    return toml.validated(Experiment, tables, source)

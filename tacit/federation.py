@@ -16,12 +16,12 @@ from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
-from tacit.config import Count, Positive, load_as
-from tacit.data.schema import Frozen
+from tacit.data.schema import Count, Frozen, Positive
 from tacit.errors import ConfigError, ProtocolError
 from tacit.secagg.encoding import Writer
 from tacit.secagg.identity import IDENTITY_BYTES, Identity, check_identity, verify
 from tacit.secagg.members import SERVER
+from tacit.toml import load_as
 
 MAX_ROWS: Final = 2**48 - 1
 COORDINATOR: Final = "coordinator"  # the name of its kit's folder, so no site's label

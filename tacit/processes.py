@@ -6,6 +6,7 @@ it is gone, `kill -9` included, and then it ends the group. So it imports the st
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import resource
 import signal
@@ -141,6 +142,14 @@ def tacit_command(arguments: Iterable[str]) -> list[str]:
 def leave_no_core() -> None:
     """A crash of this process, or of one that it starts, leaves no file with records and keys in it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address: a name or a number, IPv6 with or without brackets."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def free_port(port: int = 0) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from simulations.run import simulate
-from tacit import config
+from tacit import config, learning
 from tests.matrix import FAMILIES, IMAGES, PAGE, SERIES, replaced
 
 BEGIN, END = "<!-- what python -m tests.model_figures writes -->\n", "<!-- its end, too -->\n"
@@ -59,7 +59,7 @@ def data_of(name: str) -> str:
     """Which of `DATA` a family is tried on."""
     family = FAMILIES[name]
     if not family.shape:
-        return list(DATA)[family.kind in config.ANOMALY]
+        return list(DATA)[family.kind in learning.ANOMALY]
     return list(DATA)[{IMAGES: 2, SERIES: 3}[family.shape]]
 
 

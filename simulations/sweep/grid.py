@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tacit import config
+from tacit import config, toml
 from tacit.config import Experiment
 from tacit.errors import ConfigError
 
@@ -77,7 +77,7 @@ def _of_option(text: str) -> Axis:
 
 
 def _of_file(path: Path) -> list[Axis]:
-    tables = config.read_toml(path)
+    tables = toml.read_toml(path)
     if set(tables) != {"sweep"} or not isinstance(tables["sweep"], dict):
         raise ConfigError("needs one table [sweep] and nothing else", source=path)
     axes = []
@@ -125,7 +125,7 @@ def _values(text: str) -> list[Value]:
         return list(range(first, last + 1))
     if not text:
         raise ConfigError("a value is empty", key="--over")
-    return [config.toml_value(text)]
+    return [toml.toml_value(text)]
 
 
 def cells_of(source: Path, overrides: Sequence[str], axes: Sequence[Axis]) -> tuple[Cell, ...]:

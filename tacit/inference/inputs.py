@@ -34,7 +34,7 @@ from tacit.data.schema import MISSING, CategoricalColumn, NumericColumn, Schema
 from tacit.errors import DataError, ProtocolError
 from tacit.inference.trained import Trained
 from tacit.tasks.arrays import Arrays
-from tacit.tasks.models import FLAT
+from tacit.tasks.models import AXES
 from tacit.tasks.tabular import TabularClassification
 
 Raw = Mapping[str, NDArray[Any]]  # by input: numbers, or texts (dtype object) of a categorical column
@@ -295,7 +295,7 @@ def inputs_of(trained: Trained, example: Path | None = None) -> Inputs:
     if isinstance(task, TabularClassification):
         return TableInputs(task.schema, task.constants)
     if isinstance(task, Arrays):
-        return ArrayInputs(task.schema, flat=trained.experiment.task.model.name in FLAT)
+        return ArrayInputs(task.schema, flat=trained.experiment.task.model.name not in AXES)
     if example is None:
         raise DataError(
             "the task is your own: name a data file with --data, so that the shape of its features is known"

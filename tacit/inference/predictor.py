@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tacit.errors import ConfigError
 from tacit.inference.inputs import Input, Raw, inputs_of
 from tacit.inference.trained import Trained
-from tacit.tasks.arrays import ArrayRegression, Arrays
+from tacit.learning import CLASSES, NUMBERS
+from tacit.tasks.arrays import ArrayClassification, ArrayRegression
 from tacit.tasks.tabular import TabularClassification
 
 
@@ -38,9 +40,18 @@ class Predictor:
     Args:
         trained: the model.
         example: see `inputs_of`.
+
+    Raises:
+        ConfigError: what the task predicts has no outputs here.
     """
 
     def __init__(self, trained: Trained, example: Path | None = None) -> None:
+        task = trained.experiment.task
+        if not (task.is_own or task.kind in (*CLASSES, *NUMBERS)):
+            raise ConfigError(
+                f'"{task.kind}" predicts neither a class nor numbers: its model is not exported or served',
+                key="task.kind",
+            )
         self.name = trained.experiment.name.replace(" ", "-")
         self.reader = inputs_of(trained, example)
         self.inputs: tuple[Input, ...] = self.reader.inputs
@@ -89,7 +100,7 @@ class Predictor:
         """What outputs are worth: their accuracy, root mean squared error, or the mean loss of a user's own task."""
         if self.classes:
             return "accuracy", float((numbers.argmax(-1) == targets.numpy()).mean())
-        if isinstance(self._task, Arrays):
+        if isinstance(self._task, ArrayRegression):
             return "rmse", float(np.sqrt(np.mean((numbers - targets.numpy()) ** 2)))
         return "loss", float(self._task.loss(torch.from_numpy(numbers), targets).double().mean())
 
@@ -124,7 +135,7 @@ class Whole(nn.Module):
 
 
 def _classes(trained: Trained) -> tuple[str, ...]:
-    if isinstance(trained.task, TabularClassification | Arrays):
+    if isinstance(trained.task, TabularClassification | ArrayClassification):
         return trained.task.schema.classes
     return ()
 

@@ -6,7 +6,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tacit.errors import ConfigError, MissingExtra, StorageError
 from tacit.inference.answers import SERVICE, Answers, handlers
 from tacit.inference.predictor import Predictor
+from tacit.processes import is_loopback
 from tacit.secagg.identity import read_private
 
 if TYPE_CHECKING:
@@ -134,13 +134,3 @@ class ModelServer:
         """Answers what it has begun, then ends. Closing twice is allowed."""
         self._health.enter_graceful_shutdown()
         self._server.stop(GRACE_SECONDS).wait()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 from tacit import config
 from tacit.encoding import needs_statistics, scaling_constants
 from tacit.errors import ConfigError, ProtocolError, StorageError
+from tacit.personal import personal_names
 from tacit.tasks import Task, load_task
-from tacit.tasks.tabular import TabularClassification
+from tacit.tasks.tabular import Tabular
 from tacit.tasks.weights import Arrays, build_model, load_arrays
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class Trained:
         experiment = config.loads(text, source=str(folder / EXPERIMENT))
         task = _scaled(load_task(experiment), experiment, folder / SCALING)
         model = build_model(task, private=experiment.privacy.record is not None)
+        if personal_names(experiment, model):
+            raise ConfigError(
+                "is only the part of the model that travels: each site keeps the rest", source=path, key="RUN"
+            )
         try:
             load_arrays(model, read_model(path))
         except ConfigError as error:
@@ -87,7 +92,7 @@ def read_model(path: Path) -> Arrays:
 
 
 def _scaled(task: Task, experiment: config.Experiment, path: Path) -> Task:
-    if not needs_statistics(experiment) or not isinstance(task, TabularClassification):
+    if not needs_statistics(experiment) or not isinstance(task, Tabular):
         return task
     with _readable(path):
         try:

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+from tacit.durable import sync_folder
 from tacit.errors import StorageError
 from tacit.privacy import chain
 
@@ -83,7 +84,7 @@ class ChainFile(Closing):
             if not path.parent.exists():
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if durable:
-                    _sync(path.parent.parent)
+                    sync_folder(path.parent.parent)
             _check_private(path.parent, os.stat(path.parent))
             descriptor = os.open(path, _FLAGS | os.O_RDWR | os.O_APPEND, 0o600)
         except OSError as error:
@@ -188,7 +189,7 @@ class ChainFile(Closing):
             if head != self.head or not data:
                 self._write_head()
                 if self._durable:
-                    _sync(self._path.parent)  # a file's own fsync does not make its name durable
+                    sync_folder(self._path.parent)  # a file's own fsync does not make its name durable
         except OSError as error:
             raise _failure(self._path, "cannot be read", error) from None
         return found.records
@@ -232,15 +233,6 @@ def _stamp(descriptor: int) -> tuple[int, ...]:
     """What changes with a file's content."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _sync(folder: Path) -> None:
-    """Waits until the names of new files in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:

@@ -13,9 +13,11 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tacit.config import BUILT_IN, Count, Experiment, Positive, load_as
-from tacit.data.schema import Frozen, Schema
+from tacit.config import Experiment
+from tacit.data.schema import Count, Frozen, Positive, Schema
 from tacit.errors import Refused
+from tacit.learning import BUILT_IN
+from tacit.toml import load_as
 
 
 class SitePolicy(Frozen):

@@ -81,7 +81,7 @@ def _model(record: RunRecord) -> Section:
     own = ":" in kind
     points = [
         ("Task", kind),
-        ("Architecture", "the task's own" if own else _architecture(model)),
+        ("Architecture", "the task's own" if own else architecture(model)),
         ("Trained", f"{record.started.astimezone(UTC):%Y-%m-%d}, {record.outcome}, run {record.run_id}"),
         (
             "How",
@@ -93,9 +93,12 @@ def _model(record: RunRecord) -> Section:
     return Section("The model", (), tuple(points))
 
 
-def _architecture(model: Mapping[str, Any]) -> str:
+def architecture(model: Mapping[str, Any]) -> str:
+    """Name and widths of a built-in model, as `[task.model]` has them, in words."""
     name = str(model.get("name", "not named"))
-    sizes = model.get("channels") if name.startswith("cnn") else model.get("hidden")
+    sizes = tuple(model.get("channels" if name in ("cnn", "cnn1d", "resnet") else "hidden") or ())
+    if name in ("rnn", "gru", "lstm", "transformer"):
+        sizes = sizes[-1:]  # the others are not used
     return name if name == "logistic" or not sizes else f"{name}, widths {', '.join(map(str, sizes))}"
 
 
@@ -150,7 +153,7 @@ def _listed(names: Any, most: int = 8) -> str:
 
 def _quality(record: RunRecord) -> Section:
     metrics: Metrics = dict(record.final.metrics)
-    outcomes = record.final.outcomes or record.learned
+    outcomes = record.outcomes
     if outcomes is not None:
         metrics = {**outcomes.metrics, **metrics}
     if not metrics:
@@ -180,7 +183,7 @@ def _direction(name: str) -> str:
 
 
 def _groups(record: RunRecord) -> Section:
-    outcomes = record.final.outcomes or record.learned
+    outcomes = record.outcomes
     if outcomes is None or not outcomes.groups:
         return Section("")
     points = [
@@ -232,7 +235,7 @@ def _limit_texts(record: RunRecord) -> Iterator[str]:
     )
     if losing:
         yield f"{len(losing)} of {len(record.final.sites)} sites do better by {main[0]} with a model of their own."
-    outcomes = record.final.outcomes or record.learned
+    outcomes = record.outcomes
     if outcomes is None or not outcomes.groups:
         yield "It was not compared between groups of people: whether it treats them alike is not known."
     yield "What it says is no cause: a column that it goes by need not be why something happens."

@@ -464,6 +464,11 @@ class RunRecord(Part):
         return str(self.experiment.get("name", "unnamed"))
 
     @property
+    def outcomes(self) -> Outcomes | None:
+        """Counts of the model's outcomes: of all held-out records, or else what the server learned."""
+        return self.final.outcomes or self.learned
+
+    @property
     def is_simulation(self) -> bool:
         """Whether one process held all sites' rows."""
         return self.engine != "superlink"

@@ -12,7 +12,7 @@ from tacit.config import Experiment, SecureAggregation
 from tacit.encoding import metric_sensitivity
 from tacit.privacy.plan import PrivacyPlan
 from tacit.report.record import ColumnShares, GroupResult, Metrics, Outcomes, Round, SecureSum
-from tacit.tasks import load_task
+from tacit.tasks import Task, load_task
 from tacit.tasks.cells import Cells, Counts, cells_of
 from tacit.tasks.importance import Importance, importance_of, shares_of
 from tacit.tasks.measures import measured
@@ -80,10 +80,10 @@ def outcomes_of(
 
 def learned_outcomes(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> Outcomes | None:
     """What the server learned last of the model's outcomes; None where it did not ask."""
-    cells = cells_of(experiment, load_task(experiment)) if experiment.evaluation.curves else None
-    if cells is None:
+    task = load_task(experiment)
+    if (cells := cells_of(experiment, task)) is None:
         return None
-    for row, noise in _learned(rows, experiment, plan):
+    for row, noise in _learned(rows, experiment, plan, task):
         tables = cells.tables(row["counts"])
         if tables is not None:
             return outcomes_of(cells, tables, experiment, noise, row["round"])
@@ -92,12 +92,12 @@ def learned_outcomes(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> O
 
 def learned_importance(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> ColumnShares | None:
     """What the server learned last of how much the model goes by each column; None where it did not ask."""
-    importance = importance_of(experiment, load_task(experiment)) if experiment.evaluation.explain else None
-    if importance is None:
+    task = load_task(experiment)
+    if (importance := importance_of(experiment, task)) is None:
         return None
     learned = (
         importance_from(importance, row["counts"], n, row["round"])
-        for row, n in _learned(rows, experiment, plan)
+        for row, n in _learned(rows, experiment, plan, task)
     )
     return next((found for found in learned if found is not None), None)
 
@@ -119,10 +119,9 @@ def importance_from(
 
 
 def _learned(
-    rows: Rows, experiment: Experiment, plan: PrivacyPlan
+    rows: Rows, experiment: Experiment, plan: PrivacyPlan, task: Task
 ) -> Iterator[tuple[Mapping[str, Any], float]]:
     """The rounds that have sums beside their metrics, the last one first, with the noise in each of these sums."""
-    task = load_task(experiment)
     each = (plan.metrics_noise_multiplier or 0.0) * metric_sensitivity(task, *summed_of(experiment, task))
     for row in reversed(rows):
         if row.get("counts"):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tacit.durable import sync_folder
 from tacit.errors import StorageError
 from tacit.report.record import Part, RunRecord
 
@@ -61,17 +62,6 @@ def write_text(text: str, path: Path) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is atomic but lasts only once the folder itself is on disk."""
-    if os.name == "nt":
-        return  # Windows does not open folders
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

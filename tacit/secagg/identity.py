@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
+from tacit.durable import sync_folder
 from tacit.errors import ProtocolError, StorageError
 from tacit.secagg.encoding import Writer
 
@@ -180,11 +181,7 @@ def create_private(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)  # without it the name of a new file may be gone after a crash
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)  # without it the name of a new file may be gone after a crash
     except FileExistsError:
         raise StorageError(f"{path}: exists already; a key is not replaced") from None
     except OSError as error:

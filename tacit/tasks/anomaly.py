@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tacit.errors import MissingExtra
+from tacit.tasks.regression import ERROR_BOUND
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ERROR_BOUND = 4.0  # squared, in declared scales; a record's error counts at most this much in the metric
 
 
 class Anomalies:

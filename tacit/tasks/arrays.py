@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tacit import config
+from tacit import config, learning
 from tacit.data.array_schema import ArraySchema
 from tacit.errors import ConfigError, DataError
 from tacit.tasks.anomaly import Anomalies, with_labels
@@ -30,9 +30,9 @@ class Arrays:
         settings: the loss by name, and the weights to begin with.
     """
 
-    settings: config.Task = config.Task()
+    settings: learning.Task = learning.Task()
 
-    def __init__(self, schema: ArraySchema, model: config.Model) -> None:
+    def __init__(self, schema: ArraySchema, model: learning.Model) -> None:
         self.schema = schema
         self._model = model
 
@@ -75,7 +75,7 @@ class ArrayMultiLabel(MultiLabel, Arrays):
 class ArrayRegression(Regression, Arrays):
     """`[task] kind = "array_regression"`: one number or several, a forecast's steps among them."""
 
-    def __init__(self, schema: ArraySchema, model: config.Model) -> None:
+    def __init__(self, schema: ArraySchema, model: learning.Model) -> None:
         super().__init__(schema, model)
         self.target_scale = schema.target_scale
 
@@ -113,10 +113,10 @@ def array_task(experiment: config.Experiment) -> Task:
     schema, kind = experiment.data.arrays, experiment.task.kind
     if schema is None:
         raise ConfigError(f'kind = "{kind}" needs the shape of its records', key="data.arrays")
-    if (kind not in config.NUMBERS) != bool(schema.classes):
+    if (kind not in learning.NUMBERS) != bool(schema.classes):
         wanted = "needs the names of its classes" if not schema.classes else "predicts numbers, not classes"
         raise ConfigError(f'kind = "{kind}" {wanted}', key="data.arrays.classes")
-    if (kind in config.LABELS) != schema.several:
+    if (kind in learning.LABELS) != schema.several:
         wanted = "needs several = true" if not schema.several else "predicts one class for each record"
         raise ConfigError(f'kind = "{kind}" {wanted}', key="data.arrays.several")
     task = KINDS[kind](schema, experiment.task.model)

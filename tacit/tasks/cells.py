@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tacit.config import Experiment
 from tacit.errors import ConfigError
+from tacit.learning import CLASSES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,15 +132,15 @@ def cells_of(experiment: Experiment, task: Task, *, always: bool = False) -> Cel
         ConfigError: curves or groups that this task cannot have, or too many cells.
     """
     evaluation = experiment.evaluation
-    classes = getattr(getattr(task, "schema", None), "classes", ())
     if not (evaluation.curves or always):
         return None
-    if not classes or experiment.task.is_own:
+    if experiment.task.kind not in CLASSES:
         if evaluation.curves:
             raise ConfigError("are for the built-in tasks that predict classes", key="evaluation.curves")
         return None
     groups, places = _groups(experiment, evaluation.groups) if evaluation.groups else (("",), ())
-    cells = Cells(tuple(classes), evaluation.bins, groups, places)
+    schema: Any = getattr(task, "schema")  # noqa: B009 - which every task of these kinds has
+    cells = Cells(tuple(schema.classes), evaluation.bins, groups, places)
     if cells.size > MOST_CELLS:
         raise ConfigError(
             f"{cells.size} counts would travel, {MOST_CELLS} is the most: fewer bins, classes or groups",

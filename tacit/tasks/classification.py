@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tacit import config
+from tacit import learning
 from tacit.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Classification:
     """
 
     metric_names: tuple[str, ...] = ("accuracy", "loss")
-    settings: config.Task = config.Task()
+    settings: learning.Task = learning.Task()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss by name of each record, times the weight of its class, in nats, shape (rows,)."""
@@ -69,7 +69,7 @@ class Classification:
         return {**means, **_ranking(outputs, targets)}
 
 
-def check_weights(settings: config.Task, num_classes: int) -> config.Task:
+def check_weights(settings: learning.Task, num_classes: int) -> learning.Task:
     """The settings; `ConfigError` unless each class has a weight, or none has."""
     if settings.class_weights and len(settings.class_weights) != num_classes:
         raise ConfigError(

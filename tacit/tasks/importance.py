@@ -26,6 +26,7 @@ import numpy as np
 from tacit.config import Experiment
 from tacit.data.schema import NumericColumn
 from tacit.errors import ConfigError, MissingExtra
+from tacit.learning import CLASSES, NUMBERS
 from tacit.tasks.measures import drowned
 
 if TYPE_CHECKING:
@@ -139,18 +140,21 @@ def importance_of(experiment: Experiment, task: Task) -> Importance | None:
     """Whose importance an experiment asks for; None where it does not.
 
     Raises:
-        ConfigError: the task is the user's own, or has too many columns.
+        ConfigError: the task predicts neither a class nor numbers, is the user's own, or has too many columns.
     """
     method = experiment.evaluation.explain
     if not method:
         return None
+    if experiment.task.kind not in (*CLASSES, *NUMBERS):
+        raise ConfigError(
+            "is for the built-in tasks that predict a class or numbers", key="evaluation.explain"
+        )
     columns, blocks = _columns(experiment)
     if len(columns) > MOST_COLUMNS:
         raise ConfigError(
             f"{len(columns)} columns would be told of, {MOST_COLUMNS} is the most", key="evaluation.explain"
         )
-    schema = getattr(task, "schema", None)
-    return Importance(method, columns, blocks, bool(getattr(schema, "classes", ())))
+    return Importance(method, columns, blocks, experiment.task.kind in CLASSES)
 
 
 def _columns(experiment: Experiment) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -161,12 +165,11 @@ def _columns(experiment: Experiment) -> tuple[tuple[str, ...], tuple[int, ...]]:
             width = 1 + column.indicator if isinstance(column, NumericColumn) else len(column.categories)
             blocks += [i] * width
         return tuple(table.columns), tuple(blocks)
-    if experiment.task.is_own or arrays is None:
-        raise ConfigError("is for the built-in tasks", key="evaluation.explain")
-    from tacit.tasks.models import FLAT
+    assert arrays is not None  # which the other tasks of these kinds declare
+    from tacit.tasks.models import AXES
 
     channels = arrays.shape[0]
-    each = int(np.prod(arrays.shape[1:], dtype=int)) if experiment.task.model.name in FLAT else 1
+    each = int(np.prod(arrays.shape[1:], dtype=int)) if experiment.task.model.name not in AXES else 1
     places = [channel for channel in range(channels) for _ in range(each)]
     return tuple(f"channel {i}" for i in range(channels)), tuple(places * (arrays.input_shape[0] // channels))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tacit import config
+from tacit import learning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ class Regression:
 
     metric_names: tuple[str, ...] = ("error",)
     target_scale: float = 1.0
-    settings: config.Task = config.Task(kind="array_regression")
+    settings: learning.Task = learning.Task(kind="array_regression")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the numbers of each record, shape (rows,), in declared scales.

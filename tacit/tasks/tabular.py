@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tacit import config
+from tacit import config, learning
 from tacit.data.preprocessing import Constants, transform
 from tacit.data.readers import read_table
 from tacit.data.schema import Schema
@@ -29,9 +29,9 @@ class Tabular:
         settings: the loss by name, and the weights to begin with.
     """
 
-    settings: config.Task = config.Task()
+    settings: learning.Task = learning.Task()
 
-    def __init__(self, schema: Schema, model: config.Model, constants: Constants | None = None) -> None:
+    def __init__(self, schema: Schema, model: learning.Model, constants: Constants | None = None) -> None:
         self.schema = schema
         self._model = model
         self._constants = constants

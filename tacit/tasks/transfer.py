@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tacit.config import Start
 from tacit.errors import ConfigError
+from tacit.learning import Start
 from tacit.tasks.weights import floats
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from opacus.layers import DPMultiheadAttention
 from torch import Tensor, nn
 
-from tacit.config import Model
+from tacit.learning import Model
 from tacit.tasks import Records
 from tacit.tasks.models import build
 

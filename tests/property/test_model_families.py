@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from client.bookkeeping import BookKeeping, unknown
 from client.private_gradients import PrivateGradients
-from tacit import config
+from tacit import learning
 from tacit.privacy.noise import SeededKeys, Stream
 from tacit.tasks import Records
 from tacit.tasks.anomaly import Anomalies, with_labels
@@ -21,7 +21,7 @@ from tacit.tasks.models import ACTIVATIONS, AXES, GIVES_BACK, build_for, build_t
 from tacit.tasks.models.autoencoder import VAE
 from tacit.tasks.regression import Regression
 
-FAMILIES = tuple(config.Model.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
+FAMILIES = tuple(learning.Model.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
 SIZES = st.integers(1, 4)
 LOSSES = [
     {},
@@ -41,7 +41,7 @@ def problems(draw: Any, name: str) -> tuple[nn.Module, Any, Records]:
     channels = tuple(draw(st.lists(st.integers(2, 5), min_size=1, max_size=3)))
     activation = draw(st.sampled_from(list(ACTIVATIONS)))
     layers = draw(st.integers(1, 2))
-    model = config.Model.model_validate(
+    model = learning.Model.model_validate(
         {"name": name, "hidden": hidden, "channels": channels, "activation": activation}
         | {"heads": heads, "layers": layers}
     )
@@ -56,7 +56,7 @@ def problems(draw: Any, name: str) -> tuple[nn.Module, Any, Records]:
         )
     made, chosen = (
         build_for(model, shape, 3).double(),
-        config.Task.model_validate(draw(st.sampled_from(LOSSES))),
+        learning.Task.model_validate(draw(st.sampled_from(LOSSES))),
     )
     task: Any = Regression() if chosen.kind == "array_regression" else Classification()
     task.settings = chosen

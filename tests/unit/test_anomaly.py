@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from client.training import Job, LocalTrainer
-from tacit import config
+from tacit import config, learning
 from tacit.privacy.noise import SeededKeys
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records, Summarises, Task, load_task
@@ -104,13 +104,13 @@ def test_the_loss_of_a_variational_autoencoder_is_the_evidence_bound() -> None:
 
 
 def test_a_variational_autoencoder_draws_in_training_and_gives_the_mean_back_after_it() -> None:
-    model = VAE(config.Model(name="vae", hidden=(5, 2)), 3)
+    model = VAE(learning.Model(name="vae", hidden=(5, 2)), 3)
     x = torch.randn(4, 3)
     first, second = model(x), model(x)
     assert not torch.equal(first[:, :3], second[:, :3]) and torch.equal(first[:, 3:], second[:, 3:])
     model.eval()
     torch.testing.assert_close(model(x)[:, :3], model.decoder(model(x)[:, 3:5]))
-    assert model(x * 1e30).isfinite().all() or model(x * 1e30)[:, 5:].abs().max() <= 10
+    assert model(x * 1e30)[:, 5:].abs().max() <= 10
 
 
 def test_summary_ranks_errors_against_labels_and_is_silent_where_there_is_one_kind() -> None:
@@ -137,7 +137,9 @@ def test_what_is_not_like_the_others_has_the_larger_error(name: str) -> None:
         with torch.no_grad():
             return task.summary(trainer.model(features), rows.targets)["auroc"]
 
+    trainer.model.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
+    before = auroc()
     for number in range(1, 31):
         delta = trainer.train(arrays, Job("north", rows, 400), number, SeededKeys(1))
         arrays = {key: arrays[key] + delta[key] for key in arrays}
-    assert auroc() > 0.8
+    assert auroc() > before + 0.1

@@ -10,7 +10,7 @@ from torch import nn
 
 from client.private_gradients import unsupported
 from simulations.array_sources import ArraySet, load_arrays, load_medmnist
-from tacit import config
+from tacit import config, learning
 from tacit.data.array_schema import ArraySchema
 from tacit.data.npz import read_arrays, scaled
 from tacit.data.readers import num_rows
@@ -181,7 +181,7 @@ def test_several_classes_and_one_are_not_taken_for_each_other() -> None:
 
 
 def test_regression_metrics_lie_in_0_1_for_each_record_whatever_the_outputs() -> None:
-    task = ArrayRegression(NUMBERS, config.Model())
+    task = ArrayRegression(NUMBERS, learning.Model())
     outputs = torch.tensor([[0.0, 0.0], [1e30, 0.0], [float("nan"), 0.0], [float("-inf"), 1.0]])
     values = task.metrics(outputs, torch.zeros(4, 2))["error"]
     assert values.tolist() == [0.0, 1.0, 1.0, 1.0]
@@ -219,7 +219,7 @@ SHAPES = {
     "cnn": (3, 9, 7), "resnet": (3, 9, 7), "cnn1d": (2, 11), "rnn": (2, 5), "gru": (2, 5), "lstm": (2, 5),
     "transformer": (2, 5), "mlp": (2, 3), "logistic": (4,),
 }  # fmt: skip
-SMALL = {name: config.Model(name=name, hidden=(4,), channels=(2, 4)) for name in SHAPES}  # type: ignore[arg-type]
+SMALL = {name: learning.Model(name=name, hidden=(4,), channels=(2, 4)) for name in SHAPES}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -283,15 +283,15 @@ def test_a_model_says_how_many_axes_it_wants() -> None:
 
 def test_a_model_that_gives_records_back_and_one_that_predicts_are_not_taken_for_each_other() -> None:
     for make in (
-        lambda: build(config.Model(name="vae"), 5, 2),
-        lambda: build_for(config.Model(name="vae"), (5,), 2),
+        lambda: build(learning.Model(name="vae"), 5, 2),
+        lambda: build_for(learning.Model(name="vae"), (5,), 2),
     ):
         with pytest.raises(
             ConfigError, match=r'"vae" gives records back .* tabular_anomaly or array_anomaly'
         ):
             make()
     with pytest.raises(ConfigError, match=r'"mlp" gives no record back; .* autoencoder, vae'):
-        build_to_give_back(config.Model(), 5)
+        build_to_give_back(learning.Model(), 5)
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("rnn", nn.RNN), ("gru", nn.GRU), ("lstm", nn.LSTM)])

@@ -21,7 +21,7 @@ from client.spending import spending
 from server.front import Front
 from server.provisioning import CoordinatorKit
 from server.roster_desk import RosterDesk
-from tacit import config
+from tacit import config, toml
 from tacit.privacy.accountant import Event
 from tacit.processes import free_port
 
@@ -71,7 +71,7 @@ def front(kits: CoordinatorKit) -> Iterator[None]:
 
 
 def address_of(kits: CoordinatorKit) -> str:
-    return str(config.read_toml(kits.folder.parent / "one" / "federation.toml")["address"])
+    return str(toml.read_toml(kits.folder.parent / "one" / "federation.toml")["address"])
 
 
 def states(findings: list[Finding]) -> dict[str, str]:

@@ -10,8 +10,8 @@ from torch import nn
 
 from client.participant import keys_for
 from client.training import Job, LocalTrainer, learning_rate, poisson_batches
-from tacit.config import Training
 from tacit.errors import ConfigError
+from tacit.learning import Training
 from tacit.privacy.noise import SeededKeys, Stream, SystemKeys
 from tacit.privacy.plan import PrivacyPlan
 from tacit.privacy.streams import stream_of

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tacit.report.html import render_html
-from tacit.report.model_card import SIGN_OFF, model_card, write_model_card
+from tacit.report.model_card import SIGN_OFF, architecture, model_card, write_model_card
 from tacit.report.record import ColumnShares, Final, GroupResult, Outcomes, RunRecord
 from tacit.report.statement import privacy_statement
 from tests.unit.report_records import deployed, run_record, seeded
@@ -151,3 +151,19 @@ def test_a_federations_record_holds_no_exact_importance() -> None:
     shares = ColumnShares(method="saliency", columns=("age",), shares=(1.0,))
     with pytest.raises(ValueError, match=r"final\.importance"):
         RunRecord(**{**fields, "final": Final(importance=shares)})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("logistic", "logistic"),
+        ("mlp", "mlp, widths 9, 7"),
+        ("cnn", "cnn, widths 2, 3"),
+        ("resnet", "resnet, widths 2, 3"),
+        ("gru", "gru, widths 7"),
+        ("transformer", "transformer, widths 7"),
+        ("vae", "vae, widths 9, 7"),
+    ],
+)
+def test_a_card_states_the_widths_that_the_model_has(name: str, said: str) -> None:
+    assert architecture({"name": name, "hidden": [9, 7], "channels": [2, 3]}) == said

@@ -1,5 +1,6 @@
 """What sites keep for themselves: it never leaves, it comes back as it was, and it counts once it is paid for."""
 
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,21 @@ def test_the_statement_says_what_the_model_that_a_site_keeps_is_worth() -> None:
         kept = [point for point in entry.not_covered if "each site keeps" in point]
         assert len(kept) == (name != "fedavg")
         assert all(words in point for point in kept)
+
+
+def test_what_is_kept_and_paid_for_is_on_the_disk_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, real = list[str](), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    kept = Kept(tmp_path, "run")
+    kept.put_aside(1, {"a": np.zeros(1, np.float32)})
+    assert synced == ["000001.aside"]
+    kept.take_over(1)
+    folder = next((tmp_path / "kept").iterdir())
+    assert synced[1:] == [folder.name]

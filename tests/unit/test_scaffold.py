@@ -9,6 +9,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message
 
 from client.kept import newest
+from client.rate import FILE as RATE_FILE
 from server.state import read_rounds
 from simulations.cohort import CohortExecutor
 from strategies.rounds import Progress
@@ -111,6 +112,8 @@ def test_a_variate_that_no_update_could_be_is_refused_by_code(tmp_path: Path, sp
     federation.run(tmp_path / "run", app=Misbehaving(lie))
     [row] = read_rounds(tmp_path / "run" / "rounds.jsonl")
     assert row["refusals"] == {"variate": 1}, way
+    counted = [(federation.sites / str(site) / RATE_FILE).exists() for site in range(len(federation.labels))]
+    assert counted == [site != 1 for site in range(len(federation.labels))]
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,8 @@ def test_what_cannot_be_served_is_one_line(
     with pytest.raises(SystemExit) as ended:
         main(["serve", str(run_folder(tmp_path)), *arguments])
     assert ended.value.code == 2
-    assert words in capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
 
 
 def test_an_orchestrator_asks_for_its_health_and_ctrl_c_ends_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tacit import config
+from tacit import config, learning
 from tacit.data.schema import Schema
 from tacit.errors import ConfigError, DataError
 from tacit.tasks import Summarises, Task, load_task
@@ -27,9 +27,9 @@ COLUMNS = {
 COLUMN = 'columns.a = {kind = "numeric", range = [0, 10]}'
 
 
-def task(model: config.Model | None = None, **schema: object) -> TabularClassification:
+def task(model: learning.Model | None = None, **schema: object) -> TabularClassification:
     declared = Schema.model_validate({"label": "y", "columns": COLUMNS, **schema})
-    return TabularClassification(declared, model or config.Model())
+    return TabularClassification(declared, model or learning.Model())
 
 
 def site(tmp_path: Path, labels: str) -> Path:
@@ -58,13 +58,13 @@ def test_an_idle_client_that_knows_the_task_has_not_imported_torch_or_an_optiona
     assert found.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("activation", get_args(config.Activation))
+@pytest.mark.parametrize("activation", get_args(learning.Activation))
 def test_models_have_the_sizes_of_schema_and_configuration(activation: str) -> None:
-    mlp = build(config.Model(hidden=(8, 4), activation=activation), inputs=5, classes=3)
+    mlp = build(learning.Model(hidden=(8, 4), activation=activation), inputs=5, classes=3)
     assert [tuple(p.shape) for p in mlp.parameters()] == [(8, 5), (8,), (4, 8), (4,), (3, 4), (3,)]
     assert mlp(torch.zeros(7, 5)).shape == (7, 3)
     assert mlp(torch.zeros(0, 5)).shape == (0, 3)
-    linear = build(config.Model(name="logistic"), inputs=5, classes=2)
+    linear = build(learning.Model(name="logistic"), inputs=5, classes=2)
     assert [tuple(p.shape) for p in linear.parameters()] == [(2, 5), (2,)]
 
 
@@ -79,7 +79,7 @@ def test_initial_weights_follow_the_global_seed() -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "logistic"])
 def test_models_have_per_sample_gradients(name: str) -> None:
-    model = build(config.Model(name=name), inputs=4, classes=2)
+    model = build(learning.Model(name=name), inputs=4, classes=2)
     parameters = dict(model.named_parameters())
 
     def loss(weights: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_G6_model_and_input_size_mismatch_names_both() -> None:
 @pytest.mark.parametrize("labels", ["0", "1", "0000000000", "1111111111", "0101010101"])
 @pytest.mark.parametrize("name", ["mlp", "logistic"])
 def test_G4_one_class_and_constant_features_train_without_nan(tmp_path: Path, labels: str, name: str) -> None:
-    tabular = task(config.Model(name=name))
+    tabular = task(learning.Model(name=name))
     records = tabular.read(site(tmp_path, labels), "train")
     assert records.num_rows == len(labels)
     model = tabular.model()

@@ -147,3 +147,11 @@ def test_a_task_of_ones_own_needs_a_file_that_shows_its_features(tmp_path: Path)
     trained = Trained.open(run_folder(tmp_path, tables))
     with pytest.raises(DataError, match="--data"):
         inputs_of(trained)
+
+
+def test_a_model_of_which_each_site_keeps_a_part_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, {**TABLE, "strategy": {"name": "fedper", "personal": ["2.*"]}})
+    with pytest.raises(
+        ConfigError, match="only the part of the model that travels: each site keeps the rest"
+    ):
+        Trained.open(folder)

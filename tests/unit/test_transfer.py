@@ -12,9 +12,9 @@ from torch import nn
 
 from client.bookkeeping import BookKeeping, supports, unknown
 from client.private_gradients import PrivateGradients
-from tacit import config
-from tacit.config import Start
+from tacit import config, learning
 from tacit.errors import ConfigError
+from tacit.learning import Start
 from tacit.privacy.noise import SeededKeys, Stream
 from tacit.tasks import Records, Task, load_task
 from tacit.tasks.classification import Classification
@@ -29,7 +29,7 @@ NAMES = ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]
 
 
 def network(outputs: int = 3) -> nn.Module:
-    return build_for(config.Model(hidden=(6, 5)), (4,), outputs)
+    return build_for(learning.Model(hidden=(6, 5)), (4,), outputs)
 
 
 def saved(folder: Path, arrays: dict[str, Any], name: str = "base.safetensors") -> tuple[Path, str]:
@@ -163,7 +163,7 @@ def test_a_federation_trains_adapters_and_a_new_head_and_sends_nothing_else(
 
 
 def test_the_first_weights_of_what_is_trained_follow_from_the_seed(base: Any) -> None:
-    start = config.Task(start=Start(**base[1], adapt=("2",)), model=config.Model(hidden=(6, 5)))
+    start = learning.Task(start=Start(**base[1], adapt=("2",)), model=learning.Model(hidden=(6, 5)))
     text = 'name = "x"\n[data.schema]\nlabel = "y"\nclasses = ["a", "b", "c"]\n'
     columns = "".join(f'columns.{c} = {{kind = "numeric", range = [0, 1]}}\n' for c in "pqrs")
     task: Task = load_task(config.loads(text + columns).with_tables(task=start))

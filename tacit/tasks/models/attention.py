@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tacit import config
+from tacit import learning
 from tacit.tasks.models.mlp import ACTIVATIONS
 
 _WIDENED = 4  # times the width has a block's inner layer, as in the paper
@@ -46,7 +46,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention, then two Linear layers, each normalised before and added to what it was given."""
 
-    def __init__(self, model: config.Model) -> None:
+    def __init__(self, model: learning.Model) -> None:
         super().__init__()
         width = model.hidden[-1]
         self.attention, self.attention_norm = Attention(width, model.heads), nn.LayerNorm(width)
@@ -74,7 +74,7 @@ class Transformer(nn.Module):
         outputs: numbers per record.
     """
 
-    def __init__(self, model: config.Model, channels: int, outputs: int) -> None:
+    def __init__(self, model: learning.Model, channels: int, outputs: int) -> None:
         super().__init__()
         width = model.hidden[-1]
         self.input = nn.Linear(channels, width)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tacit import config
+from tacit import learning
 from tacit.tasks.models.mlp import Classifier, hidden_layers
 
 _LOG_VARIANCE = 10.0  # of a code's coordinate, at most; at least minus this
 
 
-def autoencoder(model: config.Model, inputs: int) -> Classifier:
+def autoencoder(model: learning.Model, inputs: int) -> Classifier:
     """Linear layers of the widths in `model.hidden` down to the code, and the same way back."""
     widths = (inputs, *model.hidden, *model.hidden[-2::-1])
     return Classifier(*hidden_layers(model, widths), nn.Linear(widths[-1], inputs), inputs=inputs)
@@ -25,7 +25,7 @@ class VAE(nn.Module):
         inputs: numbers per record.
     """
 
-    def __init__(self, model: config.Model, inputs: int) -> None:
+    def __init__(self, model: learning.Model, inputs: int) -> None:
         super().__init__()
         *between, code = model.hidden
         down, up = (inputs, *between), (code, *between[::-1])

@@ -7,7 +7,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from tacit import config
+from tacit import learning
 from tacit.tasks.groupnorm import num_groups
 from tacit.tasks.models.mlp import ACTIVATIONS, dropout
 
@@ -16,7 +16,7 @@ _PLACES: Final = (
 )
 
 
-def cnn(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
+def cnn(model: learning.Model, channels: int, outputs: int) -> nn.Sequential:
     """Images (rows, channels, height, width): each layer halves both sides; then the means over a 4 x 4 grid."""
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise((channels, *model.channels)):
@@ -29,7 +29,7 @@ def cnn(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(_PLACES), nn.Flatten(), *dropout(model), head)
 
 
-def cnn1d(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
+def cnn1d(model: learning.Model, channels: int, outputs: int) -> nn.Sequential:
     """Series (rows, channels, time): each layer halves the time axis; then the means over four parts of it."""
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise((channels, *model.channels)):
@@ -42,7 +42,7 @@ def cnn1d(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(_PLACES), nn.Flatten(), *dropout(model), head)
 
 
-def resnet(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
+def resnet(model: learning.Model, channels: int, outputs: int) -> nn.Sequential:
     """Images: a residual block for each of `model.channels`, all but the first halve both sides; then the means.
 
     He et al. 2016, figure 2, with GroupNorm (Wu and He 2018) in the place of BatchNorm.
@@ -62,7 +62,7 @@ def resnet(model: config.Model, channels: int, outputs: int) -> nn.Sequential:
 class Residual(nn.Module):
     """Two convolutions beside a way around them, which is a convolution of one pixel where the shape changes."""
 
-    def __init__(self, model: config.Model, size_in: int, size_out: int, *, stride: int) -> None:
+    def __init__(self, model: learning.Model, size_in: int, size_out: int, *, stride: int) -> None:
         super().__init__()
         groups, activation = num_groups(size_out), ACTIVATIONS[model.activation]
         self.body = nn.Sequential(

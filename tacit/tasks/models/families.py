@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import nn
 
-from tacit import config
+from tacit import learning
 from tacit.errors import ConfigError
 from tacit.tasks.models.attention import Transformer
 from tacit.tasks.models.autoencoder import VAE, autoencoder
@@ -17,9 +17,12 @@ from tacit.tasks.models.mlp import Classifier, logistic, mlp
 from tacit.tasks.models.recurrent import gru, lstm, rnn
 
 # Of records of any shape, which are made flat first.
-FLAT: Final[Mapping[str, Callable[[config.Model, int, int], Classifier]]] = {"mlp": mlp, "logistic": logistic}
+FLAT: Final[Mapping[str, Callable[[learning.Model, int, int], Classifier]]] = {
+    "mlp": mlp,
+    "logistic": logistic,
+}
 # Of records that they give back, flat as well.
-GIVES_BACK: Final[Mapping[str, Callable[[config.Model, int], nn.Module]]] = {
+GIVES_BACK: Final[Mapping[str, Callable[[learning.Model, int], nn.Module]]] = {
     "autoencoder": autoencoder,
     "vae": VAE,
 }
@@ -27,7 +30,7 @@ GIVES_BACK: Final[Mapping[str, Callable[[config.Model, int], nn.Module]]] = {
 AXES: Final[Mapping[str, int]] = {
     "cnn": 3, "resnet": 3, "cnn1d": 2, "rnn": 2, "gru": 2, "lstm": 2, "transformer": 2,
 }  # fmt: skip
-_MADE_BY: Final[Mapping[str, Callable[[config.Model, int, int], nn.Module]]] = {
+_MADE_BY: Final[Mapping[str, Callable[[learning.Model, int, int], nn.Module]]] = {
     "cnn": cnn,
     "resnet": resnet,
     "cnn1d": cnn1d,
@@ -38,7 +41,7 @@ _MADE_BY: Final[Mapping[str, Callable[[config.Model, int, int], nn.Module]]] = {
 }
 
 
-def build(model: config.Model, inputs: int, classes: int) -> Classifier:
+def build(model: learning.Model, inputs: int, classes: int) -> Classifier:
     """A fresh model of table rows, its weights drawn from torch's global generator.
 
     Args:
@@ -57,7 +60,7 @@ def build(model: config.Model, inputs: int, classes: int) -> Classifier:
     )
 
 
-def build_for(model: config.Model, shape: tuple[int, ...], outputs: int) -> nn.Module:
+def build_for(model: learning.Model, shape: tuple[int, ...], outputs: int) -> nn.Module:
     """A fresh model of records of this shape, its weights drawn from torch's global generator.
 
     Args:
@@ -80,7 +83,7 @@ def build_for(model: config.Model, shape: tuple[int, ...], outputs: int) -> nn.M
     return _MADE_BY[model.name](model, shape[0], outputs)
 
 
-def build_to_give_back(model: config.Model, inputs: int) -> nn.Module:
+def build_to_give_back(model: learning.Model, inputs: int) -> nn.Module:
     """A fresh model that gives records of so many numbers back, its weights from torch's global generator.
 
     Raises:
@@ -94,10 +97,10 @@ def build_to_give_back(model: config.Model, inputs: int) -> nn.Module:
     return GIVES_BACK[model.name](model, inputs)
 
 
-def _check_predicts(model: config.Model) -> None:
+def _check_predicts(model: learning.Model) -> None:
     if model.name in GIVES_BACK:
         raise ConfigError(
             f'"{model.name}" gives records back and predicts nothing: set task.kind to '
-            f"{' or '.join(config.ANOMALY)}",
+            f"{' or '.join(learning.ANOMALY)}",
             key="task.model.name",
         )

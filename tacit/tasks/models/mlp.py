@@ -7,10 +7,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from tacit import config
+from tacit import learning
 from tacit.errors import ConfigError
 
-ACTIVATIONS: dict[config.Activation, type[nn.Module]] = {
+ACTIVATIONS: dict[learning.Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
@@ -46,18 +46,18 @@ class Classifier(nn.Sequential):
             )
 
 
-def mlp(model: config.Model, inputs: int, outputs: int) -> Classifier:
+def mlp(model: learning.Model, inputs: int, outputs: int) -> Classifier:
     """Linear layers of the widths in `model.hidden`, with activations between them."""
     widths = (inputs, *model.hidden)
     return Classifier(*hidden_layers(model, widths), nn.Linear(widths[-1], outputs), inputs=inputs)
 
 
-def logistic(model: config.Model, inputs: int, outputs: int) -> Classifier:
+def logistic(model: learning.Model, inputs: int, outputs: int) -> Classifier:
     """One Linear layer."""
     return Classifier(nn.Linear(inputs, outputs), inputs=inputs)
 
 
-def hidden_layers(model: config.Model, widths: Sequence[int]) -> list[nn.Module]:
+def hidden_layers(model: learning.Model, widths: Sequence[int]) -> list[nn.Module]:
     """From each width to the next: Linear, activation, and dropout where the model has it."""
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise(widths):
@@ -65,6 +65,6 @@ def hidden_layers(model: config.Model, widths: Sequence[int]) -> list[nn.Module]
     return layers
 
 
-def dropout(model: config.Model) -> list[nn.Module]:
+def dropout(model: learning.Model) -> list[nn.Module]:
     """The layer, or none: a model without it has the same names for its arrays, and stacks."""
     return [nn.Dropout(model.dropout)] if model.dropout else []

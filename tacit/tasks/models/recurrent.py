@@ -11,7 +11,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from tacit import config
+from tacit import learning
 
 
 class Recurrent(nn.Module):
@@ -80,16 +80,16 @@ class LSTM(Recurrent):
         return torch.sigmoid(exit_) * torch.tanh(memory), memory
 
 
-def rnn(model: config.Model, channels: int, outputs: int) -> RNN:
+def rnn(model: learning.Model, channels: int, outputs: int) -> RNN:
     """A plain recurrent network with a state as wide as the last number in `model.hidden`."""
     return RNN(channels, model.hidden[-1], outputs, gates=1, dropout=model.dropout)
 
 
-def gru(model: config.Model, channels: int, outputs: int) -> GRU:
+def gru(model: learning.Model, channels: int, outputs: int) -> GRU:
     """A GRU with a state as wide as the last number in `model.hidden`."""
     return GRU(channels, model.hidden[-1], outputs, gates=3, dropout=model.dropout)
 
 
-def lstm(model: config.Model, channels: int, outputs: int) -> LSTM:
+def lstm(model: learning.Model, channels: int, outputs: int) -> LSTM:
     """An LSTM with a state as wide as the last number in `model.hidden`."""
     return LSTM(channels, model.hidden[-1], outputs, gates=4, dropout=model.dropout)

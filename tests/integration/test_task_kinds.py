@@ -1,0 +1,77 @@
+"""A whole simulation of each built-in kind of task, report and model card included."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulations.run import simulate
+from tacit import config
+from tacit.errors import ConfigError
+from tacit.inference.predictor import Predictor
+from tacit.inference.trained import Trained
+from tacit.learning import ANOMALY, BUILT_IN, CLASSES, LABELS, NUMBERS
+
+TEXT = """
+name = "kind"
+{data}
+[partition]
+num_clients = 3
+[task]
+kind = "{kind}"
+[task.model]
+name = "{model}"
+hidden = [4]
+[training]
+rounds = 2
+local_steps = 1
+sampling_rate = 0.3
+[secure_aggregation]
+engine = "ideal"
+[simulation]
+baselines = false
+"""
+ARRAYS = """[data]
+source = "npz"
+path = "{path}"
+[data.arrays]
+shape = [4]
+{outputs}
+"""
+
+
+def experiment(kind: str, folder: Path) -> config.Experiment:
+    rng = np.random.default_rng(1)
+    y = np.arange(120) % 3
+    x = (rng.normal(size=(120, 4)) + y[:, None]).astype(np.float32)
+    targets: dict[str, Any] = {
+        **dict.fromkeys((*CLASSES, *ANOMALY), y),
+        **dict.fromkeys(NUMBERS, x[:, :2]),
+        **dict.fromkeys(LABELS, (x[:, :3] > 0).astype(np.int64)),
+    }
+    np.savez(folder / "data.npz", x=x, y=targets[kind])
+    outputs = "outputs = 2" if kind in NUMBERS else 'classes = ["a", "b", "c"]'
+    outputs += "\nseveral = true" if kind in LABELS else ""
+    data = "" if kind.startswith("tabular") else ARRAYS.format(path=folder / "data.npz", outputs=outputs)
+    model = "autoencoder" if kind in ANOMALY else "mlp"
+    return config.loads(TEXT.format(kind=kind, data=data, model=model))
+
+
+@pytest.mark.parametrize("kind", BUILT_IN)
+def test_every_kind_of_task_has_a_report_and_what_it_predicts_leaves_as_what_it_is(
+    kind: str, tmp_path: Path
+) -> None:
+    record = simulate(experiment(kind, tmp_path), tmp_path / "run")
+    assert record.final.metrics
+    assert (record.final.outcomes is not None) == (kind in CLASSES)
+    assert (tmp_path / "run" / "report.html").stat().st_size and (
+        tmp_path / "run" / "model-card.md"
+    ).is_file()
+    trained = Trained.open(tmp_path / "run")
+    if kind not in (*CLASSES, *NUMBERS):
+        with pytest.raises(ConfigError, match=rf'task\.kind: "{kind}" predicts neither a class nor numbers'):
+            Predictor(trained)
+        return
+    outputs = [output.name for output in Predictor(trained).outputs]
+    assert outputs == (["probabilities", "class"] if kind in CLASSES else ["prediction"])
