@@ -232,13 +232,19 @@ def remove(out: Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread: more of them cost a small model time, and figures would follow the number of cores."""
+    """One thread of torch and of numpy's linear algebra.
+
+    More of them cost a small model time, and figures would follow the number of cores. Those of the linear algebra also
+    go on looking for work after each product, on the cores that workers train on.
+    """
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -7,8 +7,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from simulations.run import simulate
 from tacit import config, learning
 from tests.matrix import FAMILIES, IMAGES, PAGE, SERIES, replaced
@@ -42,10 +40,7 @@ tune_baselines = false
 """
 BREAST_CANCER = ""  # the source where none is named
 FRAUD = '[data]\nsource = "generated"\ngenerator = "card_fraud"\nrows = 4000\n'
-DIGITS = (
-    '[data]\nsource = "npz"\npath = "{path}"\n[data.arrays]\nshape = [1, 8, 8]\ncenter = 8\nscale = 5\n'
-    "classes = {classes}\n"
-)
+DIGITS = '[data]\nsource = "digits"\n'
 BEATS = '[data]\nsource = "generated"\ngenerator = "ecg_beats"\nrows = 2000\n'
 DATA = {
     "breast cancer, 569 rows": BREAST_CANCER,
@@ -63,20 +58,9 @@ def data_of(name: str) -> str:
     return list(DATA)[{IMAGES: 2, SERIES: 3}[family.shape]]
 
 
-def digits(folder: Path) -> Path:
-    """scikit-learn's images as an archive."""
-    from sklearn.datasets import load_digits
-
-    images, target = load_digits(return_X_y=True)
-    np.savez(folder / "digits.npz", x=images.reshape(-1, 1, 8, 8), y=target)
-    return folder / "digits.npz"
-
-
 def figures(name: str, folder: Path) -> list[float]:
     """AUROC over all held-out records: pooled without privacy, then the federation under each of `PROMISES`."""
-    text = TEXT.format(kind=FAMILIES[name].kind, name=name) + DATA[data_of(name)].format(
-        path=digits(folder), classes=[str(i) for i in range(10)]
-    ).replace("'", '"')
+    text = TEXT.format(kind=FAMILIES[name].kind, name=name) + DATA[data_of(name)]
     found = []
     for number, promise in enumerate(PROMISES.values()):
         wanted = (promise, f"simulation.baselines={str(not number).lower()}", "checkpoints.keep=1")

@@ -47,6 +47,7 @@ def _rows(folder: Path) -> list[dict]:
     rows.append(
         engines._row(f"Opacus for each client over workers, {name}, DP", private[0] / private[1], 1.6)
     )
+    os.environ["PYTHONPATH"] = str(Path.cwd())  # where Flower's engine finds the task
     ray = engines._seconds(experiment, folder / "ray", "ray", ROUNDS, (engines.IDEAL,))
     rows.append(engines._row(f"Flower's engine (Ray) over workers, {name}", ray / bare[1], 1.5))
     rows.append(_against_pfl(bare[1], f"pfl over workers, {name}"))
