@@ -131,7 +131,7 @@ class Agent:
                 reply = self._reply_to(delivery)
             self._reply = reply, time.monotonic() - began
         reply, seconds = self._reply
-        size = self._wire.answer(delivery, reply, seconds)
+        size = self._wire.answer(delivery, reply)
         refusal = str(reply.error.reason) if reply.has_error() else ""
         if not self._told:  # the acknowledgement of what follows may be lost, and then all this comes again
             self._follower.answered(kind, refusal, seconds, size)

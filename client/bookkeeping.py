@@ -66,7 +66,8 @@ class BookKeeping:
         ConfigError: in `fill`, a built-in model meets records of another width, or the loss is not per record.
 
     Guarantees:
-        Adding or removing one record moves the gradient sum before noise by at most max_grad_norm.
+        Adding or removing one record moves the gradient sum before noise by at most max_grad_norm, where no loss
+            of a record depends on another record.
         A record contributes nothing where its gradient, or its norm, is not finite.
         An empty batch is a step of noise alone.
     """

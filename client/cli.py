@@ -56,7 +56,7 @@ def run(
 def enroll(
     kit: Kit,
     data: Annotated[
-        Path | None, typer.Option(help="The file with the records: its rows are counted.")
+        Path | None, typer.Option(help="The file with the records: its rows are counted, to two digits.")
     ] = None,
     rows: Annotated[int | None, typer.Option(help="The number of rows to declare instead.")] = None,
     new_keys: Annotated[

@@ -134,7 +134,8 @@ def enroll(
 
     Args:
         folder: the kit.
-        data: the file whose rows are counted and declared; site.toml's own where neither this nor `rows` is given.
+        data: the file whose rows are counted and, to two digits, declared; site.toml's own where neither this nor
+            `rows` is given.
         rows: the number of rows to declare instead.
         new_keys: put the keys that are there aside, under `retired/`, and make new ones: after a revocation.
         say: takes lines for the operator.
@@ -193,14 +194,14 @@ def warnings(kit: SiteKit, today: date | None = None) -> list[str]:
 
 
 def _rows(folder: Path, data: Path | None) -> int:
-    """Counts the rows of the data file."""
+    """Counts the rows of the data file, to two digits: the number is public, and one record should not move it."""
     from client.site import Site
     from tacit.data.readers import num_rows
 
     path = data or Site.open(folder).data
     if data is None and not path.exists():
         raise ConfigError(f"--data FILE or --rows NUMBER is needed: there is no {path}", source=folder)
-    return num_rows(path)
+    return int(float(f"{num_rows(path):.1e}"))
 
 
 def _public_line(key: ec.EllipticCurvePrivateKey) -> str:

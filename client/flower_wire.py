@@ -297,7 +297,7 @@ class Wire:
         message.__dict__["_metadata"] = delivery.message.metadata
         return message
 
-    def answer(self, delivery: Delivery, reply: Message, seconds: float) -> int:
+    def answer(self, delivery: Delivery, reply: Message) -> int:
         """Sends an answer, whole. May be called again with the same answer: what is there is not sent again.
 
         Returns:
@@ -311,11 +311,11 @@ class Wire:
             self._sent = _Sent(number)
         if not self._sent.whole:
             with no_object_id_recompute():
-                self._announce_and_push(asked.run_id, reply, seconds)
+                self._announce_and_push(asked.run_id, reply)
             self._sent.whole = True
         return sum(self._sent.sizes.values())
 
-    def _announce_and_push(self, run_id: int, reply: Message, seconds: float) -> None:
+    def _announce_and_push(self, run_id: int, reply: Message) -> None:
         tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
         bare = message_to_proto(remove_content_from_message(reply) if reply.has_content() else reply)
         announced = self._call(
@@ -324,7 +324,7 @@ class Wire:
                 node=self._node,
                 messages_list=[bare],
                 message_object_trees=[tree],
-                clientapp_runtime_list=[seconds],
+                clientapp_runtime_list=[0.0],  # how long it computed follows from how many records there were
             ),
         )
         missing, session = set(announced.objects_to_push), announced.session_id

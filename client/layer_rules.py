@@ -8,7 +8,9 @@ norm"), and the sum is the layer's ordinary gradient with g divided before (Bu e
 Optimization on Large Model at Small Cost", 2022). The shapes decide which is less work.
 
 Products of lengths are taken in float64: in float32 the one factor could overflow while the other vanishes, and a
-long gradient would pass for a short one.
+long gradient would pass for a short one. Where the positions of a record cancel, its share in a sum that is made in
+float32 is mostly rounding error, which follows the positions and not their sum: a record is never taken for shorter
+than `RESOLUTION` of what its positions measure one by one.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW_POSITIONS: Final = 64  # up to here all pairs of positions cost less than sorting them
+RESOLUTION: Final = 2.0**-13  # float32 has 2**-24
 CHUNK_FLOATS: Final = 1 << 18  # of unfolded images at a time: they stay in the cache
 
 
@@ -102,7 +105,7 @@ def embedding(layer: nn.Embedding, passed: Passed) -> Share:
     )
     if layer.padding_idx is not None:
         g = torch.where((indices == layer.padding_idx).unsqueeze(2), 0.0, g)
-    squared = _of_equal_indices(indices, g.double())
+    squared = _resolved(_of_equal_indices(indices, g.double()), g.double().square().sum(2))
 
     def add_up(divisors: Tensor, for_weight: Tensor | None, for_bias: Tensor | None) -> None:
         assert for_weight is not None
@@ -117,7 +120,7 @@ def _of_equal_indices(indices: Tensor, g: Tensor) -> Tensor:
     if positions <= FEW_POSITIONS:
         same = indices.unsqueeze(2) == indices.unsqueeze(1)
         # Replaced, not multiplied: what overflows between two indices is no part of the length.
-        return torch.where(same, torch.bmm(g, g.mT), 0.0).sum((1, 2)).clamp(min=0)
+        return torch.where(same, torch.bmm(g, g.mT), 0.0).sum((1, 2))
     table = int(indices.max()) + 1
     keys = torch.arange(rows, device=g.device).unsqueeze(1) * table + indices
     pairs, place = torch.unique(keys.flatten(), return_inverse=True)
@@ -194,10 +197,22 @@ def _as_images(layer: nn.Conv1d | nn.Conv2d, images: Tensor) -> tuple[Tensor, di
 def ghost_norms(a: Tensor, g: Tensor, weight: bool, bias: bool) -> Tensor:
     """Squared lengths from products between positions; a and g have the shape (rows, positions, ...)."""
     g = g.double()
+    lengths = g.square().sum(2)
     if not weight:
-        return g.sum(1).square().sum(1) if bias else g.new_zeros(len(g))
+        return _resolved(g.sum(1).square().sum(1), lengths) if bias else g.new_zeros(len(g))
     a = a.double()
-    return ((torch.bmm(a, a.mT) + float(bias)) * torch.bmm(g, g.mT)).sum((1, 2)).clamp(min=0)
+    squared = ((torch.bmm(a, a.mT) + float(bias)) * torch.bmm(g, g.mT)).sum((1, 2))
+    return _resolved(squared, (a.square().sum(2) + float(bias)) * lengths)
+
+
+def _resolved(squared: Tensor, of_positions: Tensor) -> Tensor:
+    """Squared lengths of sums, shape (rows,), and no less than float32 resolves.
+
+    Args:
+        squared: as computed; cancellation may have made it negative.
+        of_positions: squared length of each position's part, shape (rows, positions).
+    """
+    return squared.clamp(min=0).maximum((RESOLUTION * of_positions.sqrt().sum(1)).square())
 
 
 def _instantiated(weight: Tensor | None, bias: Tensor | None) -> Share:

@@ -67,8 +67,10 @@ class PrivateGradients:
         ConfigError: a layer has no gradient per record; names the layer.
 
     Guarantees:
-        Adding or removing one record moves the gradient sum before noise by at most max_grad_norm.
+        Adding or removing one record moves the gradient sum before noise by at most max_grad_norm, where no loss
+            of a record depends on another record.
         An empty batch is a step of noise alone.
+        A step that fails leaves no gradient, and nothing of it is in a later one.
     """
 
     def __init__(
@@ -87,32 +89,47 @@ class PrivateGradients:
             raise ConfigError(
                 f"the model cannot be trained with record-level privacy: {'; '.join(problems)}", key="task"
             )
+        self.bounds = {"noise_multiplier": noise_multiplier, "max_grad_norm": max_grad_norm}
+        self._watch()
+
+    def _watch(self) -> None:
+        """Hangs Opacus on the model, as if it never had been there."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that noise is not from torchcsprng: it is not used
-            self.module = GradSampleModule(model, loss_reduction="sum")
+            self.module = GradSampleModule(self.model, loss_reduction="sum")
             self.optimizer = StreamNoiseOptimizer(
-                torch.optim.SGD(model.parameters(), lr=0.0),  # never steps: the caller owns the update rule
-                noise_multiplier=noise_multiplier,
-                max_grad_norm=max_grad_norm,
+                torch.optim.SGD(
+                    self.model.parameters(), lr=0.0
+                ),  # never steps: the caller owns the update rule
                 expected_batch_size=None,
                 loss_reduction="sum",  # Opacus divides by nothing
+                **self.bounds,
             )
         self.optimizer.total = NoisedSum(self.optimizer.params)
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
         """Sets `.grad` to (clipped sum + noise) / normaliser; skips the forward pass of an empty batch."""
-        self.optimizer.noise = noise
-        self.optimizer.normaliser = normaliser
+        self.optimizer.noise, self.optimizer.normaliser = noise, normaliser
+        try:
+            self._add_up(batch)
+            self.optimizer.add_noise()
+        except BaseException:  # a step may end anywhere: out of memory, Ctrl-C, an error of the task
+            self.module.to_standard_module()
+            self.model.zero_grad(set_to_none=True)
+            self._watch()
+            raise
+
+    def _add_up(self, batch: Records) -> None:
+        """The clipped sum, a part of the batch after the other."""
         for parameter in self.optimizer.params:
-            parameter.summed_grad = None  # of a step that a task's error has ended half-way
-        parts = list(portions(batch, self.max_batch)) or [batch]
-        for number, part in enumerate(parts, start=1):
-            self.optimizer.zero_grad(set_to_none=True)  # the sum of the parts before stays
+            parameter.summed_grad = None
+        for part in list(portions(batch, self.max_batch)) or [batch]:
+            for parameter in self.optimizer.params:
+                parameter.grad = parameter.grad_sample = None
             if part.num_rows:
                 self._backward(part)
             self._fill_unused(part.num_rows)
-            self.optimizer.signal_skip_step(do_skip=number < len(parts))
-            self.optimizer.pre_step()
+            self.optimizer.clip_and_accumulate()
 
     def _backward(self, part: Records) -> None:
         """Gradients per record of a part of the batch."""

@@ -107,6 +107,8 @@ class LocalTrainer:
         self.device = pick_device(experiment.device)
         self.model = build_model(task, private=plan.max_grad_norm is not None).to(self.device)
         self.gradients = self._gradients()
+        # Tacit's own are known not to mix records.
+        self.is_tried = plan.max_grad_norm is None or not experiment.task.is_own
 
     def _gradients(self) -> Gradients:
         if self.plan.max_grad_norm is None:
@@ -131,7 +133,7 @@ class LocalTrainer:
             keys: where Poisson draws and noise come from.
 
         Raises:
-            ConfigError: the model or the task is not what its protocol says; see `record_losses`.
+            ConfigError: the model or the task is not what its protocol says; see `record_losses` and `check_alone`.
         """
         return self.steps_from(arrays, job, round_number, keys)
 
@@ -155,6 +157,9 @@ class LocalTrainer:
         load_arrays(self.model, arrays)
         self.model.train()
         records = Records(job.records.features.to(self.device), job.records.targets.to(self.device))
+        if not self.is_tried:
+            check_alone(self.model, self.task, records)
+            self.is_tried = True
         mu, origin = (self.proximal_mu, arrays) if pull is None else pull
         start, shift = self._tensors(origin if mu else {}), self._tensors(correction or {})
         optimizer = self.optimizer(self._parameters(), round_number)
@@ -264,6 +269,30 @@ def record_losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
             f"loss must be one number per record, not of shape {tuple(losses.shape)}", key="task"
         )
     return losses
+
+
+def check_alone(model: nn.Module, task: Task, records: Records) -> None:
+    """Tries on two records whether the loss of one depends on the other; does nothing where there are fewer.
+
+    Raises:
+        ConfigError: it does. Then a record moves more than its own gradient, and clipping bounds nothing.
+    """
+    if records.num_rows < 2:
+        return
+    pairs = (
+        Records(records.features[i], records.targets[i])
+        for i in (torch.tensor([0, -1]), torch.tensor([0, 0]))
+    )
+    losses = []
+    with torch.no_grad():
+        for pair in pairs:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                losses.append(record_losses(task, model(pair.features), pair.targets)[0])
+    if not torch.allclose(*losses, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise ConfigError(
+            "the loss of a record depends on the others of its batch: none is protected", key="task"
+        )
 
 
 def poisson_batches(records: Records, rate: float, num_steps: int, stream: Stream) -> Iterator[Records]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from client.training import LocalTrainer
+from client.training import LocalTrainer, check_alone
 from tacit.config import Experiment
 from tacit.errors import ConfigError, TacitError
 from tacit.privacy.plan import PrivacyPlan
@@ -44,11 +44,17 @@ def try_task(experiment: Experiment, data: Path) -> None:
     task = trial.of("import", lambda: load_task(experiment))
     if experiment.task.is_own:
         private = experiment.privacy.record is not None
-        _try_methods(trial, task, trial.of("model()", lambda: build_model(task, private=private)), data)
+        _try_methods(
+            trial,
+            task,
+            trial.of("model()", lambda: build_model(task, private=private)),
+            data,
+            private=private,
+        )
     LocalTrainer(task, PrivacyPlan.of(experiment), experiment)  # says which layer cannot be made private
 
 
-def _try_methods(trial: _Trial, task: Task, model: nn.Module, data: Path) -> None:
+def _try_methods(trial: _Trial, task: Task, model: nn.Module, data: Path, *, private: bool) -> None:
     for split in ("test", "train"):
         records = trial.of("read()", lambda split=split: task.read(data, split))  # type: ignore[misc]
         trial.expect(
@@ -65,6 +71,8 @@ def _try_methods(trial: _Trial, task: Task, model: nn.Module, data: Path) -> Non
     }.items():
         shape, wanted = tuple(getattr(values, "shape", ())), (len(targets),)
         trial.expect(shape == wanted, f"{name} has shape {shape}: one value per record is needed, {wanted}")
+    if private:
+        check_alone(model.train(), task, records)
 
 
 def _named_metrics(task: Task, outputs: Any, targets: Any) -> dict[str, Any]:

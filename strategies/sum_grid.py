@@ -40,7 +40,7 @@ class Agreement:
         deadline_seconds: per phase.
         waits: whether a phase goes on beyond it while a sum has too few; in a federation, whose sites come back.
         central: noise that this server adds to each sum; None where the clients add it, or nobody does.
-        epsilon: what a run has spent after a round, as text for its receipt; "inf" where nothing is promised.
+        epsilon: what the plan charges up to a round, as text for its receipt; "inf" where nothing is promised.
     """
 
     run: str

@@ -14,7 +14,7 @@ Origin = Literal["noised", "public", "local"]
 
 WORDS: Final[dict[Origin, str]] = {
     "noised": "differentially private where the run is: noised, and paid for from the budget",
-    "public": "public: settings, times, sizes, who took part; no function of records",
+    "public": "public: settings, times, declared sizes, who took part; not protected",
     "local": "not private, local only: exact, and known to nobody but the machine of a simulation",
 }
 

@@ -206,12 +206,15 @@ def _meaning(entry: PrivacyEntry) -> Section:
     1 - h >= (1 - delta - f) / e^epsilon (Kairouz, Oh and Viswanath 2015, section 2).
     """
     thing = "record" if entry.unit == "record" else "client"
+    used, was_used = "one record having been used", "was used"
+    if thing == "client":
+        used, was_used = "what one client has contributed, if anything,", "contributed"
     factor = math.exp(entry.epsilon) if entry.epsilon < 700 else math.inf
     hits = min(0.01 * factor + entry.delta, 1 - (1 - entry.delta - 0.01) / factor)
     sentences = [
-        f"Apart from the allowance delta, everything released can change anybody's odds on one {thing} "
-        f"having been used by a factor of at most e^epsilon = {upper(factor, 3)}, whatever else they know.",
-        f"A test that tells from the release whether one given {thing} was used, and is wrong about an "
+        f"Apart from the allowance delta, everything released can change anybody's odds on {used} "
+        f"by a factor of at most e^epsilon = {upper(factor, 3)}, whatever else they know.",
+        f"A test that tells from the release whether one given {thing} {was_used}, and is wrong about an "
         f"unused one in 1 of 100 cases, is right about a used one in at most {_percent(hits)} of cases.",
         f"Delta, {upper(entry.delta)}, is the probability that is left out of this bound.",
     ]

@@ -76,7 +76,8 @@ KEPT: dict[tuple[Unit, str], str] = {
 def not_covered(unit: Unit, *, simulation: bool) -> tuple[str, ...]:
     """What no promise of this unit is about; at least this much is in every statement."""
     points = [
-        "Participation: who took part, and in which rounds, is visible to the coordinating server.",
+        "Participation: who took part, and in which rounds, is visible to the coordinating server and to every site.",
+        "Sizes: the number of rows that a site has declared is public.",
         "Poisoning: a participant may train on false data or send a false update.",
         "Traffic analysis: times and sizes of messages are visible on the network.",
         "The held-out test rows: they are in no training step, and figures computed on them are exact "

@@ -41,7 +41,8 @@ class Receipt(Signed):
         survivors: U3, whose vectors are in the sum.
         confirmations: `confirmations_digest` of the signatures under U3.
         aggregate: `aggregate_digest` of what is used of the sum, which is the noised one where this server adds noise.
-        epsilon: what the run has spent with it, as text; "inf" where nothing is promised.
+        epsilon: what so many rounds of one attempt each cost by the plan, as text; "inf" where nothing is promised.
+            What a site has paid, repeats included, its own ledger says.
         signature: of the server's identity key.
     """
 

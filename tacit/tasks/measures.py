@@ -66,7 +66,7 @@ def measured(cells: Cells, tables: Sequence[Counts], smallest_group: int, noise:
     Args:
         cells: what the tables are.
         tables: sums over all sites, noised or not.
-        smallest_group: a group of fewer records is not shown.
+        smallest_group: a group of fewer records is not shown, nor is a sum of such groups.
         noise: standard deviation of the noise in each count.
     """
     if drowned(tables[0], noise):
@@ -93,7 +93,12 @@ def measured(cells: Cells, tables: Sequence[Counts], smallest_group: int, noise:
     metrics |= {} if ece is None else {"ece": ece}
     cells_each = math.prod(confusions.shape[1:]) if len(cells.classes) > 2 else 2 * cells.bins
     least = max(float(smallest_group), SIGNIFICANT * noise * math.sqrt(cells_each))
-    groups = tuple(_group(n, c, least) for n, c in zip(cells.groups, confusions, strict=True) if n)
+    hidden = _hidden(confusions.reshape(len(confusions), -1).sum(1), least)
+    groups = tuple(
+        Group(name, None, {}) if hide else _group(name, counts)
+        for name, counts, hide in zip(cells.groups, confusions, hidden, strict=True)
+        if name
+    )
     return Measured(
         tuple(tuple(row) for row in confusion.tolist()),
         metrics,
@@ -177,10 +182,22 @@ def _calibration(wrong: Counts, right: Counts) -> tuple[Curve, float | None]:
     return (tuple(said.tolist()), tuple(share.tolist())), error
 
 
-def _group(name: str, confusion: Counts, least: float) -> Group:
+def _hidden(sizes: Counts, least: float) -> list[bool]:
+    """Which groups are not shown: the small ones, and the next larger while those come to fewer than `least`.
+
+    All records less the groups that are shown are those that are not (complementary suppression; Cox 1980).
+    """
+    total, hidden = 0.0, sizes < 0
+    for group in np.argsort(sizes, kind="stable"):
+        if sizes[group] >= least and not 0 < total < least:
+            break
+        hidden[group] = True
+        total += float(sizes[group])
+    return [bool(hide) for hide in hidden]
+
+
+def _group(name: str, confusion: Counts) -> Group:
     total = float(confusion.sum())
-    if total < least:
-        return Group(name, None, {})
     metrics = {"accuracy": float(np.trace(confusion) / total)}
     if len(confusion) == 2:
         (negatives, alarms), (misses, hits) = confusion

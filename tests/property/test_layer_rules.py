@@ -233,3 +233,20 @@ def test_adding_one_record_moves_the_sum_of_a_whole_model_by_at_most_max_grad_no
     pairs = zip(*(filled(BookKeeping, model, batch, 0.01) for batch in (records, fewer)), strict=True)
     moved = math.sqrt(sum(float((more - less).double().square().sum()) for more, less in pairs))
     assert 0.0099 / 2 < moved <= 0.01 / 2 * (1 + 1e-4)
+
+
+def test_positions_that_cancel_do_not_pass_for_a_short_gradient() -> None:
+    """The parts of a record add up to nothing, and each has 1e9 times the clip norm: float32 leaves a rest of them."""
+    torch.manual_seed(0)
+    huge, one = 2.0**30 * torch.ones(1, 1, 16), torch.full((1, 1, 16), 64.0)
+    g = torch.cat([huge, one, -huge, -one], 1)  # exact in float64
+    same = torch.randn(1, 1, 8).expand(1, 4, 8).contiguous()
+    indices = torch.zeros(1, 4, dtype=torch.int64)
+    for layer, inputs in ((nn.Linear(8, 16, bias=False), same), (nn.Embedding(3, 16), indices)):
+        share = RULES[type(layer)](layer, Passed(inputs, g))
+        place = torch.empty_like(layer.weight)
+        share.add_up(share.squared.sqrt().float().clamp(min=1.0), place, None)
+        assert place.norm() < 0.1
+    g = torch.tensor([[[3.0], [-1.0]]])  # and an ordinary record is as long as it is
+    share = RULES[nn.Linear](nn.Linear(2, 1, bias=False), Passed(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), g))
+    assert share.squared.item() == 4.0

@@ -246,3 +246,15 @@ def test_clients_privacy_tasks_of_ones_own_and_too_many_cells_are_refused() -> N
     many = config.parse({**tables, "data": {"schema": schema}}, source="")
     with pytest.raises(ConfigError, match="4096 is the most"):
         cells_of(many, load_task(many))
+
+
+def test_a_single_hidden_group_is_not_what_is_missing_from_the_total() -> None:
+    sizes = np.array([300.0, 25.0, 3.0, 0.0])
+    tables = np.zeros((4, 2, 4))
+    tables[:, 1, 3] = sizes
+    cells = Cells(("no", "yes"), 4, ("a", "b", "c", "others"), (0, 1, 2))
+    shown = {group.name: group.records for group in measured(cells, (tables,), 20).groups}
+    assert shown == {"a": 300, "b": None, "c": None, "others": None}
+    tables[3, 1, 3] = 17  # two that are small, and 20 together, hide each other
+    shown = {group.name: group.records for group in measured(cells, (tables,), 20).groups}
+    assert shown == {"a": 300, "b": 25, "c": None, "others": None}

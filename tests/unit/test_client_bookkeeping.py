@@ -19,7 +19,7 @@ from client.bookkeeping import BookKeeping, NoRule, supports, unknown
 from client.choice import Watched, private_gradients
 from client.noised import STEPS_AHEAD, NoisedSum
 from client.private_gradients import PrivateGradients
-from client.training import LocalTrainer
+from client.training import Job, LocalTrainer
 from tacit import config
 from tacit.errors import ConfigError
 from tacit.privacy.noise import SeededKeys, Stream
@@ -27,6 +27,7 @@ from tacit.privacy.normals import BLOCK
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records
 from tacit.tasks.models import Classifier
+from tacit.tasks.weights import read_arrays
 
 
 class Classes:
@@ -192,7 +193,8 @@ def test_opacus_takes_over_where_the_forward_pass_has_no_rule(caplog: pytest.Log
 
 def trainer(network: nn.Module, *, private: bool = True) -> LocalTrainer:
     budget = {"record": {"epsilon": 3.0, "delta": 1e-5}} if private else {}
-    experiment = config.parse({"name": "t", "privacy": budget, "training": {"rounds": 2}}, source="")
+    tables = {"name": "t", "task": {"kind": "my:Task"}, "privacy": budget, "training": {"rounds": 2}}
+    experiment = config.parse(tables, source="")
     return LocalTrainer(Classes(network), PrivacyPlan.of(experiment), experiment)
 
 
@@ -200,6 +202,27 @@ def test_the_trainer_takes_book_keeping_where_it_can() -> None:
     assert isinstance(trainer(KNOWN["built-in"]).gradients, BookKeeping)
     assert isinstance(trainer(RULED["normalisation"]).gradients, Watched)
     assert isinstance(trainer(nn.Sequential(nn.Linear(4, 2), nn.RMSNorm(2))).gradients, PrivateGradients)
+
+
+class Centred(nn.Module):
+    """Has no parameter that a rule could be missing for."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features - features.mean(0)
+
+
+def test_a_model_or_a_loss_that_ties_records_together_is_refused() -> None:
+    class Relative(Classes):
+        def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            losses = super().loss(outputs, targets)
+            return losses / losses.mean()
+
+    tied_model, tied_loss = trainer(nn.Sequential(nn.Linear(4, 4), Centred())), trainer(KNOWN["built-in"])
+    tied_loss.task = Relative()
+    for one in (tied_model, tied_loss):
+        job = Job("site", records(), 8)
+        with pytest.raises(ConfigError, match="the loss of a record depends on the others of its batch"):
+            one.train(read_arrays(one.model), job, 1, SeededKeys(1))
 
 
 def test_a_client_with_a_plain_model_does_not_load_opacus() -> None:

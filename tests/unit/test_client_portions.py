@@ -57,3 +57,33 @@ def test_nothing_of_a_step_that_failed_half_way_is_in_the_next_one(engine):
         gradients.fill(batch(9), 1.0, Stream(KEY))
     got = filled(model, batch(5), gradients=gradients)
     torch.testing.assert_close(got, filled(made("mlp"), batch(5), engine), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["loss", "clipping"])
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_step_that_fails_leaves_no_gradient_and_nothing_of_it_is_in_a_later_one(where, part, monkeypatch):
+    """An error out of memory, say, in the one part of a batch or the other."""
+    records, model, calls = batch(8), made("mlp"), count(1)
+    wanted = filled(made("mlp"), records, noise=2.0)
+
+    def fails(real):
+        def once(*args):
+            if next(calls) == part:
+                raise MemoryError
+            return real(*args)
+
+        return once
+
+    task = Classify()
+    gradients = PrivateGradients(model, task, CLIP, 2.0, 4)
+    with monkeypatch.context() as patched:
+        if where == "loss":
+            patched.setattr(task, "loss", fails(task.loss))
+        else:
+            optimizer = type(gradients.optimizer)
+            patched.setattr(optimizer, "clip_and_accumulate", fails(optimizer.clip_and_accumulate))
+        with pytest.raises(MemoryError):
+            gradients.fill(records, 1.0, Stream(KEY))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for _ in range(3):
+        torch.testing.assert_close(filled(model, records, gradients=gradients), wanted, rtol=0, atol=1e-5)
