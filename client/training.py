@@ -289,7 +289,8 @@ def check_alone(model: nn.Module, task: Task, records: Records) -> None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(0)
                 losses.append(record_losses(task, model(pair.features), pair.targets)[0])
-    if not torch.allclose(*losses, rtol=1e-4, atol=1e-6, equal_nan=True):
+    alone, beside = losses
+    if not torch.allclose(alone, beside, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise ConfigError(
             "the loss of a record depends on the others of its batch: none is protected", key="task"
         )

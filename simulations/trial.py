@@ -44,13 +44,8 @@ def try_task(experiment: Experiment, data: Path) -> None:
     task = trial.of("import", lambda: load_task(experiment))
     if experiment.task.is_own:
         private = experiment.privacy.record is not None
-        _try_methods(
-            trial,
-            task,
-            trial.of("model()", lambda: build_model(task, private=private)),
-            data,
-            private=private,
-        )
+        model = trial.of("model()", lambda: build_model(task, private=private))
+        _try_methods(trial, task, model, data, private=private)
     LocalTrainer(task, PrivacyPlan.of(experiment), experiment)  # says which layer cannot be made private
 
 
