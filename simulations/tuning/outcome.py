@@ -90,7 +90,7 @@ def best_of(
 ) -> int | None:
     """Number of the best trial; None where none has a value.
 
-    Of equally good ones it is the first; of a search that is counted the last in an order of what they release, because the
+    Of equally good ones it is the first; of a search that is counted the last in an order of what they release: the
     theorem is about outputs that are in order, whatever trial they came from.
     """
     scores = {n: s for n, record in records.items() if (s := score(record, tuning)) is not None}
