@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -66,18 +67,12 @@ def tune(
     if any(one.task.is_own for one in (base, *(corner for _, corner in corners))):
         find_tasks_in(experiment.resolve().parent)
     folder = SearchFolder(out or Path("searches") / base.name.replace(" ", "-"))
-    console = Console(stderr=as_json)
+    console, num_workers, silent = Console(stderr=as_json), jobs or os.cpu_count() or 1, quiet or as_json
     with folder.claimed():
         found = Search(tuning, dimensions, trials, folder)
+        num, kept = found.total, found.num_finished
         reasons = run_cells(
-            folder,
-            found.cells(),
-            found.total,
-            found.num_finished,
-            jobs or os.cpu_count() or 1,
-            console,
-            quiet=quiet or as_json,
-            on_done=found.done,
+            folder, found.cells(), num, kept, num_workers, console, quiet=silent, on_done=found.done
         )
         record = record_of(found, tuning, dimensions, trials, reasons)
         write_outcome(record, folder, trials)
@@ -85,10 +80,8 @@ def tune(
         print((folder.path / "tuning.json").read_text(encoding="utf-8"))
     elif not quiet:
         console.print(terminal_table(record))
-        console.print(f"report: {folder.path / 'tuning.html'}", highlight=False, soft_wrap=True)
-        if record.best is not None:
-            console.print(f"best:   {folder.path / 'best.toml'}", highlight=False, soft_wrap=True)
+        for name in ("tuning.html", *(["best.toml"] if record.best else [])):
+            console.print(f"{folder.path / name}", highlight=False, soft_wrap=True)
     for number, reason in reasons.items():
-        text = f"tacit: trial {number + 1}: {reason}"
-        Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+        print(f"tacit: trial {number + 1}: {reason}", file=sys.stderr)
     raise typer.Exit(1 if reasons or record.best is None else 0)

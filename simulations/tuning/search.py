@@ -152,9 +152,8 @@ class Search:
         from optuna.samplers import RandomSampler, TPESampler
 
         if self._tuning.accounting == "private":
-            return (
-                RandomSampler()
-            )  # seeded by the operating system: whoever knew the values could count the trials
+            # Seeded by the operating system: whoever knew a trial's values beforehand could count the trials.
+            return RandomSampler()
         seed = int(np.random.SeedSequence([self._tuning.seed, number, attempt]).generate_state(1)[0])
         return TPESampler(seed=seed) if self._tuning.method == "bayesian" else RandomSampler(seed=seed)
 

@@ -70,12 +70,12 @@ def _key(record: TuningRecord, key: str) -> tuple[Chart, list[tuple[str, str]]] 
         few = sorted(map(float, numbers)) if len(numbers) <= 6 else []
         log = key in record.logarithmic or (min(xs) > 0 and bool(few) and max(xs) / min(xs) >= 20)
         return Chart(title, number_chart(name, xs, heights, place, up=up, log=log, ticks=few)), []
-    words = list(tried)[:MOST_VALUES]
+    words = sorted(tried, key=lambda word: (len(word), word))[:MOST_VALUES]
     letters = [chr(ord("A") + number) for number in range(len(words))]
     columns = [
         (letter, [t.value for t in found if repr(t.values[key]) == word and t.value is not None])
         for letter, word in zip(letters, words, strict=True)
     ]
-    at = list(tried).index(repr(best.values[key]))
+    at = words.index(repr(best.values[key])) if repr(best.values[key]) in words else 0
     svg = word_chart(name, columns, best.value, at, up=up)
     return Chart(title, svg), [(c, _said(tried[w])) for c, w in zip(letters, words, strict=True)]

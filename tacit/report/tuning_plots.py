@@ -62,7 +62,7 @@ def number_chart(
 
         if log:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if _is_narrow(xs) else (1.0,)))
+            axes.xaxis.set_major_locator(LogLocator(subs=_within_a_decade(xs)))
             axes.xaxis.set_minor_locator(NullLocator())
         if ticks:
             axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
@@ -100,8 +100,10 @@ def word_chart(
     return drawing(name, draw, across="value", up=up, legend=False)
 
 
-def _is_narrow(xs: Sequence[float]) -> bool:
-    return math.log10(max(xs) / min(xs)) < 3
+def _within_a_decade(xs: Sequence[float]) -> tuple[float, ...]:
+    """Which numbers of each power of ten stand below the axis: three or more, and not too many."""
+    decades = math.log10(max(xs) / min(xs))
+    return (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0) if decades < 3 else (1.0,)
 
 
 def _dots(axes: Any, xs: Sequence[float], ys: Sequence[float]) -> None:
