@@ -32,18 +32,18 @@ def tune(
     SEARCH.toml says which keys, and how they are tried:
 
     \b
-    [tuning]
+    \\[tuning]
     method = "bayesian"      # or "random", "grid"
     trials = 30
     metric = "auroc"         # to be best; without it the main one
     accounting = "none"      # "public": these data are; "private": count it
-    [tuning.space]
+    \\[tuning.space]
     training.learning_rate = {low = 0.1, high = 10.0, log = true}
     training.local_steps = "1..5"
     task.model.hidden = [[8], [16], [16, 8]]
 
-    Give the same command again to go on with what was interrupted. best.toml is the experiment with the
-    best values. Choosing by private data is a release that no trial has paid for: see docs/tuning.md.
+    Give the same command again to go on with what was interrupted. best.toml is the experiment with the best values.
+    Choosing by private data is a release that no trial has paid for: see docs/tuning.md.
 
     \b
     tacit tune my.toml search.toml

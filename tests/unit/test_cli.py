@@ -75,7 +75,8 @@ EXPLAINED = {
     "scenarios": ["Stories of health and finance", "list", "show", "run"],
     "sweep": ["What to run. [required]", "A key and its values", "[default: (sweeps/NAME)]"],
     "tune": [
-        "training.learning_rate = {low = 0.1, high = 10.0, log = true}",
+        "[tuning] method",
+        "[tuning.space] training.learning_rate = {low = 0.1, high = 10.0, log = true}",
         "Where to look",
         "(searches/NAME)",
     ],
