@@ -80,9 +80,10 @@ def record_of(
         return TuningRecord(**fields, seed=tuning.seed, trials=tuple(rows), importances=search.importances())
     law, (_, delta) = counted.number_of(tuning), counted.released(base)
     cost = Selection(epsilon=counted.total_epsilon(tuning, base), delta=delta, mean=law.mean, eta=law.eta)
-    if best is not None:  # its number, and how long it took, would tell of the others
+    if best is not None:  # its number, and how long all took, would tell of the others
         fields["best"] = rows[best].model_copy(update={"name": "", "seconds": 0.0})
-    return TuningRecord(**fields, selection=cost)
+    day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return TuningRecord(**{**fields, "started": day}, selection=cost)
 
 
 def best_of(

@@ -18,6 +18,7 @@ from tacit.report.tuning_plots import number_chart, progress_chart, word_chart
 from tacit.report.tuning_record import TuningRecord
 from tacit.report.wording import upper
 
+_DAY, _MINUTE = "%Y-%m-%d", "%Y-%m-%d %H:%M UTC"  # when a counted search ended says how long it took
 MOST_ROWS = 200
 MOST_VALUES = 26  # of a key that has no numbers: one letter each
 
@@ -35,7 +36,7 @@ def render_tuning(record: TuningRecord) -> str:
     return environment.get_template("tuning.html.j2").render(
         record=record,
         marks=MARKS,
-        started=f"{record.started.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        started=f"{record.started.astimezone(UTC):{_DAY if record.selection else _MINUTE}}",
         progress=_progress(record),
         keys=[chart for key in record.space if (chart := _key(record, key)) is not None],
         rows=record.trials[:MOST_ROWS],

@@ -59,7 +59,7 @@ class TuningRecord(Part):
 
     Attributes:
         name: of the experiment.
-        started: when this record was made.
+        started: when this record was made; of a search that is counted the day, because its end says how long it took.
         method: how values were proposed.
         space: key -> its values, in words.
         logarithmic: keys whose range goes by its logarithm.

@@ -161,6 +161,7 @@ def test_a_counted_search_tells_nothing_but_its_best_trial(
     asked = json.loads((out / "search.json").read_text())
     assert content["trials"] == [] and content["importances"] == {} and content["seed"] is None
     assert (content["best"]["name"], content["best"]["seconds"]) == ("", 0.0)
+    assert content["started"].endswith("T00:00:00Z")
     assert len(list(out.glob("trials/*/report.json"))) == asked["total"] == len(asked["values"])
     trials = Trials(base, (), file)
     assert content["selection"]["epsilon"] == counted.total_epsilon(tuning, trials.trial({}))
