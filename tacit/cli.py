@@ -29,6 +29,7 @@ COMMANDS = {
     "simulate": ("simulations.cli:simulate", "Try a federation on this machine, with a report."),
     "scenarios": ("simulations.scenarios.cli:app", "Stories of health and finance to try it on."),
     "sweep": ("simulations.sweep.command:sweep", "Run an experiment over a grid of keys, and compare."),
+    "tune": ("simulations.tuning.command:tune", "Look for good values, and say what looking cost."),
     "partition": ("simulations.cli:partition", "Divide a data set among site folders, without training."),
     "provision": ("server.provision_cli:app", "Make a federation's kits, and keep its roster."),
     "server": ("server.cli:command", "Coordinate a federation."),

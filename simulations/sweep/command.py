@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from simulations.sweep.folder import SweepFolder
-    from simulations.sweep.grid import Cell
 
 
 def sweep(
@@ -59,6 +52,7 @@ def sweep(
     from simulations.sweep.folder import SweepFolder
     from simulations.sweep.grid import axes_of, cells_of, told
     from simulations.sweep.outcome import record_of, target_of, terminal_table, write_outcome
+    from simulations.sweep.running import run_cells
 
     axes, wanted = axes_of(over or [], grid), target_of(target) if target else None
     # All checkpoints are kept, or the learning curves that "rounds to the target" reads would be their last rounds.
@@ -70,7 +64,15 @@ def sweep(
     with folder.claimed():
         for cell in cells:
             folder.check(cell)
-        reasons = run_cells(folder, cells, jobs or os.cpu_count() or 1, console, quiet=quiet or as_json)
+        reasons = run_cells(
+            folder,
+            enumerate(cells),
+            len(cells),
+            sum(folder.is_finished(cell) for cell in cells),
+            jobs or os.cpu_count() or 1,
+            console,
+            quiet=quiet or as_json,
+        )
         record = record_of(folder, cells, axes, reasons, wanted)
         write_outcome(record, folder)
     if as_json:
@@ -82,31 +84,3 @@ def sweep(
         text = f"tacit: {told(cells[number].values)}: {reason}"
         Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(1 if reasons else 0)
-
-
-def run_cells(
-    folder: SweepFolder, cells: Sequence[Cell], num_workers: int, console: Console, *, quiet: bool
-) -> dict[int, str]:
-    """Runs what is not finished; why cells failed, by position."""
-    from simulations.sweep.display import SweepDisplay
-    from simulations.sweep.workers import Job, run_jobs
-
-    jobs = [
-        Job(i, cell.experiment.to_toml(), folder.cell(cell), folder.is_begun(cell), folder.baselines)
-        for i, cell in enumerate(cells)
-        if not folder.is_finished(cell)
-    ]
-    reasons: dict[int, str] = {}
-    if not jobs:
-        return reasons
-    with SweepDisplay(console, cells, len(cells) - len(jobs), num_workers, quiet=quiet) as display:
-
-        def begin(job: Job) -> None:
-            folder.note(cells[job.number])
-            display.begun(job.number)
-
-        for done in run_jobs(jobs, num_workers, folder.log, on_start=begin):
-            if done.reason:
-                reasons[done.number] = done.reason
-            display.done(done)
-    return dict(sorted(reasons.items()))

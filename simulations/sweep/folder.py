@@ -1,5 +1,7 @@
 """The folder of a sweep: which cells are done, which are to be gone on with, and whether they are still the same.
 
+`tacit tune` keeps its trials in the same way.
+
 DIR/cells/NAME/         a run's folder for each cell
 DIR/asked/NAME.toml     the experiment that this cell was begun with
 DIR/baselines/          pooled and local-only results, shared by cells that do not differ in what they depend on
@@ -15,19 +17,17 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar
 
 from simulations.run import MARK as RUN_MARK
-from simulations.sweep.grid import Cell, told
+from simulations.sweep.grid import Cell, flat, told
 from tacit.config import Experiment
 from tacit.errors import ConfigError, StorageError
 from tacit.report.record import RunRecord
 from tacit.report.storage import read_json, write_text
-
-MARK: Final = ".tacit-sweep"  # says that a folder is a sweep's, and is locked while one goes on in it
 
 
 class SweepFolder:
@@ -35,40 +35,50 @@ class SweepFolder:
 
     Args:
         path: the folder; new, empty or an earlier sweep's.
+
+    Attributes:
+        NAME: what it is the folder of; `.tacit-NAME` says so, and is locked while one goes on in it.
+        CELL: what one of its runs is called; `CELLs` is the folder of the runs.
     """
+
+    NAME: ClassVar = "sweep"
+    CELL: ClassVar = "cell"
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.baselines, self.log = path / "baselines", path / "log.txt"
+        self._mark = path / f".tacit-{self.NAME}"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Makes the folder ours for the length of a block.
 
         Raises:
-            ConfigError: it holds something else, or another sweep works in it.
+            ConfigError: it holds something else, or another one works in it.
         """
         try:
-            if self.path.exists() and not (self.path / MARK).exists() and any(self.path.iterdir()):
+            if self.path.exists() and not self._mark.exists() and any(self.path.iterdir()):
                 raise ConfigError(
-                    "is not empty and holds no earlier sweep; choose another folder",
+                    f"is not empty and holds no earlier {self.NAME}; choose another folder",
                     source=self.path,
                     key="--out",
                 )
             self.path.mkdir(parents=True, exist_ok=True)
-            mark = (self.path / MARK).open("wb")
+            mark = self._mark.open("wb")
         except OSError as error:
             raise ConfigError(error.strerror or str(error), source=self.path, key="--out") from None
         with mark:
             try:
                 fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise ConfigError("another sweep is running in it", source=self.path, key="--out") from None
+                raise ConfigError(
+                    f"another {self.NAME} is running in it", source=self.path, key="--out"
+                ) from None
             yield
 
     def cell(self, cell: Cell) -> Path:
         """The folder of one cell's run."""
-        return self.path / "cells" / cell.name
+        return self.path / f"{self.CELL}s" / cell.name
 
     def record(self, cell: Cell) -> RunRecord | None:
         """What a finished cell has recorded; None where it is not finished."""
@@ -99,7 +109,7 @@ class SweepFolder:
             return
         change = _first_change(before, now)
         raise ConfigError(
-            f"the cell {told(cell.values)} was begun with {change}; choose another --out for this sweep",
+            f"the {self.CELL} {told(cell.values)} was begun with {change}; choose another --out for this {self.NAME}",
             source=self.path,
         )
 
@@ -133,7 +143,7 @@ def _sha256(path: Path, key: str) -> str:
 
 def _first_change(before: str, now: str) -> str:
     """The first key that differs, or the file that does."""
-    old, new = (_flat(tomllib.loads(text)) for text in (before, now))
+    old, new = (flat(tomllib.loads(text)) for text in (before, now))
     for key in dict.fromkeys((*old, *new)):
         if old.get(key) != new.get(key):
             return f"{key} = {_said(old.get(key))}, and now it is {_said(new.get(key))}"
@@ -143,13 +153,6 @@ def _first_change(before: str, now: str) -> str:
         if line.startswith("# ") and line not in now
     ]
     return f"another content of the file {keys[0]}" if keys else "another file"
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def _said(value: Any) -> str:

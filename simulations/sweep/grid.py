@@ -80,22 +80,30 @@ def _of_file(path: Path) -> list[Axis]:
     tables = toml.read_toml(path)
     if set(tables) != {"sweep"} or not isinstance(tables["sweep"], dict):
         raise ConfigError("needs one table [sweep] and nothing else", source=path)
-    axes = []
-    for key, values in _flat(tables["sweep"]).items():
-        if isinstance(values, str) and _RANGE.fullmatch(values):
-            values = _values(values)
-        if not isinstance(values, list) or not values:
-            raise ConfigError('needs a list of values, or a range "1..5"', source=path, key=f"sweep.{key}")
-        axes.append(Axis(key, tuple(values)))
-    return axes
+    return [axis_of(key, values, path) for key, values in flat(tables["sweep"]).items()]
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of nested tables, as TOML reads `privacy.record.epsilon = [1, 3]`."""
+def axis_of(key: str, values: Any, path: Path) -> Axis:
+    """A key with the values that stand behind it in a file: a list, or a range "1..5"."""
+    if isinstance(values, str) and _RANGE.fullmatch(values):
+        values = _values(values)
+    if not isinstance(values, list) or not values:
+        raise ConfigError('needs a list of values, or a range "1..5"', source=path, key=f"sweep.{key}")
+    return Axis(key, tuple(values))
+
+
+def flat(table: Mapping[str, Any], prefix: str = "", values: Sequence[str] = ()) -> dict[str, Any]:
+    """Dotted keys of nested tables, as TOML reads `privacy.record.epsilon = [1, 3]`.
+
+    Args:
+        table: with tables in it.
+        prefix: of its keys.
+        values: a table with one of these names is a value, and not looked into.
+    """
     found: dict[str, Any] = {}
     for name, value in table.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and value.keys().isdisjoint(values):
+            found |= flat(value, f"{prefix}{name}.", values)
         else:
             found[f"{prefix}{name}"] = value
     return found
@@ -147,18 +155,26 @@ def cells_of(source: Path, overrides: Sequence[str], axes: Sequence[Axis]) -> tu
     cells = []
     for values in itertools.product(*(axis.values for axis in axes)):
         own = dict(zip((axis.key for axis in axes), values, strict=True))
-        cells.append(Cell(_name(own), own, _experiment(source, overrides, own)))
+        cells.append(Cell(_name(own), own, experiment_of(source, overrides, own)))
     return tuple(cells)
 
 
-def _experiment(source: Path, overrides: Sequence[str], own: Mapping[str, Value]) -> Experiment:
+def experiment_of(
+    source: Path,
+    overrides: Sequence[str],
+    own: Mapping[str, Value],
+    *,
+    place: str = "--over",
+    what: str = "cell",
+) -> Experiment:
+    """The experiment of one cell; `ConfigError` names `place`, where its values come from, and the cell."""
     settings = [*overrides, *(_setting(key, value) for key, value in own.items())]
     try:
         return config.load(source, settings)
     except ConfigError as error:
-        source_of = "--over" if error.source == "--set" else error.source
+        source_of = place if error.source == "--set" else error.source
         raise ConfigError(
-            f"{error.reason} (in the cell {told(own)})", source=source_of, key=error.key
+            f"{error.reason} (in the {what} {told(own)})", source=source_of, key=error.key
         ) from None
 
 

@@ -13,8 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -105,28 +104,31 @@ class Worker:
 
 
 def run_jobs(
-    jobs: Sequence[Job], num_workers: int, log: Path, *, on_start: Callable[[Job], None] = lambda job: None
+    jobs: Iterable[Job], num_workers: int, log: Path, *, on_start: Callable[[Job], None] = lambda job: None
 ) -> Iterator[Done]:
     """Runs all jobs, some at a time, and yields each as it is done.
 
     Args:
-        jobs: in the order in which they are begun.
+        jobs: in the order in which they are begun; the next one is asked for when a process is free and all that is
+            done has been yielded, so that it may follow from that.
         num_workers: processes.
         log: what they print is added to this file.
         on_start: is told of each job before it is sent.
     """
-    waiting = deque(jobs)
-    workers = [Worker(log) for _ in range(min(num_workers, len(jobs)))]
+    waiting = iter(jobs)
+    workers = [Worker(log) for _ in range(num_workers)]
     cores = max(1, (os.cpu_count() or 1) // max(1, len(workers)))
     limits = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TACIT_CORES": str(cores)}
     before = {name: os.environ.get(name) for name in limits}
     os.environ.update(limits)  # read by a process as it starts
     try:
-        while waiting or any(worker.job for worker in workers):
+        while True:
             for worker in workers:
-                if worker.job is None and waiting:
-                    on_start(waiting[0])
-                    worker.begin(waiting.popleft())
+                if worker.job is None and (job := next(waiting, None)) is not None:
+                    on_start(job)
+                    worker.begin(job)
+            if not any(worker.job for worker in workers):
+                return
             ready = wait([worker.pipe for worker in workers if worker.job])
             for worker in workers:
                 if worker.job and worker.pipe in ready:

@@ -191,17 +191,23 @@ def epsilon_pld(event: Event | Iterable[Event], delta: float, discretization: fl
 
 
 def epsilon_rdp(event: Event | Iterable[Event], delta: float) -> float:
-    """Epsilon at `delta` by Renyi DP at the best of many orders. Arguments as above.
+    """Epsilon at `delta` by Renyi DP at the best of many orders. Arguments as above."""
+    events = _composed(event)
+    return _best(events, rdp_orders(events), _probability(delta))
 
-    The orders are dp-accounting's own and, where nothing is sampled and each order is one product, finer ones below 2,
-    which is where much privacy loss is cheapest.
+
+def rdp_orders(events: Iterable[Event]) -> tuple[float, ...]:
+    """Orders to look for the best one among.
+
+    They are dp-accounting's own and, where nothing is sampled and each order is one product, finer ones below 2, which
+    is where much privacy loss is cheapest.
     """
     from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 
-    events, orders = _composed(event), tuple(DEFAULT_RDP_ORDERS)
+    orders = tuple(DEFAULT_RDP_ORDERS)
     if all(event.kind != "poisson_gaussian" for event in events):
         orders = tuple(1 + i / 100 for i in range(1, 100)) + orders
-    return _best(events, orders, _probability(delta))
+    return orders
 
 
 def method_of(events: Iterable[Event]) -> Literal["PLD", "RDP"]:

@@ -15,7 +15,17 @@ from packaging.utils import canonicalize_name
 from tests.architecture.sources import ROOT, text
 from tests.architecture.test_names import PYPROJECT
 
-HEAVY = {"ray", "matplotlib", "pandas", "pyarrow", "scikit-learn", "flwr-datasets", "datasets", "seaborn"}
+HEAVY = {
+    "ray",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "flwr-datasets",
+    "datasets",
+    "seaborn",
+    "optuna",
+}
 # Of torch's build for CUDA; the build for CPUs asks for none of it.
 CUDA = ("nvidia-", "cuda-", "triton")
 
@@ -61,7 +71,7 @@ def test_the_base_install_brings_neither_ray_nor_plotting_nor_tables() -> None:
 
 def test_what_is_not_in_the_base_is_in_an_extra() -> None:
     """The walk would see it: so the test above can fail."""
-    assert set(closure("simulation")) >= {"ray", "matplotlib", "pandas", "pyarrow", "scikit-learn"}
+    assert set(closure("simulation")) >= {"ray", "matplotlib", "pandas", "pyarrow", "scikit-learn", "optuna"}
     assert set(closure("tables")) & HEAVY == {"pandas", "pyarrow"}
 
 

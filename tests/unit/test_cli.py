@@ -74,6 +74,12 @@ EXPLAINED = {
     ],
     "scenarios": ["Stories of health and finance", "list", "show", "run"],
     "sweep": ["What to run. [required]", "A key and its values", "[default: (sweeps/NAME)]"],
+    "tune": [
+        "[tuning] method",
+        "[tuning.space] training.learning_rate = {low = 0.1, high = 10.0, log = true}",
+        "Where to look",
+        "(searches/NAME)",
+    ],
     "partition": ["What would be run. [required]", "Folder to write sites/ into."],
     "provision": ["tacit provision federation.toml", "collect", "revoke", "renew"],
     "server": ["The coordinator's kit.", "without TLS", "grpc.health.v1"],

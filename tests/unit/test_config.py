@@ -13,6 +13,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from simulations.tuning.space import Tuning
 from tacit import config
 from tacit.errors import ConfigError
 from tacit.federation import FederationFile
@@ -300,7 +301,8 @@ def _is_table(kind: Any) -> bool:
 
 
 def test_the_page_of_keys_has_every_key_with_its_default() -> None:
-    assert _documented() == dict([*_keys(config.Experiment), *_keys(SitePolicy), *_keys(FederationFile)])
+    files = (*_keys(SitePolicy), *_keys(FederationFile), *_keys(Tuning, "tuning."))
+    assert _documented() == dict([*_keys(config.Experiment), *files])
 
 
 def test_the_error_on_the_page_is_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

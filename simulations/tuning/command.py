@@ -1,0 +1,87 @@
+"""`tacit tune`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def tune(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What to run.")],
+    search: Annotated[
+        Path, typer.Argument(metavar="SEARCH.toml", help="Where to look: a table named tuning, as above.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key in every trial.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for all trials and the report.", show_default="searches/NAME")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Trials at a time, each in a process; 0 is one for each core.")
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print tuning.json instead of the table.")] = False,
+) -> None:
+    """Look for good values of some keys, and say what looking cost.
+
+    SEARCH.toml says which keys, and how they are tried:
+
+    \b
+    \\[tuning]
+    method = "bayesian"      # or "random", "grid"
+    trials = 30
+    metric = "auroc"         # to be best; without it the main one
+    accounting = "none"      # "public": these data are; "private": count it
+    \\[tuning.space]
+    training.learning_rate = {low = 0.1, high = 10.0, log = true}
+    training.local_steps = "1..5"
+    task.model.hidden = [[8], [16], [16, 8]]
+
+    Give the same command again to go on with what was interrupted. best.toml is the experiment with the best values.
+    Choosing by private data is a release that no trial has paid for: see docs/tuning.md.
+
+    \b
+    tacit tune my.toml search.toml
+    tacit simulate searches/my/best.toml
+    """
+    from rich.console import Console
+
+    from simulations.cli import find_tasks_in
+    from simulations.sweep.running import run_cells
+    from simulations.tuning import counted
+    from simulations.tuning.folder import SearchFolder
+    from simulations.tuning.outcome import record_of, terminal_table, write_outcome
+    from simulations.tuning.search import Search
+    from simulations.tuning.space import Trials, tuning_of
+
+    tuning, dimensions = tuning_of(search)
+    trials = Trials(experiment, overrides or [], search, round=tuning.round)
+    base, corners = trials.trial({}), trials.corners(dimensions)
+    if tuning.accounting == "private":
+        counted.check(tuning, base, corners, source=str(search))
+    if any(one.task.is_own for one in (base, *(corner for _, corner in corners))):
+        find_tasks_in(experiment.resolve().parent)
+    folder = SearchFolder(out or Path("searches") / base.name.replace(" ", "-"))
+    console, num_workers, silent = Console(stderr=as_json), jobs or os.cpu_count() or 1, quiet or as_json
+    with folder.claimed():
+        found = Search(tuning, dimensions, trials, folder)
+        num, kept = found.total, found.num_finished
+        reasons = run_cells(
+            folder, found.cells(), num, kept, num_workers, console, quiet=silent, on_done=found.done
+        )
+        record = record_of(found, tuning, dimensions, trials, reasons)
+        write_outcome(record, folder, trials)
+    if as_json:
+        print((folder.path / "tuning.json").read_text(encoding="utf-8"))
+    elif not quiet:
+        console.print(terminal_table(record))
+        for name in ("tuning.html", *(["best.toml"] if record.best else [])):
+            console.print(f"{folder.path / name}", highlight=False, soft_wrap=True)
+    for number, reason in reasons.items():
+        print(f"tacit: trial {number + 1}: {reason}", file=sys.stderr)
+    raise typer.Exit(1 if reasons or record.best is None else 0)

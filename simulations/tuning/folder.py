@@ -1,0 +1,99 @@
+"""The folder of a search: that of a sweep, with what has been drawn and asked so far.
+
+DIR/search.json         the settings of the search, how many trials there are, and the values of those begun
+DIR/trials/NUMBER/      a run's folder for each trial
+DIR/failed/NUMBER.txt   why a trial counts as one without a result; of a private search only
+DIR/tuning.json  tuning.csv  tuning.html  best.toml  log.txt
+
+Guarantees:
+    A search that is gone on with keeps its number of trials, their values, and what is finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from simulations.sweep.folder import SweepFolder
+from simulations.sweep.grid import Cell
+from simulations.tuning.space import Tuning
+from tacit.errors import ConfigError, StorageError
+from tacit.report.record import Count, Part, Table
+from tacit.report.storage import write_json, write_text
+
+
+class Asked(Part):
+    """What a search has drawn and asked so far.
+
+    Attributes:
+        tuning: its settings.
+        total: how many trials there are to be.
+        values: of the trials begun, in their order.
+    """
+
+    tuning: Table
+    total: Count
+    values: tuple[Table, ...] = ()
+
+
+class SearchFolder(SweepFolder):
+    """Where a search keeps its trials."""
+
+    NAME: ClassVar = "search"
+    CELL: ClassVar = "trial"
+
+    def read(self, tuning: Tuning) -> Asked | None:
+        """What an earlier command has asked; None where there was none.
+
+        Raises:
+            ConfigError: it was another search. More trials are the same one, but for one that is counted.
+        """
+        path = self.path / "search.json"
+        if not path.exists():
+            return None
+        try:
+            asked = Asked.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError):
+            raise StorageError(f"{path}: cannot be read as a search") from None
+        now = as_table(tuning)
+        for key, value in now.items():
+            before = asked.tuning.get(key)
+            if before != value and (key != "trials" or tuning.accounting == "private"):
+                raise ConfigError(
+                    f"the search was begun with {json.dumps(before)}, and now it is {json.dumps(value)}; "
+                    "choose another --out for this search",
+                    source=self.path,
+                    key=f"tuning.{key}",
+                )
+        return asked
+
+    def write(self, tuning: Tuning, total: int, values: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps it, before any of it is acted upon."""
+        asked = Asked(tuning=as_table(tuning), total=total, values=tuple(dict(own) for own in values))
+        write_json(asked, self.path / "search.json")
+
+    def fail(self, cell: Cell, reason: str) -> None:
+        """Writes down that a trial counts as one without a result, so that it is never tried again."""
+        write_text(f"{reason}\n", self._failure(cell))
+
+    def failure(self, cell: Cell) -> str:
+        """Why a trial has no result; "" = it may have one."""
+        path = self._failure(cell)
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether the trial has a report, or is never tried again."""
+        return super().is_finished(cell) or self._failure(cell).exists()
+
+    def _failure(self, cell: Cell) -> Path:
+        return self.path / "failed" / f"{cell.name}.txt"
+
+
+def as_table(tuning: Tuning) -> dict[str, Any]:
+    """The settings as JSON has them."""
+    table: dict[str, Any] = json.loads(json.dumps(tuning.model_dump(mode="json")))
+    return table
