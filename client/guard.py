@@ -106,7 +106,7 @@ def check_budget(
     """Raises `Refused` unless the site's ledger allows one more of this round's releases, now.
 
     Guarantees:
-        With `dp_ftrl` a site is in no two rounds that are less than `min_separation` apart, whatever it is asked.
+        With `dp_ftrl` a site is in no two rounds less than `min_separation` apart, whatever it is asked.
     """
     _check_separation(run.experiment.strategy.separation, ledger.last_round(run_id), round_number)
     releases = priced(run.plan, round_number, again=again)
@@ -127,7 +127,9 @@ def check_budget(
 def _check_separation(separation: int, last: int | None, round_number: int) -> None:
     """Another attempt at the last round is none more; what is paid for is that only one sum of it is released."""
     if separation > 1 and last is not None and last != round_number and round_number - last < separation:
-        raise Refused("too-soon", f"round {last} was less than {separation} rounds before round {round_number}")
+        raise Refused(
+            "too-soon", f"round {last} was less than {separation} rounds before round {round_number}"
+        )
 
 
 def priced(plan: PrivacyPlan, round_number: int, *, again: bool) -> dict[str, Event]:

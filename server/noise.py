@@ -81,4 +81,6 @@ def _decoded(content: bytes, path: Path) -> Released:
         noise = tuple(tensors[f"noise{i}"] for i in range(len(tensors) - 2))
         return Released(number, Aggregate(tensors["total"], num_clients), noise)
     except (ValueError, KeyError, SafetensorError):
-        raise StorageError(f"{path}: damaged; put back the newest copy of the run's folder, or begin a new run") from None
+        raise StorageError(
+            f"{path}: damaged; put back the newest copy of the run's folder, or begin a new run"
+        ) from None
