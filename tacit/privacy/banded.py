@@ -1,11 +1,11 @@
 """The matrix C of noise that is correlated over rounds, and what it does to sensitivity and error.
 
-A model is the sum of all updates so far, with momentum a weighted one, so that what counts is the noise of prefix sums.
+A model is the sum of all updates so far, with momentum a weighted one, so what counts is the noise of prefix sums.
 Round t gets n_t with C n = z, z independent: much of n_t takes back what earlier rounds have added. C is lower
-triangular and Toeplitz. Its first column is the beginning of the power series of 1 / sqrt((1 - x) (1 - momentum x)), the
-square root of the prefix sums (Fichtenberger, Henzinger, Upadhyay 2023), cut to p bands (Kalinin and Lampert, NeurIPS
-2024) and rounded to multiples of 2^-8, so that C times integers is a matter of integers. Coefficients fall, so that all
-zeros of the polynomial are outside the unit circle (Enestrom-Kakeya), and what is taken back dies away.
+triangular and Toeplitz. Its first column is the beginning of the power series of 1 / sqrt((1 - x) (1 - momentum x)),
+the square root of the prefix sums (Fichtenberger, Henzinger, Upadhyay 2023), cut to p bands (Kalinin and Lampert,
+NeurIPS 2024) and rounded to multiples of 2^-8, so that C times integers is a matter of integers. The coefficients
+fall, so all zeros of the polynomial are outside the unit circle (Enestrom, Kakeya), and what is taken back dies away.
 
 A client that is in a sum once in p rounds at most meets columns of C that do not overlap. What its k vectors of norm 1
 move C times the sums by has thus a norm of sqrt(k) |c| at most, for every pattern of participation (Choquette-Choo et

@@ -1,10 +1,10 @@
 """Noise at a trusted server: the same bound and the same draw as a client's share, placed on the sum.
 
-With `dp_ftrl` it is correlated over rounds (`tacit.privacy.banded`). C times the sums x plus discrete Gaussians z is the
-mechanism. Its rows come one by one, and each may depend on what was released before (Denisov et al. 2022, Theorem
-2.1). Here that needs no rotation: for whoever is left out, row t of C x moves by an integer vector whose squared norms add up to
-k |c|^2 C_int^2 whatever was released, and at each order a row costs in proportion to that square (Canonne, Kamath,
-Steinke 2020; Feldman and Zrnic 2021, Theorem 3.1). What is released,
+With `dp_ftrl` it is correlated over rounds (`tacit.privacy.banded`). C times the sums x plus discrete Gaussians z is
+the mechanism. Its rows come one by one, and each may depend on what was released before (Denisov et al. 2022, Theorem
+2.1). Here that needs no rotation: whoever is left out moves row t of C x by an integer vector, and the squares of
+their norms add up to at most k |c|^2 C_int^2 whatever was released; at each order a row costs in proportion to that
+square (Canonne, Kamath, Steinke 2020), and so do all together (Feldman and Zrnic 2021, Theorem 3.1). What is released,
 
     r_t = floor((y_t - c_1 r_(t-1) - ... - c_(p-1) r_(t-p+1)) / c_0 + 1/2)    with y = C x + z, all of it integers,
 
@@ -128,8 +128,8 @@ class CorrelatedNoise(CentralNoise):
     """The same where each round takes back part of what earlier rounds have added.
 
     What was kept of a round is what the round is, whatever sum another attempt at it comes with. The same noise on
-    two sums would give their difference exactly. New noise on a second sum would cost more than a debit: it is another look
-    at the noise of the rounds before, which other clients rely on.
+    two sums would give their difference exactly. New noise on a second sum would be another look at the noise of the
+    rounds before, for which their clients pay nothing.
 
     The mean is over a full cohort, also where a client is missing: the noise of a round is taken back in equal units.
 

@@ -257,9 +257,9 @@ class PrivacyPlan:
     def epsilon_after(self, debits: int) -> float:
         """Epsilon of the first `debits` debits, at the plan's delta: information, for a curve over rounds.
 
-        For records; for clients where only they are protected, and then of so many rounds. A grid ten times coarser than that of the claim
-        keeps a point at some hundredths of a second, and the figure an upper bound. Up to `self.debits` it is
-        never above `self.epsilon`.
+        For records; for clients where only they are protected, and then of so many rounds. A grid ten times
+        coarser than that of the claim keeps a point at some hundredths of a second, and the figure an upper bound.
+        Up to `self.debits` it is never above `self.epsilon`.
         """
         if self.unit == "client" and self.client is not None:
             return self.client.epsilon_after(self.client.debits_in(debits))

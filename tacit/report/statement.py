@@ -324,8 +324,8 @@ def _noise(record: RunRecord) -> Section:
         )
         if record.experiment.get("strategy", {}).get("name") == "dp_ftrl":
             made.append(
-                "It is correlated over rounds: each takes back part of what the rounds before have added, so the server "
-                "keeps the noise of the last rounds while the run goes on."
+                "It is correlated over rounds: each takes back part of what the rounds before have added, so the "
+                "server keeps the noise of the last rounds while the run goes on."
             )
     if made:
         made.append(

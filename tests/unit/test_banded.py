@@ -29,7 +29,7 @@ def patterns(n: int, separation: int) -> list[tuple[int, ...]]:
 
 
 def moved(c: Matrix, pattern: tuple[int, ...]) -> float:
-    """The most that vectors of norm 1 in these rounds move C times the sums by: all alike, since no entry is negative."""
+    """The most that vectors of norm 1 in these rounds move C times the sums by: all alike, as no entry is negative."""
     return float(np.linalg.norm(c[:, list(pattern)].sum(axis=1)))
 
 

@@ -72,7 +72,8 @@ MEMBERS = {
 def test_a_member_is_invited_at_most_once_in_min_separation_rounds_and_all_have_their_turn(
     members: str, size: int
 ) -> None:
-    text = f'name = "turns"\n[strategy]\nname = "dp_ftrl"\nmin_separation = 5\n[training]\nrounds = 30\n{MEMBERS[members]}'
+    text = 'name = "turns"\n[strategy]\nname = "dp_ftrl"\nmin_separation = 5\n[training]\nrounds = 30\n'
+    text += MEMBERS[members]
     experiment = config.loads(text, overrides=(f"training.clients_per_round={size}", OFF))
     rounds = drawing(experiment)
     cohorts = [rounds.draw(number) for number in range(1, 31)]

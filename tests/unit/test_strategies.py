@@ -120,7 +120,8 @@ class TestDpFtrl(StrategyConformance):
     """Without noise, and with everybody in each round; `test_dp_ftrl.py` has the rest."""
 
     settings = (
-        "strategy.name=dp_ftrl", "strategy.bands=1", "strategy.server_learning_rate=0.8", "strategy.server_momentum=0.5",
+        "strategy.name=dp_ftrl", "strategy.bands=1",
+        "strategy.server_learning_rate=0.8", "strategy.server_momentum=0.5",
     )  # fmt: skip
     until = ((), 30, 2e-4)
 
