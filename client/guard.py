@@ -124,12 +124,10 @@ def check_budget(
         raise Refused("rate", f"{hourly} rounds within the last hour")
 
 
-def _check_separation(separation: int, last: int | None, round_number: int) -> None:
+def _check_separation(separation: int, last: int, round_number: int) -> None:
     """Another attempt at the last round is none more; what is paid for is that only one sum of it is released."""
-    if separation > 1 and last is not None and last != round_number and round_number - last < separation:
-        raise Refused(
-            "too-soon", f"round {last} was less than {separation} rounds before round {round_number}"
-        )
+    if separation > 1 and last not in (0, round_number) and round_number - last < separation:
+        raise Refused("too-soon", f"round {round_number}, less than {separation} rounds after round {last}")
 
 
 def priced(plan: PrivacyPlan, round_number: int, *, again: bool) -> dict[str, Event]:

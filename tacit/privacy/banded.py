@@ -36,7 +36,8 @@ def coefficients(bands: int, momentum: float = 0.0) -> NDArray[np.int64]:
     steps = np.arange(1, bands)
     root = np.concatenate([[1.0], np.cumprod((2 * steps - 1) / (2 * steps))])  # binomial(2 k, k) / 4^k
     series = np.convolve(root, root * momentum ** np.arange(bands))[:bands]
-    return np.rint(UNIT * series).astype(np.int64)
+    column: NDArray[np.int64] = np.rint(UNIT * series).astype(np.int64)
+    return column
 
 
 def column_norm(bands: int, momentum: float = 0.0) -> float:

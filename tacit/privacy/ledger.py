@@ -84,7 +84,7 @@ class Ledger(Closing):
         self._entries = list(entries)
         self._kinds = {entry.event for entry in self._entries}
         self._num_debits, self._times = Counter[tuple[str, str]](), dict[str, list[str]]()
-        self._last_rounds = dict[str, int]()
+        self._last_rounds = Counter[str]()
         events: dict[tuple[str, str], list[Event]] = {}  # by run and unit
         for entry in self._entries:
             self._count(entry)
@@ -123,9 +123,9 @@ class Ledger(Closing):
         """How often a run was debited for a purpose."""
         return self._num_debits[run, purpose]
 
-    def last_round(self, run: str) -> int | None:
-        """The latest round that a run was debited for; None before the first."""
-        return self._last_rounds.get(run)
+    def last_round(self, run: str) -> int:
+        """The latest round that a run was debited for; 0 before round 1."""
+        return self._last_rounds[run]
 
     def times_of(self, purpose: str) -> Sequence[str]:
         """When each debit for a purpose was made, oldest first."""
@@ -133,7 +133,7 @@ class Ledger(Closing):
 
     def _count(self, entry: Entry) -> None:
         self._num_debits[entry.run, entry.purpose] += 1
-        self._last_rounds[entry.run] = max(entry.round, self._last_rounds.get(entry.run, 0))
+        self._last_rounds[entry.run] = max(entry.round, self._last_rounds[entry.run])
         self._times.setdefault(entry.purpose, []).append(entry.time)
 
     @property

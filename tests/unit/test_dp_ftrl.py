@@ -18,9 +18,11 @@ from tacit.config import Federation as Members
 from tacit.encoding import encoder_of
 from tacit.errors import RunFailed, StorageError
 from tacit.population import Labels, Nodes
+from tacit.privacy.accountant import Event
 from tacit.privacy.banded import coefficients
 from tacit.privacy.central import CorrelatedNoise
-from tacit.privacy.plan import PrivacyPlan
+from tacit.privacy.ledger import Ledger
+from tacit.privacy.plan import SUM, PrivacyPlan
 from tacit.tasks import load_task
 from tacit.update import Aggregate
 from tests.unit.quadratic_task import points_of
@@ -110,6 +112,17 @@ def test_a_site_is_in_no_two_rounds_that_are_too_close_whatever_it_is_asked(
     for i in range(12):
         with Site.open(made.sites / str(i)).ledger() as ledger:
             assert [entry.round for entry in ledger.entries] == ([1] if i < 4 else [])
+
+
+def test_a_ledger_knows_the_last_round_of_each_run_over_restarts(tmp_path: Path) -> None:
+    event, path = Event("gaussian", 1.0), tmp_path / "ledger" / "ledger.jsonl"
+    with Ledger.open(path, durable=False) as ledger:
+        assert ledger.last_round("a") == 0
+        for run, number in (("a", 0), ("a", 5), ("b", 7), ("a", 3)):
+            ledger.debit(run, number, 1, SUM, "client", event)
+        assert [ledger.last_round(run) for run in "abc"] == [5, 7, 0]
+    with Ledger.open(path, durable=False) as ledger:
+        assert [ledger.last_round(run) for run in "abc"] == [5, 7, 0]
 
 
 @pytest.mark.parametrize(
