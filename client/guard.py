@@ -103,7 +103,12 @@ def _check_round(run: Run, round_number: int, arrays: Arrays) -> None:
 def check_budget(
     run: Run, site: Site, ledger: Ledger, run_id: str, round_number: int, *, again: bool = False
 ) -> None:
-    """Raises `Refused` unless the site's ledger allows one more of this round's releases, now."""
+    """Raises `Refused` unless the site's ledger allows one more of this round's releases, now.
+
+    Guarantees:
+        With `dp_ftrl` a site is in no two rounds less than `min_separation` apart, whatever it is asked.
+    """
+    _check_separation(run.experiment.strategy.separation, ledger.last_round(run_id), round_number)
     releases = priced(run.plan, round_number, again=again)
     for purpose in releases:
         made = ledger.num_debits(run_id, purpose)
@@ -117,6 +122,12 @@ def check_budget(
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
     if len(times) >= hourly and datetime.fromisoformat(times[-hourly]) > an_hour_ago:
         raise Refused("rate", f"{hourly} rounds within the last hour")
+
+
+def _check_separation(separation: int, last: int, round_number: int) -> None:
+    """Another attempt at the last round is none more; what is paid for is that only one sum of it is released."""
+    if separation > 1 and last not in (0, round_number) and round_number - last < separation:
+        raise Refused("too-soon", f"round {round_number}, less than {separation} rounds after round {last}")
 
 
 def priced(plan: PrivacyPlan, round_number: int, *, again: bool) -> dict[str, Event]:

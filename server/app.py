@@ -17,6 +17,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from server.attempts import AttemptFile
+from server.noise import FILE as NOISE_FILE
+from server.noise import NoiseFile, forget
 from server.receipts import AuditedStore, ReceiptFile, audit_file, spelled_epsilon
 from server.state import RunState
 from server.sums import COUNTERS_FILE, SumFile
@@ -92,6 +94,7 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     chosen = progress.best_round if stopped else progress.round
     state.finish(progress, "stopped early" if stopped else "finished", chosen)
     attempts_of(state).drop()
+    forget(state.folder / NOISE_FILE)
 
 
 def nodes_of(grid: Grid, experiment: Experiment) -> Mapping[str, int]:
@@ -133,7 +136,8 @@ def wrap(
     state: RunState,
 ) -> Grid:
     """The grid that the strategy speaks to: with the secure sum inside, or without."""
-    settings, central = experiment.secure_aggregation, CentralNoise.of(experiment, plan)
+    noise = NoiseFile(state.folder / NOISE_FILE, durable=state.durable)
+    settings, central = experiment.secure_aggregation, CentralNoise.of(experiment, plan, noise)
     if not settings.enabled and central is None:
         labels = {node: label for label, node in nodes.items()}
         robust = experiment.strategy.name in SINGLE_UPDATES

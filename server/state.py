@@ -5,6 +5,7 @@
     checkpoints/     model, strategy state and counters of the last rounds, each with a SHA-256 manifest
     result.json      written last;  failure.json  instead, with the reason
     scaling.json     center and scale, when the sites compute them together
+    noise.bin        noise that later rounds take back, while a run of `dp_ftrl` goes on (`server.noise`)
     model.safetensors
 
 Guarantees:

@@ -36,6 +36,11 @@ CLASSES: Final[dict[str, tuple[type[Strategy], dict[str, str]]]] = {
     "fedbn": (flower.FedAvg, {}),
     "ditto": (flower.FedAvg, {}),
     "scaffold": (Scaffold, {"server_learning_rate": "server_learning_rate"}),
+    # Its noise is in the sum already: see `tacit.privacy.central`.
+    "dp_ftrl": (
+        flower.FedAvgM,
+        {"server_learning_rate": "server_learning_rate", "server_momentum": "server_momentum"},
+    ),
     "krum": (flower.Krum, {"num_malicious_nodes": "num_malicious"}),
     "multikrum": (
         flower.MultiKrum,

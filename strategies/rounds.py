@@ -135,8 +135,8 @@ class Rounds:
         return self.release(before, arrays, sums, cohort, time.perf_counter() - started)
 
     def draw(self, number: int) -> list[str]:
-        """The cohort of a round: labels in roster order, drawn by seed and round from those who take part in it."""
-        labels = self.experiment.federation.present(number)
+        """The cohort of a round: labels in roster order, drawn by seed and round from those whom it may invite."""
+        labels = self.experiment.invited(number)
         if not isinstance(self.nodes, Nodes):
             present = set(labels)
             labels = [label for label in self.nodes if label in present]

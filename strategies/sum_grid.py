@@ -102,14 +102,19 @@ class SumGrid(WrappedGrid):
         arrays = model_of(messages[0])
         clip = clip_of(messages[0])
         encoder = self._agreement.encoder(arrays, float(clip) if clip else None)
-        total = self._sum(messages, arrays, encoder)
-        noise, central = self.facts.noise_share * sqrt(total.num_clients), self._agreement.central
+        number, central = round_of(messages[0]), self._agreement.central
         if central is not None:
-            total, noise = central.added(total, round_of(messages[0])), central.std
+            central.check(number)
+        total = self._sum(messages, arrays, encoder)
+        noise = self.facts.noise_share * sqrt(total.num_clients)
+        if central is not None:
+            total, noise = central.added(total, number), central.std
         try:
             mean = encoder.decode(total, noise)
         except ProtocolError as error:
             raise RunFailed(f"the sum of a round is spoilt: {error}") from None
+        if central is not None:
+            central.keep()
         self._opened(total)
         self.facts = replace(self.facts, below_clip=mean.below_clip)
         # np.asarray: a sum of arrays without dimensions is no array.

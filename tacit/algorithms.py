@@ -12,7 +12,7 @@ Rate = Annotated[float, Field(gt=0, le=1000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Literal[
     "fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi",
-    "fednova", "fedper", "fedbn", "ditto", "scaffold", "krum", "multikrum", "fedmedian", "fedtrimmedavg",
+    "fednova", "fedper", "fedbn", "ditto", "scaffold", "dp_ftrl", "krum", "multikrum", "fedmedian", "fedtrimmedavg",
 ]  # fmt: skip
 
 # What a strategy does with single updates, where the mean is not enough for it.
@@ -41,6 +41,7 @@ KEYS: Final[dict[str, dict[str, Any]]] = {
     "fedbn": {},
     "ditto": {"personal_mu": 0.1},
     "scaffold": {"server_learning_rate": 1.0},
+    "dp_ftrl": {"bands": 4, "min_separation": None, "server_learning_rate": 1.0, "server_momentum": 0.0},
     "krum": {"num_malicious": 1},
     "multikrum": {"num_malicious": 1, "num_selected": 2},
     "fedmedian": {},
@@ -58,7 +59,9 @@ class Strategy(Frozen):
         personal: of FedPer: names of the model's arrays that never leave a site, with * and ? as in a shell.
         personal_mu: of Ditto: pull of each site's own model towards the common one.
         server_learning_rate: of the server's own step; None = the strategy's default, as below: `KEYS`.
-        server_momentum: of FedAvgM.
+        server_momentum: of FedAvgM and DP-FTRL.
+        bands: of DP-FTRL: noise of a round takes back noise of so many rounds, its own among them; 1 = none.
+        min_separation: of DP-FTRL: a member is invited at most once in so many rounds; None = as `bands`.
         beta_1: decay of the mean of the updates, of FedAdam and FedYogi.
         beta_2: decay of the mean of their squares.
         tau: added to the root of that; the smaller, the more a coordinate's step forgets the size of its update.
@@ -74,6 +77,8 @@ class Strategy(Frozen):
     personal_mu: Annotated[float, Field(ge=0)] | None = None
     server_learning_rate: Rate | None = None
     server_momentum: Decay | None = None
+    bands: Annotated[int, Field(ge=1, le=1024)] | None = None
+    min_separation: Annotated[int, Field(ge=1)] | None = None
     beta_1: Decay | None = None
     beta_2: Decay | None = None
     tau: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -90,6 +95,11 @@ class Strategy(Frozen):
             raise ValueError(f"{key} belongs to name = {owners}")
         if self.name == "fedper" and not self.personal:
             raise ValueError('name = "fedper" needs personal, the names of the arrays that stay at a site')
+        if self.name == "dp_ftrl" and self.separation < self.value("bands"):
+            raise ValueError(
+                f"min_separation = {self.min_separation} is below bands = {self.value('bands')}: "
+                "noise that two rounds share pays for a client in one of them"
+            )
         if self.weights == "declared" and self.name in ("krum", "fedmedian", "fedtrimmedavg"):
             raise ValueError(f'name = "{self.name}" counts every update alike: weights must be "equal"')
         return self
@@ -98,6 +108,11 @@ class Strategy(Frozen):
         """What a key of this strategy is: as the experiment says, or the strategy's default."""
         said: float | None = getattr(self, key)
         return KEYS[self.name][key] if said is None else said
+
+    @property
+    def separation(self) -> int:
+        """A member is invited at most once in so many rounds."""
+        return int(self.min_separation or self.value("bands")) if self.name == "dp_ftrl" else 1
 
     def check_cohort(self, n: int) -> None:
         """Raises `ValueError` unless the strategy does what it promises with n updates.

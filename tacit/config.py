@@ -383,18 +383,27 @@ class Federation(Frozen):
             raise ValueError("sites and a population exclude each other")
         return self
 
-    def present(self, round_number: int) -> Sequence[str]:
-        """Labels of the members that may be invited to a round, in roster order."""
-        if self.population:
-            return self.labels
-        return [site.label for site in self.sites if site.takes_part(round_number)]
+    def present(self, round_number: int, separation: int = 1) -> Sequence[str]:
+        """Labels of the members that may be invited to a round, in roster order.
 
-    def fewest_present(self, rounds: int) -> int:
-        """How many members there are in the round that has fewest of them."""
+        Args:
+            round_number: from 1.
+            separation: a member has its turn once in so many rounds, by its place in the roster.
+        """
+        if self.population and separation == 1:
+            return self.labels
+        turn = slice((round_number - 1) % separation, None, separation)
         if self.population:
-            return self.population.size
-        turns = {1, *(t for site in self.sites for t in (site.joins, site.leaves) if t and t <= rounds)}
-        return min(len(self.present(turn)) for turn in turns)
+            return self.labels[turn]
+        return [site.label for site in self.sites[turn] if site.takes_part(round_number)]
+
+    def fewest_present(self, rounds: int, separation: int = 1) -> int:
+        """How many members may be invited to the round that has fewest of them."""
+        if self.population:
+            return self.population.size // separation
+        changes = {1, *(t for site in self.sites for t in (site.joins, site.leaves) if t)}
+        turns = {t + i for t in changes for i in range(separation) if t + i <= rounds}
+        return min(len(self.present(turn, separation)) for turn in turns)
 
 
 class Experiment(Frozen):
@@ -418,12 +427,18 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
-        declared = self.federation.num_members
-        known = self._fewest_present if declared else self.partition.num_clients * self.partition.is_counted
+        declared, separation = self.federation.num_members, self.strategy.separation
+        members = declared or self.partition.num_clients * self.partition.is_counted
+        if members and separation > members:
+            raise ValueError(
+                f"strategy.min_separation = {separation} needs as many clients to take turns, and there are {members}"
+            )
+        known = self._fewest_present if declared else members // separation
         if declared and not known:
             raise ValueError("federation.sites: there is a round that no site takes part in")
         if known and self.training.clients_per_round > known:
-            raise ValueError(f"training.clients_per_round is above the {known} clients there are")
+            turns = " in a turn" if separation > 1 else ""
+            raise ValueError(f"training.clients_per_round is above the {known} clients there are{turns}")
         tabular, columns = self.task.is_tabular, self.data.columns
         if tabular and columns is not None and not columns.columns and self.data.arrays is None:
             raise ValueError("data.schema.columns: a tabular task needs at least one column")
@@ -540,6 +555,16 @@ class Experiment(Frozen):
             raise ValueError('data.schema.scaling = "federated" is not paid for by privacy.client')
         if members and client.delta >= 1 / members:
             raise ValueError(f"privacy.client.delta must be below 1/{members}, one over the declared sites")
+        if self.strategy.name == "dp_ftrl" and client.noise == "distributed":
+            raise ValueError(
+                'strategy.name = "dp_ftrl" takes back noise of earlier rounds, whose clients have gone: it needs '
+                'privacy.client.noise = "central", a trusted server that knows all of it'
+            )
+        if self.strategy.name == "dp_ftrl" and client.target_quantile:
+            raise ValueError(
+                'strategy.name = "dp_ftrl" takes back noise of earlier rounds, which counted in units of the clip norm '
+                "in force then: leave privacy.client.target_quantile at 0"
+            )
         if client.target_quantile and not client.clip_range[0] <= secure.update_clip <= client.clip_range[1]:
             raise ValueError("secure_aggregation.update_clip is outside privacy.client.clip_range")
 
@@ -554,7 +579,11 @@ class Experiment(Frozen):
 
     @property
     def _fewest_present(self) -> int:
-        return self.federation.fewest_present(self.training.rounds)
+        return self.federation.fewest_present(self.training.rounds, self.strategy.separation)
+
+    def invited(self, round_number: int) -> Sequence[str]:
+        """Labels of the members that a round's cohort is drawn from, in roster order."""
+        return self.federation.present(round_number, self.strategy.separation)
 
     def to_toml(self) -> str:
         """Canonical TOML text: equal experiments give equal bytes."""

@@ -14,7 +14,9 @@ from typing import Final, Literal
 from tacit.config import Experiment
 from tacit.errors import ConfigError
 from tacit.privacy.accountant import Event, epsilon_claimed
+from tacit.privacy.banded import column_norm
 from tacit.privacy.calibration import calibrate
+from tacit.privacy.discrete import MAX_STD
 
 RELATION: Final = "replace one client's vector by zeros"
 
@@ -30,13 +32,14 @@ class ClientPlan:
         epsilon_replaced: the same where a neighbour has another vector instead of none: 2 C instead of C.
         target_epsilon: what was asked for; `epsilon` is just below it.
         delta: of both.
-        rounds: rounds of the run.
-        debits: rounds plus reserve for repeated attempts; what the noise is calibrated for.
+        rounds: how many rounds one client can take part in: all of the run, or with `dp_ftrl` one in `separation`.
+        debits: these plus reserve for repeated attempts; what the noise is calibrated for.
         placement: who adds the noise: each client its share ("distributed"), or the server ("central").
-        noise_multiplier: z; the noise of the sum over C.
+        noise_multiplier: z; the noise of the sum over C; with `dp_ftrl` over what C becomes in all rounds together.
         num_shares: how many shares of noise are sure to be in a sum: n - D - c of a full cohort; 1 of a server.
         share_std: scale of one share, in integer units. In a smaller cohort there are fewer and larger ones, whose
             sum costs no more.
+        separation: rounds from one that a client takes part in to its next, at least.
 
     Guarantees:
         All sums of a run together cost at most `epsilon` at `delta`.
@@ -53,6 +56,7 @@ class ClientPlan:
     noise_multiplier: float
     num_shares: int
     share_std: float
+    separation: int = 1
 
     def __post_init__(self) -> None:
         if self.debits < self.rounds:
@@ -74,17 +78,28 @@ class ClientPlan:
             return None
         if not experiment.federation.num_members:
             raise ConfigError("the noise of [privacy.client] follows from the cohort", key="federation.sites")
-        rounds = experiment.training.rounds
+        strategy, norm = experiment.strategy, float(2**secure.precision_bits)
+        rounds = math.ceil(experiment.training.rounds / strategy.separation)
         shares = experiment.cohort_size - secure.max_dropouts - secure.max_corrupt
-        return cls.from_budget(
+        if strategy.name == "dp_ftrl":  # one vector moves C times the sums by this, in all rounds together
+            norm *= column_norm(int(strategy.value("bands")), strategy.value("server_momentum"))
+        plan = cls.from_budget(
             budget.epsilon,
             budget.delta,
             rounds=rounds,
             debits=rounds + math.ceil(round(budget.reserve * rounds, 6)),
             placement=budget.noise,
             num_shares=shares if budget.noise == "distributed" else 1,
-            c_int=2**secure.precision_bits,
+            norm=norm,
+            separation=strategy.separation,
         )
+        if plan.share_std > MAX_STD:
+            excess = math.ceil(math.log2(plan.share_std / MAX_STD))
+            raise ConfigError(
+                f"so much noise cannot be drawn in units so small: {secure.precision_bits - excess} is the most",
+                key="secure_aggregation.precision_bits",
+            )
+        return plan
 
     @classmethod
     def from_budget(
@@ -96,24 +111,26 @@ class ClientPlan:
         debits: int,
         placement: Literal["distributed", "central"],
         num_shares: int,
-        c_int: int,
+        norm: float,
+        separation: int = 1,
     ) -> ClientPlan:
         """The plan with the least noise that keeps the budget.
 
         Args:
             epsilon: upper bound for the whole run.
             delta: of the same.
-            rounds: rounds of the run.
+            rounds: how many rounds one client can take part in.
             debits: sums that have to be paid for.
             placement: who adds the noise.
             num_shares: shares of noise in a sum.
-            c_int: norm bound of one client's vector, in integer units.
+            norm: the most that one client's vector can change, in the integer units of the noise.
+            separation: rounds from one that a client takes part in to its next, at least.
 
         Raises:
             ConfigError: no amount of noise keeps the budget.
         """
-        noise = _noise_multiplier(epsilon, delta, debits, num_shares, c_int)
-        event = _event(noise, num_shares, c_int).repeated(debits)
+        noise = _noise_multiplier(epsilon, delta, debits, num_shares, norm)
+        event = _event(noise, num_shares, norm).repeated(debits)
         return cls(
             epsilon=epsilon_claimed(event, delta),
             epsilon_replaced=epsilon_claimed(event.doubled(), delta),
@@ -125,6 +142,7 @@ class ClientPlan:
             noise_multiplier=noise,
             num_shares=num_shares,
             share_std=event.share_std,
+            separation=separation,
         )
 
     def event(self) -> Event:
@@ -140,13 +158,17 @@ class ClientPlan:
         """Epsilon of the first `debits` debits, at the plan's delta: information, for a curve over rounds."""
         return epsilon_claimed(self.event().repeated(debits), self.delta) if debits else 0.0
 
+    def debits_in(self, rounds: int) -> int:
+        """The most debits that one client can have made in the first `rounds` rounds, each at the first attempt."""
+        return math.ceil(rounds / self.separation)
 
-def _event(noise_multiplier: float, num_shares: int, c_int: int) -> Event:
+
+def _event(noise_multiplier: float, num_shares: int, norm: float) -> Event:
     # Only the search for a noise multiplier goes below the least share; there, a sum costs more than any budget has.
-    share = max(_LEAST_SHARE, noise_multiplier * c_int / math.sqrt(num_shares))
+    share = max(_LEAST_SHARE, noise_multiplier * norm / math.sqrt(num_shares))
     return Event("discrete_gaussian_sum", noise_multiplier, num_shares=num_shares, share_std=share)
 
 
 @lru_cache(maxsize=64)
-def _noise_multiplier(epsilon: float, delta: float, debits: int, num_shares: int, c_int: int) -> float:
-    return calibrate(lambda z: (_event(z, num_shares, c_int).repeated(debits),), epsilon, delta)
+def _noise_multiplier(epsilon: float, delta: float, debits: int, num_shares: int, norm: float) -> float:
+    return calibrate(lambda z: (_event(z, num_shares, norm).repeated(debits),), epsilon, delta)

@@ -84,6 +84,7 @@ class Ledger(Closing):
         self._entries = list(entries)
         self._kinds = {entry.event for entry in self._entries}
         self._num_debits, self._times = Counter[tuple[str, str]](), dict[str, list[str]]()
+        self._last_rounds = Counter[str]()
         events: dict[tuple[str, str], list[Event]] = {}  # by run and unit
         for entry in self._entries:
             self._count(entry)
@@ -122,12 +123,17 @@ class Ledger(Closing):
         """How often a run was debited for a purpose."""
         return self._num_debits[run, purpose]
 
+    def last_round(self, run: str) -> int:
+        """The latest round that a run was debited for; 0 before round 1."""
+        return self._last_rounds[run]
+
     def times_of(self, purpose: str) -> Sequence[str]:
         """When each debit for a purpose was made, oldest first."""
         return self._times.get(purpose, ())
 
     def _count(self, entry: Entry) -> None:
         self._num_debits[entry.run, entry.purpose] += 1
+        self._last_rounds[entry.run] = max(entry.round, self._last_rounds[entry.run])
         self._times.setdefault(entry.purpose, []).append(entry.time)
 
     @property

@@ -45,7 +45,7 @@ class PrivacyPlan:
         sampling_rate: q; a record is in a step's batch with this probability.
         steps_per_round: noisy optimiser steps per round.
         rounds: rounds of the run.
-        debits: rounds plus reserve for repeated attempts; what the noise is calibrated for.
+        debits: rounds plus reserve for repeated attempts; what the noise for records is calibrated for.
         max_grad_norm: per-record clip norm of the gradient; None without privacy.
         noise_multiplier: standard deviation of a step's noise over `max_grad_norm`.
         metrics_noise_multiplier: the same for a round's metric sums over their per-record bound; None when
@@ -164,7 +164,7 @@ class PrivacyPlan:
                 sampling_rate=training.sampling_rate,
                 steps_per_round=training.local_steps,
                 rounds=training.rounds,
-                debits=training.rounds if client is None else client.debits,
+                debits=training.rounds if client is None else max(training.rounds, client.debits),
                 max_grad_norm=None,
                 noise_multiplier=0.0,
                 metrics_noise_multiplier=0.0 if metrics else None,
@@ -257,12 +257,12 @@ class PrivacyPlan:
     def epsilon_after(self, debits: int) -> float:
         """Epsilon of the first `debits` debits, at the plan's delta: information, for a curve over rounds.
 
-        For records; for clients where only they are protected. A grid ten times coarser than that of the claim
-        keeps a point at some hundredths of a second, and the figure an upper bound. Up to `self.debits` it is
-        never above `self.epsilon`.
+        For records; for clients where only they are protected, and then of so many rounds. A grid ten times
+        coarser than that of the claim keeps a point at some hundredths of a second, and the figure an upper bound.
+        Up to `self.debits` it is never above `self.epsilon`.
         """
         if self.unit == "client" and self.client is not None:
-            return self.client.epsilon_after(debits)
+            return self.client.epsilon_after(self.client.debits_in(debits))
         if self.unit == "none":
             return math.inf if self.events(debits) else 0.0
         epsilon = epsilon_pld(self.events(debits), self.delta, 10 * grid(self.target_epsilon))

@@ -76,7 +76,14 @@ def _client(
     experiment: Experiment, plan: ClientPlan, debits: int | None, secure: SecureSum, simulation: bool
 ) -> PrivacyEntry:
     clipped = "each client's vector is cut at the clip norm and rounded to integers"
-    if plan.placement == "central":
+    strategy = experiment.strategy
+    if strategy.name == "dp_ftrl":
+        how = (
+            f"{clipped}; the server adds noise to their sum that is made of discrete Gaussians and correlated over "
+            f"{strategy.value('bands')} rounds (DP-FTRL). A client is in a sum at most once in {strategy.separation} "
+            "rounds, which sites enforce, and the noise is over what its vector changes in all rounds together"
+        )
+    elif plan.placement == "central":
         how = f"{clipped}; the server adds discrete Gaussian noise to their sum"
     else:
         how = (

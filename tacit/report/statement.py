@@ -175,7 +175,8 @@ def _promise(entry: PrivacyEntry) -> Section:
         ("Accountant", entry.accountant),
         (
             "Noise multiplier",
-            f"{entry.noise_multiplier:.4g} times the clip norm, derived from epsilon and delta",
+            f"{entry.noise_multiplier:.4g} times the most that one {entry.unit} can change, derived from epsilon and "
+            "delta",
         ),
     ]
     if entry.mechanism:
@@ -324,6 +325,11 @@ def _noise(record: RunRecord) -> Section:
             if central
             else "Each client adds its share of the noise to its own update before it is masked and summed."
         )
+        if record.experiment.get("strategy", {}).get("name") == "dp_ftrl":
+            made.append(
+                "It is correlated over rounds: each takes back part of what the rounds before have added, so the "
+                "server keeps the noise of the last rounds while the run goes on."
+            )
     if made:
         made.append(
             "The keys of the noise come from the operating system's generator, never from the run's seed."

@@ -188,8 +188,8 @@ def create_private(path: Path, data: bytes) -> None:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def read_private(path: Path) -> bytes:
-    """Up to 4 KiB of a regular file that no other user can open.
+def read_private(path: Path, most: int = _MAX_FILE) -> bytes:
+    """Up to `most` bytes, -1 = all, of a regular file that no other user can open.
 
     Raises:
         StorageError: cannot be read, is no regular file, or is open to other users.
@@ -205,7 +205,7 @@ def read_private(path: Path) -> bytes:
                 raise StorageError(
                     f"{path}: mode {mode:04o} lets other users in; if nobody has read it, run: chmod 600 '{path}'"
                 )
-            return file.read(_MAX_FILE)
+            return file.read(most)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from None
 

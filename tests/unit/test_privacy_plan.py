@@ -227,7 +227,7 @@ def test_central_noise_is_one_draw_of_the_server() -> None:
 def test_shares_of_few_units_cost_more_and_are_paid_for(epsilon: float) -> None:
     def plan(num_shares: int) -> ClientPlan:
         return ClientPlan.from_budget(
-            epsilon, 1e-3, rounds=1, debits=1, placement="distributed", num_shares=num_shares, c_int=2**8
+            epsilon, 1e-3, rounds=1, debits=1, placement="distributed", num_shares=num_shares, norm=2.0**8
         )
 
     few, many = plan(1), plan(10**6)

@@ -20,6 +20,7 @@ SITES = "".join(f'[[federation.sites]]\nlabel = "s{i}"\nrows = 500\n' for i in r
 RECORD = "[privacy.record]\nepsilon = 4.0\ndelta = 1e-3\n"
 CLIENT = "[privacy.client]\nepsilon = 2.0\ndelta = 1e-2\n"
 CENTRAL = CLIENT + 'noise = "central"\n'
+FTRL = '[strategy]\nname = "dp_ftrl"\nbands = 3\n'
 SECURE = SecureSum(enabled=True, engine="protocol", protocol="tacit-1")
 
 
@@ -52,13 +53,15 @@ def test_each_unit_has_its_own_figures() -> None:
         (CLIENT, SecureSum(enabled=True, engine="ideal", protocol="tacit-1"), "to follow the protocol"),
         (CENTRAL, SECURE, "the coordinating server: it sees the exact sum"),
         (CENTRAL, SecureSum(enabled=False), "the coordinating server: it sees each client's clipped update"),
+        (CENTRAL + FTRL, SECURE, "the coordinating server: it sees the exact sum"),
     ],
 )
 def test_the_entry_names_who_must_be_trusted(text: str, secure: SecureSum, trusted: str) -> None:
     (entry,) = entries(text, secure, "sum")
     assert trusted in entry.trusted
-    assert ("the server adds" in entry.mechanism) == (text is CENTRAL)
-    assert (entry.max_colluding is None) == (text is CENTRAL)
+    central = text.startswith(CENTRAL)
+    assert ("the server adds" in entry.mechanism) == (entry.max_colluding is None) == central
+    assert ("correlated over 3 rounds" in entry.mechanism) == (FTRL in text)
 
 
 def test_seeded_noise_promises_nothing_for_either_unit() -> None:

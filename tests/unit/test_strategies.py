@@ -115,6 +115,20 @@ class TestScaffold(StrategyConformance):
         return 0.9 * delta
 
 
+@pytest.mark.slow
+class TestDpFtrl(StrategyConformance):
+    """Without noise, and with everybody in each round; `test_dp_ftrl.py` has the rest."""
+
+    settings = (
+        "strategy.name=dp_ftrl", "strategy.bands=1",
+        "strategy.server_learning_rate=0.8", "strategy.server_momentum=0.5",
+    )  # fmt: skip
+    until = ((), 30, 2e-4)
+
+    def server(self, delta: Vector) -> Vector:
+        return 0.8 * delta
+
+
 class TestKrum(StrategyConformance):
     settings = ("strategy.name=krum",)
     num_selected: ClassVar[int] = 1
@@ -229,8 +243,8 @@ def test_what_an_experiment_does_not_say_is_the_strategys_default_and_reaches_fl
     for name, (_, names) in CLASSES.items():
         for theirs, ours in names.items():
             assert made[name][theirs] == algorithms.KEYS[name][ours], (name, ours)
-        at_the_client = {"personal", "personal_mu"}
-        assert set(names.values()) == set(algorithms.KEYS[name]) - at_the_client, name
+        elsewhere = {"personal", "personal_mu", "bands", "min_separation"}
+        assert set(names.values()) == set(algorithms.KEYS[name]) - elsewhere, name
     said = config.loads(TEXT, overrides=("strategy.name=fedadam", "strategy.beta_1=0.3"))
     assert vars(make_strategy(said))["beta_1"] == 0.3
 
