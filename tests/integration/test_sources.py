@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from simulations.run import simulate
+from simulations.scenarios.triage_notes import generate
 from tacit import config
 
 NOTES = """
@@ -16,7 +18,7 @@ seed = 3
 [data]
 source = "generated"
 generator = "triage_notes"
-rows = 4000
+rows = 6000
 [partition]
 kind = "natural"
 column = "desk"
@@ -24,19 +26,21 @@ column = "desk"
 kind = "text_classification"
 model = {name = "embedding", hidden = [16]}
 [training]
-rounds = 12
+rounds = 20
 local_steps = 4
 sampling_rate = 0.1
-optimizer = "adam"
-learning_rate = 0.03
+learning_rate = 10.0
+momentum = 0.5
+schedule = "cosine"
 [strategy]
 weights = "declared"
 [secure_aggregation]
 engine = "ideal"
+update_clip = 50.0
 [checkpoints]
 keep = 1
 [simulation]
-tune_baselines = false
+baselines = false
 """
 PRIVATE = "privacy.record={epsilon=8.0, delta=1e-5}"
 
@@ -44,10 +48,10 @@ PRIVATE = "privacy.record={epsilon=8.0, delta=1e-5}"
 @pytest.mark.parametrize(("promise", "least"), [("privacy=none", 0.8), (PRIVATE, 0.7)])
 def test_notes_are_learnt_from_without_a_vocabulary(promise: str, least: float, tmp_path: Path) -> None:
     record = simulate(config.loads(NOTES, overrides=[promise]), tmp_path / "run")
-    assert record.baselines.best is not None
-    best, reached = record.baselines.best.metrics["auroc"], record.final.metrics["auroc"]
-    assert best is not None and reached is not None
-    assert least < reached < best + 0.02
+    print(record.final.metrics)
+    frame, _ = generate(6000, 3)
+    best, reached = float(roc_auc_score(frame["urgent"], frame["truth"])), record.final.metrics["auroc"]
+    assert reached is not None and least < reached < best
 
 
 WAVES: dict[str, Any] = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import Tensor, nn
 
 from tacit import learning
 from tacit.data.tokens import PADDING
 from tacit.tasks.models.mlp import hidden_layers
+
+_SPREAD: Final = 0.1  # of first vectors: larger ones keep what they are drawn as, seen by few steps
 
 
 class Embedding(nn.Module):
@@ -22,6 +26,7 @@ class Embedding(nn.Module):
         super().__init__()
         widths = model.hidden
         self.input = nn.Embedding(num_tokens, widths[0])
+        nn.init.normal_(self.input.weight, std=_SPREAD)
         self.head = nn.Sequential(*hidden_layers(model, widths), nn.Linear(widths[-1], outputs))
 
     def forward(self, tokens: Tensor) -> Tensor:
