@@ -58,7 +58,7 @@ def check_kit(folder: Path, experiment: Experiment | None, *, connects: bool) ->
     site: list[Site] = []
     findings += _of("site", lambda: _site(folder, site))
     if site:
-        findings += _of("data", lambda: _data(site[0], folder))
+        findings += _of("data", lambda: _data(site[0], folder, experiment))
         findings += _of("schema", lambda: _schema(site[0], experiment))
         findings += _of("policy", lambda: _policy(site[0], experiment))
         findings += _of("ledger", lambda: _ledger(site[0]))
@@ -113,18 +113,26 @@ def _site(folder: Path, site: list[Site]) -> Iterator[Finding]:
     yield Finding("site", "ok", f"{site[0].label}, data set {site[0].data_set!r}")
 
 
-def _data(site: Site, folder: Path) -> Iterator[Finding]:
-    from tacit.data import readers
-
-    if not site.data.is_file():
+def _data(site: Site, folder: Path, experiment: Experiment | None) -> Iterator[Finding]:
+    if not site.data.exists():
         yield Finding("data", "fail", f"{site.data} is not there: tacit client run {folder} --data FILE")
         return
-    num_rows = readers.num_rows(site.data)
+    num_rows = _num_rows(site.data, experiment)
     declared = _declared(folder)
     if declared and not declared / 2 <= num_rows <= 2 * declared:
         yield Finding("data", "warn", f"{num_rows} rows, but {declared} are declared: enrol again")
     else:
         yield Finding("data", "ok", f"{site.data}, {num_rows} rows")
+
+
+def _num_rows(path: Path, experiment: Experiment | None) -> int:
+    """Records; of a table whose rows become series only the experiment knows how many those are."""
+    from tacit.data import arrays, readers
+
+    schema = experiment.data.arrays if experiment is not None else None
+    if schema is None or schema.series is None:
+        return readers.num_rows(path)
+    return len(arrays.raw_arrays(path, schema)["y"])
 
 
 def _declared(folder: Path) -> int:
@@ -141,14 +149,17 @@ def _schema(site: Site, experiment: Experiment | None) -> Iterator[Finding]:
         yield Finding("schema", "ok", "not known before a run; --experiment FILE checks it now")
         return
     if experiment.data.arrays is not None:
-        from tacit.data.npz import read_arrays
+        from tacit.data.arrays import read_arrays
 
         read_arrays(site.data, experiment.data.arrays, "train")
         yield Finding("schema", "ok", f"records are arrays as {experiment.name!r} declares them")
         return
+    from tacit.data.preprocessing import labels
     from tacit.data.readers import read_table
 
-    read_table(site.data, experiment.data.columns)
+    table, columns = read_table(site.data, experiment.data.columns), experiment.data.columns
+    if columns is not None:
+        labels(table, columns)
     yield Finding("schema", "ok", f"every column that {experiment.name!r} needs is there")
 
 

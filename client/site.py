@@ -35,7 +35,7 @@ class Site:
         label: the site's name in the federation.
         data_set: id of the data set that the ledger is kept for; survives changes of the file. A new id, and with
             it a new folder, is for data that share no record with the old.
-        data: the file with the records.
+        data: the file with the records, or the folder with images.
         policy: what the site allows; it can only tighten what the federation agreed.
         durable: whether ledger entries are fsynced; a simulated site may do without.
         stamp: of policy.toml when it was read; see `policy_stamp`.
@@ -123,13 +123,13 @@ def policy_stamp(folder: Path) -> tuple[int, ...]:
 
 
 def set_data(folder: Path, file: Path) -> None:
-    """Has site.toml name another file with the records; every other line stays as somebody wrote it.
+    """Has site.toml name another file, or folder, with the records; every other line stays as somebody wrote it.
 
     Raises:
-        ConfigError: there is no such file, or no site.toml.
+        ConfigError: there is no such file or folder, or no site.toml.
     """
-    if not file.is_file():
-        raise ConfigError("is not a file", source=file, key="--data")
+    if not (file.is_file() or file.is_dir()):
+        raise ConfigError("is neither a file nor a folder", source=file, key="--data")
     path = folder / "site.toml"
     before = read_toml(path)
     name = (

@@ -1,4 +1,4 @@
-"""The arrays that a simulation partitions into sites: an .npz file of the user's, MedMNIST's, or scikit-learn's digits.
+"""The arrays that a simulation partitions into sites: the user's own, MedMNIST's, or scikit-learn's digits.
 
 A partition divides rows of a table. So arrays get one: a row for each record, with its label and its site, and the
 sites' files are cut from the arrays by the rows that each site was given.
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tacit import config
 from tacit.data.array_schema import ArraySchema
+from tacit.data.arrays import raw_arrays
 from tacit.data.npz import SPLITS, read_npz, targets_of
 from tacit.data.schema import Schema
 from tacit.errors import ConfigError, DataError, MissingExtra
@@ -97,8 +98,8 @@ def load_arrays(data: config.Data, seed: int) -> ArraySet | None:
         ConfigError: no shape is declared, or there is no such generator.
         MissingExtra: scikit-learn is needed and not installed.
     """
-    if data.source == "npz":
-        return load_npz(data)
+    if data.source in ("npz", "images") or (data.source in ("csv", "parquet") and data.arrays is not None):
+        return load_own(data)
     if data.source == "digits":
         return load_digits()
     if data.source == "medmnist":
@@ -112,17 +113,17 @@ def load_arrays(data: config.Data, seed: int) -> ArraySet | None:
     return None
 
 
-def load_npz(data: config.Data) -> ArraySet:
-    """The user's own archive: `x`, `y`, and where it has them `site` and `split`.
+def load_own(data: config.Data) -> ArraySet:
+    """The user's own archive, table of series or folder: `x`, `y`, and where it has them `site` and `split`.
 
     Raises:
-        DataError: it does not hold what was declared; names the file and the key.
+        DataError: it does not hold what was declared; names the file, and the key, or line and column.
         ConfigError: no shape is declared.
     """
     path = Path(data.path)
     if data.arrays is None:
         raise ConfigError("say what shape a record has: [data.arrays] shape = [...]", key="data.arrays")
-    found = read_npz(path, ("x", "y", "site", "split"))
+    found = raw_arrays(path, data.arrays)
     for key in ("x", "y"):
         if key not in found:
             raise DataError("is not in the file", path=path, key=key)

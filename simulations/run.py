@@ -255,7 +255,8 @@ def prepare(experiment: Experiment, out: Path, *, durable: bool = True) -> Prepa
     from simulations.sources import load_source
 
     private = experiment.privacy.record is not None or experiment.privacy.client is not None
-    if private and experiment.data.columns is None and experiment.data.source in ("csv", "parquet"):
+    declared = experiment.data.columns is not None or experiment.data.arrays is not None
+    if private and not declared and experiment.data.source in ("csv", "parquet"):
         raise ConfigError(
             "a private run needs a declared schema: one inferred from the rows is a statistic of them",
             key="data.schema",

@@ -21,7 +21,7 @@ from tacit.algorithms import KEEPING, PERSONAL, SINGLE_UPDATES, Strategy
 from tacit.data.array_schema import ArraySchema
 from tacit.data.schema import Count, Fraction, Frozen, Positive, Schema
 from tacit.errors import ConfigError
-from tacit.learning import Task, Training
+from tacit.learning import TEXT, Task, Training
 from tacit.population import Labels
 from tacit.shifts import AnyShift
 
@@ -30,8 +30,8 @@ class Data(Frozen):
     """`[data]`: where the rows come from and which of them are held out.
 
     Attributes:
-        source: a built-in data set; "csv", "parquet" or "npz" with `path`; "generated" with `generator`.
-        path: the file, for "csv", "parquet" and "npz".
+        source: a built-in data set; "csv", "parquet", "npz" or "images" with `path`; "generated" with `generator`.
+        path: the file, for "csv", "parquet" and "npz"; the folder of "images".
         generator: name of a generated scenario, whose truth is known (tacit scenarios list).
         rows: how many a generator makes; 0 = as many as its story has.
         dir: folder with a built-in source's files; empty = the user's cache, filled by a download.
@@ -50,6 +50,7 @@ class Data(Frozen):
         "csv",
         "parquet",
         "npz",
+        "images",
         "medmnist",
         "generated",
         "task",
@@ -66,7 +67,7 @@ class Data(Frozen):
 
     @model_validator(mode="after")
     def _path(self) -> Data:
-        if self.source in ("csv", "parquet", "npz") and not self.path:
+        if self.source in ("csv", "parquet", "npz", "images") and not self.path:
             raise ValueError(f'source = "{self.source}" needs path')
         if (self.source == "generated") != bool(self.generator):
             raise ValueError('source = "generated" and generator belong together')
@@ -440,8 +441,11 @@ class Experiment(Frozen):
             turns = " in a turn" if separation > 1 else ""
             raise ValueError(f"training.clients_per_round is above the {known} clients there are{turns}")
         tabular, columns = self.task.is_tabular, self.data.columns
-        if tabular and columns is not None and not columns.columns and self.data.arrays is None:
-            raise ValueError("data.schema.columns: a tabular task needs at least one column")
+        if tabular and columns is not None and self.data.arrays is None:
+            if (self.task.kind in TEXT) != (columns.text is not None):
+                raise ValueError(f"data.schema.text: belongs to task.kind = {' or '.join(map(repr, TEXT))}")
+            if not columns.columns and columns.text is None:
+                raise ValueError("data.schema.columns: a tabular task needs at least one column")
         cohort = self.training.clients_per_round or known
         if cohort and self.secure_aggregation.enabled:
             try:

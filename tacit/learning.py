@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from tacit.data.schema import Count, Fraction, Frozen, Positive
 
-CLASSES = ("tabular", "array_classification")
+TEXT = ("text_classification",)
+CLASSES = ("tabular", "array_classification", *TEXT)
 NUMBERS = ("array_regression",)
 ANOMALY = ("tabular_anomaly", "array_anomaly")
 LABELS = ("array_multilabel",)
@@ -30,7 +31,8 @@ class Model(Frozen):
     Attributes:
         name: see docs/models.md.
         hidden: widths of an mlp's layers, and of an autoencoder's or vae's from the record down to the code; the last
-            one is the width of a transformer's steps and of an rnn's, gru's or lstm's state.
+            one is the width of a transformer's steps and of an rnn's, gru's or lstm's state. Of an embedding the first
+            one is the width of a token.
         channels: of a cnn's or cnn1d's layers, and of a resnet's blocks; two or more, because a channel that is
             normalised by itself says nothing where it is a single number.
         layers: blocks of a transformer.
@@ -39,8 +41,9 @@ class Model(Frozen):
     """
 
     name: Literal[
-        "mlp", "logistic", "cnn", "cnn1d", "resnet", "rnn", "gru", "lstm", "transformer", "autoencoder", "vae"
-    ] = "mlp"
+        "mlp", "logistic", "cnn", "cnn1d", "resnet", "rnn", "gru", "lstm", "transformer", "autoencoder", "vae",
+        "embedding",
+    ] = "mlp"  # fmt: skip
     hidden: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (16,)
     channels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False, min_length=1)] = (8, 16)
     activation: Activation = "relu"
@@ -97,7 +100,7 @@ class Task(Frozen):
 
     Attributes:
         kind: "tabular" (classes of table rows), "array_classification", "array_multilabel", "array_regression",
-            "tabular_anomaly", "array_anomaly", or "module:object" of a task of your own.
+            "tabular_anomaly", "array_anomaly", "text_classification", or "module:object" of a task of your own.
         loss: by name; "auto" = cross_entropy for classes, squared for numbers, what a task of your own has.
         class_weights: how much a record of each class counts in the loss, in the order of the classes; public.
         label_smoothing: share of the target of cross_entropy that goes to all classes alike.
@@ -135,8 +138,8 @@ class Task(Frozen):
 
     @property
     def is_tabular(self) -> bool:
-        """Whether its records are rows of a table, by their columns."""
-        return self.kind in ("tabular", "tabular_anomaly")
+        """Whether its records are rows of a table, by their columns or their text."""
+        return self.kind in ("tabular", "tabular_anomaly", *TEXT)
 
 
 class Training(Frozen):

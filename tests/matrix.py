@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tacit.learning import TEXT
+
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- what python -m tests.matrix writes -->\n", "<!-- its end -->\n"
 
-TEXT = """
+EXPERIMENT = """
 name = "cell"
 insecure_seeded_noise = true
 [partition]
@@ -30,6 +32,16 @@ sampling_rate = 0.3
 [simulation]
 baselines = false
 """
+NOTES = """
+[data]
+source = "csv"
+path = "{path}"
+[data.schema]
+label = "y"
+classes = ["low", "high"]
+text = {{column = "note", vocabulary = 40, length = 6}}
+"""
+WORDS = (("calm", "well", "rests"), ("worse", "pain", "calls"))
 ARRAYS = """
 [data]
 source = "npz"
@@ -47,25 +59,34 @@ class Family:
     Attributes:
         kind: of task that it is tried with.
         shape: of its records; () = the rows of a table.
+        model: its name, where the line has another one.
     """
 
     kind: str
     shape: tuple[int, ...] = ()
+    model: str = ""
 
     @property
     def records(self) -> str:
         """In words."""
+        if self.kind in TEXT:
+            return "text"
         return {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}[
             len(self.shape)
         ]
 
     def text(self, name: str, folder: Path) -> str:
         """The experiment; what it reads is written into the folder."""
-        text = TEXT.format(kind=self.kind, name=name)
-        if not self.shape:
-            return text
+        text = EXPERIMENT.format(kind=self.kind, name=self.model or name)
         rng = np.random.default_rng(1)
         y = np.arange(120) % 2
+        if self.kind in TEXT:
+            drawn = [[WORDS[i % 2][k] for k in rng.integers(3, size=i % 10)] for i in range(120)]
+            lines = [f"{' '.join(words)},{('low', 'high')[i % 2]}" for i, words in enumerate(drawn)]
+            (folder / "notes.csv").write_text("\n".join(["note,y", *lines]), encoding="utf-8")
+            return text + NOTES.format(path=folder / "notes.csv")
+        if not self.shape:
+            return text
         x = rng.normal(size=(120, *self.shape)) + y.reshape(-1, *[1] * len(self.shape))
         np.savez(folder / "data.npz", x=x.astype(np.float32), y=y)
         return text + ARRAYS.format(path=folder / "data.npz", shape=list(self.shape))
@@ -84,6 +105,8 @@ FAMILIES = {
     "gru": Family("array_classification", SERIES),
     "lstm": Family("array_classification", SERIES),
     "transformer": Family("array_classification", SERIES),
+    "embedding": Family("text_classification"),
+    "transformer of text": Family("text_classification", model="transformer"),
 }
 PROMISES = {
     "none": "privacy=none",
@@ -108,7 +131,7 @@ def table() -> str:
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name, family in FAMILIES.items():
         cells = [f"refused: {reason}" if (reason := refusal(name, e)) else "trains" for e in EXECUTORS]
-        cells = [f"`{name}`", family.records, *["trains"] * len(PROMISES), *cells, "trains"]
+        cells = [f"`{family.model or name}`", family.records, *["trains"] * len(PROMISES), *cells, "trains"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

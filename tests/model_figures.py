@@ -42,17 +42,21 @@ BREAST_CANCER = ""  # the source where none is named
 FRAUD = '[data]\nsource = "generated"\ngenerator = "card_fraud"\nrows = 4000\n'
 DIGITS = '[data]\nsource = "digits"\n'
 BEATS = '[data]\nsource = "generated"\ngenerator = "ecg_beats"\nrows = 2000\n'
+NOTES = '[data]\nsource = "generated"\ngenerator = "triage_notes"\nrows = 4000\n'
 DATA = {
     "breast cancer, 569 rows": BREAST_CANCER,
     "card fraud, 4000 generated rows": FRAUD,
     "digits, 1797 images": DIGITS,
     "beats, 2000 generated series": BEATS,
+    "notes, 4000 generated texts": NOTES,
 }
 
 
 def data_of(name: str) -> str:
     """Which of `DATA` a family is tried on."""
     family = FAMILIES[name]
+    if family.kind in learning.TEXT:
+        return list(DATA)[4]
     if not family.shape:
         return list(DATA)[family.kind in learning.ANOMALY]
     return list(DATA)[{IMAGES: 2, SERIES: 3}[family.shape]]
@@ -60,7 +64,13 @@ def data_of(name: str) -> str:
 
 def figures(name: str, folder: Path) -> list[float]:
     """AUROC over all held-out records: pooled without privacy, then the federation under each of `PROMISES`."""
+<<<<<<< HEAD
     text = TEXT.format(kind=FAMILIES[name].kind, name=name) + DATA[data_of(name)]
+=======
+    text = TEXT.format(kind=FAMILIES[name].kind, name=FAMILIES[name].model or name) + DATA[
+        data_of(name)
+    ].format(path=digits(folder), classes=[str(i) for i in range(10)]).replace("'", '"')
+>>>>>>> text
     found = []
     for number, promise in enumerate(PROMISES.values()):
         wanted = (promise, f"simulation.baselines={str(not number).lower()}", "checkpoints.keep=1")

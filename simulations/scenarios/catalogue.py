@@ -16,6 +16,7 @@ from simulations.scenarios import (
     money_laundering,
     published,
     readmission,
+    triage_notes,
     volatility,
 )
 from simulations.scenarios.story import Story
@@ -40,6 +41,7 @@ STORIES: Final[dict[str, Story]] = {
         ecg_beats.STORY,
         chest_xray.STORY,
         readmission.STORY,
+        triage_notes.STORY,
         published.CREDIT_DEFAULT,
         card_fraud.STORY,
         credit_scoring.STORY,
@@ -75,7 +77,8 @@ def described(told: Story, experiment: config.Experiment) -> str:
         return f"numbers {shape}; {' / '.join(arrays.classes) or f'{arrays.outputs} number to predict'}"
     made = told.table(SMALL, experiment.seed)[1] if told.table else getattr(source_schemas, told.name)()
     schema = data.columns or made
-    return f"{', '.join(schema.columns)}; label {schema.label}: {' / '.join(schema.classes)}"
+    columns = ", ".join(schema.columns) if schema.text is None else f"{schema.text.column} (text)"
+    return f"{columns}; label {schema.label}: {' / '.join(schema.classes)}"
 
 
 def generated_table(data: config.Data, seed: int) -> tuple[DataFrame, Schema]:

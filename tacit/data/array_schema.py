@@ -12,15 +12,28 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tacit.data.schema import Frozen, Text, check_names
+from tacit.data.series_schema import SeriesTable
 
 Channels = float | Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 Size = Annotated[int, Field(ge=1)]
+
+
+class ImageFolder(Frozen):
+    """How the images of a folder become arrays, `[data.arrays.images]`: numbers from 0 to 1, of the declared size.
+
+    Attributes:
+        fit: "stretch" to the declared height and width; or "crop", the middle that has their proportions.
+    """
+
+    fit: Literal["stretch", "crop"] = "stretch"
 
 
 class ArraySchema(Frozen):
     """One record is an array x of `shape`, scaled as (x - center) / scale and cut at +-clip.
 
     Attributes:
+        series: how rows of a table become such arrays; None = they stand in an archive (.npz).
+        images: how a folder's images do.
         shape: of one record: (features,), (channels, time) or (channels, height, width).
         classes: names of the classes in order, where a class is predicted; a target is a position among them.
         several: whether a record may have several of the classes, or none; then a target is 0 or 1 for each of them.
@@ -34,6 +47,8 @@ class ArraySchema(Frozen):
         target_scale: as `scale`, for numbers that are predicted.
     """
 
+    series: SeriesTable | None = None
+    images: ImageFolder | None = None
     shape: Annotated[tuple[Size, ...], Field(strict=False, min_length=1, max_length=3)]
     classes: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     several: bool = False
@@ -59,7 +74,30 @@ class ArraySchema(Frozen):
         if self.several and not self.classes:
             raise ValueError("several needs classes, the names of what a record may have")
         check_names(self.classes, "classes")
+        self._check_series()
+        if self.images is not None and (
+            self.series
+            or self.several
+            or not self.classes
+            or len(self.shape) != 3
+            or self.shape[0] not in (1, 3)
+        ):
+            raise ValueError(
+                "images need shape = [1 or 3, height, width] and classes, the names of the folders"
+            )
         return self
+
+    def _check_series(self) -> None:
+        if self.series is None:
+            return
+        if self.several or len(self.shape) != 2 or self.shape[0] != len(self.series.channels):
+            raise ValueError(
+                "series need shape = [channels, steps], with as many channels as series.channels names"
+            )
+        if self.outputs != (1 if self.classes else self.series.horizon or 1):
+            raise ValueError("outputs must be series.horizon, and 1 where a label is predicted")
+        if self.classes and self.series.horizon:
+            raise ValueError("series.horizon forecasts numbers: state no classes")
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -55,31 +55,6 @@ def num_records(path: Path) -> int:
     return len(x)
 
 
-def read_arrays(path: Path, schema: ArraySchema, split: str) -> tuple[Floats, NDArray[Any]]:
-    """Scaled records of one split, and their targets.
-
-    Returns:
-        Records of shape (rows, *schema.input_shape), float32; and class positions of shape (rows,), int64, or 0 and 1
-        of shape (rows, classes) or scaled numbers of shape (rows, outputs), float32.
-
-    Raises:
-        DataError: names the file and the key.
-    """
-    arrays = read_npz(path, ("x", "y", "split"))
-    for key in ("x", "y"):
-        if key not in arrays:
-            raise DataError("is not in the file", path=path, key=key)
-    x, y = arrays["x"], arrays["y"]
-    if x.dtype.kind not in "biuf" or x.shape[1:] != schema.shape:
-        raise DataError(
-            f"is {x.dtype} of shape {x.shape}; numbers of shape (rows, {_numbers(schema.shape)}) are declared",
-            path=path,
-            key="x",
-        )
-    chosen = _chosen(arrays.get("split"), len(x), split, path)
-    return scaled(x[chosen], schema, path), targets_of(y, len(x), schema, path)[chosen]
-
-
 def targets_of(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> NDArray[Any]:
     """What `y` of an archive says of each record, as a task wants it.
 
@@ -108,14 +83,6 @@ def scaled(x: NDArray[Any], schema: ArraySchema, path: str | Path = "") -> Float
     if schema.missing == "indicator":
         z = np.concatenate([z, empty], axis=1)
     return np.ascontiguousarray(z, dtype=np.float32)
-
-
-def _chosen(split: NDArray[Any] | None, rows: int, wanted: str, path: Path) -> NDArray[np.bool_]:
-    if split is None:
-        return np.full(rows, wanted == "train")
-    if split.shape != (rows,) or split.dtype.kind != "U" or not np.isin(split, SPLITS).all():
-        raise DataError(f'must be "train" or "test" for each of the {rows} records', path=path, key="split")
-    return np.asarray(split == wanted)
 
 
 def _classes(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> NDArray[np.int64]:
@@ -149,10 +116,6 @@ def _numbers_of(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> 
         )
     z = (y.astype(np.float64) - schema.target_center) / schema.target_scale
     return np.clip(z, -schema.clip, schema.clip).astype(np.float32)
-
-
-def _numbers(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))
 
 
 def _why(error: Exception) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tacit.data.readers import MAX_CELL, is_numeric, kept_columns
-from tacit.data.schema import MISSING, Schema
+from tacit.data.readers import MAX_CELL, Wanted, kept_columns, numeric_columns
+from tacit.data.schema import MISSING
 from tacit.data.table import NOT_A_NUMBER, Numbers, Table, Texts
 from tacit.errors import DataError, MissingExtra
 
 
-def read_parquet(path: Path, schema: Schema | None, max_bytes: int) -> Table:
+def read_parquet(path: Path, schema: Wanted | None, max_bytes: int) -> Table:
     """Like `tacit.data.readers.read_table`; a row's "line" is its number, from 1.
 
     Raises:
@@ -72,8 +72,9 @@ def _text(cell: str | None) -> str | None:
     return None if stripped in MISSING else stripped
 
 
-def _with_checked_cells(table: Table, schema: Schema | None) -> Table:
+def _with_checked_cells(table: Table, schema: Wanted | None) -> Table:
     """The table with declared numbers as numbers; no infinity and no overlong text in it."""
+    numeric = numeric_columns(schema)
     columns: dict[str, Numbers | Texts] = {}
     for name, column in table.columns.items():
         if isinstance(column, tuple):
@@ -81,7 +82,7 @@ def _with_checked_cells(table: Table, schema: Schema | None) -> Table:
                 if cell is not None and len(cell) > MAX_CELL:
                     message = f"has a cell of more than {MAX_CELL} characters"
                     raise table.error(message, row=row, column=name)
-            columns[name] = table.numbers(name) if is_numeric(name, schema) else column
+            columns[name] = table.numbers(name) if name in numeric else column
             continue
         infinite = np.flatnonzero(np.isinf(column))
         if infinite.size:

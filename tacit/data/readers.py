@@ -10,25 +10,45 @@ from __future__ import annotations
 import csv
 import stat
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
 
-from tacit.data.schema import MISSING, NUMBER, NumericColumn, Schema
+from tacit.data.schema import MISSING, NUMBER
 from tacit.data.table import NOT_A_NUMBER, Numbers, Table, Texts, parse_number
 from tacit.errors import DataError
 
 MAX_BYTES = 2 * 1024**3
 MAX_CELL = 10_000  # characters
 PARQUET_SUFFIXES = (".parquet", ".pq")
+TAB_SUFFIXES = (".tsv", ".tab")
 OTHER_DELIMITERS = {";": "';'", "\t": "a tab", "|": "'|'"}
+
+
+class Wanted(Protocol):
+    """Which columns of a file are kept: those that must be there, those that may be, and which hold numbers."""
+
+    @property
+    def required(self) -> Sequence[str]:
+        """Names."""
+        ...
+
+    @property
+    def optional(self) -> Sequence[str]:
+        """Names; "" is none."""
+        ...
+
+    @property
+    def numeric(self) -> Collection[str]:
+        """Those of them that are read as numbers."""
+        ...
 
 
 def read_table(
     path: Path,
-    schema: Schema | None,
+    schema: Wanted | None,
     *,
     names: Sequence[str] | None = None,
     max_bytes: int = MAX_BYTES,
@@ -36,7 +56,8 @@ def read_table(
     """Reads a CSV file (UTF-8, with a header, separated by commas) or a Parquet file, by its suffix.
 
     Args:
-        path: the file; ".parquet" and ".pq" are Parquet, everything else is CSV.
+        path: the file; ".parquet" and ".pq" are Parquet, ".tsv" and ".tab" are CSV separated by tabs, everything else
+            is CSV.
         schema: the columns to keep, of which the numeric ones are read as numbers; None = all, CSV as text.
         names: column names of a CSV file that has no header.
         max_bytes: largest file accepted; for Parquet also the largest size once decompressed.
@@ -61,7 +82,7 @@ def read_table(
 
 
 def num_rows(path: Path) -> int:
-    """How many records a site's file holds: a table, or an archive of arrays (.npz).
+    """How many records a site's file holds: rows of a table, arrays of an archive (.npz), images of a folder.
 
     Raises:
         DataError: it cannot be read; names the file.
@@ -70,10 +91,14 @@ def num_rows(path: Path) -> int:
         from tacit.data.npz import num_records
 
         return num_records(path)
+    if path.is_dir():
+        from tacit.data.images import image_files
+
+        return sum(1 for _ in image_files(path))
     return read_table(path, None).num_rows
 
 
-def kept_columns(header: Sequence[str], schema: Schema | None, path: Path) -> dict[str, int]:
+def kept_columns(header: Sequence[str], schema: Wanted | None, path: Path) -> dict[str, int]:
     """Position of each column to keep, in the file's order.
 
     The site column is kept where it is there: at a site, the file itself says whose it is.
@@ -90,18 +115,17 @@ def kept_columns(header: Sequence[str], schema: Schema | None, path: Path) -> di
         positions[name] = position
     if schema is None:
         return positions
-    required = [schema.label, *schema.columns, *([schema.split] if schema.split else [])]
-    missing = [name for name in required if name not in positions]
+    missing = [name for name in schema.required if name not in positions]
     if missing:
         listed = ", ".join(repr(name) for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(f"the header lacks {listed}{_header_hint(header)}", path=path, line=1)
-    wanted = {*required, schema.site}
+    wanted = {*schema.required, *schema.optional}
     return {name: position for name, position in positions.items() if name in wanted}
 
 
-def is_numeric(name: str, schema: Schema | None) -> bool:
-    """Whether the schema declares this column as a number."""
-    return schema is not None and isinstance(schema.columns.get(name), NumericColumn)
+def numeric_columns(schema: Wanted | None) -> Collection[str]:
+    """The columns that the schema declares as numbers."""
+    return () if schema is None else schema.numeric
 
 
 def _header_hint(header: Sequence[str]) -> str:
@@ -141,8 +165,9 @@ def _undecodable_line(path: Path) -> int:
 class _CsvFile:
     """One pass over a CSV file."""
 
-    def __init__(self, path: Path, schema: Schema | None, names: Sequence[str] | None) -> None:
+    def __init__(self, path: Path, schema: Wanted | None, names: Sequence[str] | None) -> None:
         self._path, self._schema, self._names = path, schema, names
+        self._delimiter = "\t" if path.suffix.lower() in TAB_SUFFIXES else ","
         self._line = 1  # where the row at hand starts
 
     def read(self, handle: TextIO) -> Table:
@@ -153,8 +178,9 @@ class _CsvFile:
         kept = kept_columns([name.strip() for name in header], self._schema, self._path)
         if len(header) == 1 and (hint := _header_hint(header)):
             raise DataError(f"has a single column{hint}", path=self._path, line=1)
+        numeric = numeric_columns(self._schema)
         sinks: dict[str, _NumberSink | _TextSink] = {
-            name: _NumberSink() if is_numeric(name, self._schema) else _TextSink() for name in kept
+            name: _NumberSink() if name in numeric else _TextSink() for name in kept
         }
         lines = array("q")
         for row in rows:
@@ -170,7 +196,7 @@ class _CsvFile:
 
     def _rows(self, handle: TextIO) -> Iterator[list[str]]:
         """The rows with content; `_line` is the physical line on which the latest one starts."""
-        reader = csv.reader(self._text_lines(handle), strict=True)
+        reader = csv.reader(self._text_lines(handle), strict=True, delimiter=self._delimiter)
         while True:
             self._line = reader.line_num + 1
             try:

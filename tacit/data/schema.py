@@ -126,6 +126,35 @@ class CategoricalColumn(Frozen):
 Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]
 
 
+class TextColumn(Frozen):
+    """A column of text, each cell of which becomes whole numbers of one length; see `tacit.data.tokens`.
+
+    Attributes:
+        column: its name.
+        tokens: "words", runs of letters and digits in lower case, hashed; "bytes", of UTF-8.
+        vocabulary: how many different tokens there are, padding included, where tokens are words.
+        length: tokens of a record: what is longer is cut, what is shorter is filled up.
+    """
+
+    column: Text
+    tokens: Literal["words", "bytes"] = "words"
+    vocabulary: Annotated[int | None, Field(ge=2, le=2**24)] = None
+    length: Annotated[int, Field(ge=1, le=10_000)] = 64
+
+    @model_validator(mode="after")
+    def _sized(self) -> TextColumn:
+        if (self.tokens == "words") != (self.vocabulary is not None):
+            raise ValueError(
+                'tokens = "words" needs vocabulary, e.g. 4096; tokens = "bytes" has 257 of its own'
+            )
+        return self
+
+    @property
+    def num_tokens(self) -> int:
+        """How many different tokens the model knows, padding included."""
+        return self.vocabulary or 257
+
+
 class Schema(Frozen):
     """The columns of a table that a task reads; other columns of the file are ignored.
 
@@ -133,6 +162,7 @@ class Schema(Frozen):
         label: name of the label column.
         classes: the label's values in order, matched like categories; the class index is the position.
         columns: feature columns by name, in order; none where a task of one's own reads them by itself.
+        text: the column of text that a record is, in the place of columns.
         site: column that says which site a row belongs to, if any.
         split: column with "train" or "test" for each row, if any; without it every row is for training.
         missing_rows: what happens to a row with an empty feature cell.
@@ -143,6 +173,7 @@ class Schema(Frozen):
     label: Text
     classes: Annotated[tuple[Text, ...], Field(min_length=2, strict=False)] = ("0", "1")
     columns: dict[str, Column] = Field(default_factory=dict)
+    text: TextColumn | None = None
     site: str = ""
     split: str = ""
     missing_rows: Literal["impute", "drop"] = "impute"
@@ -157,11 +188,37 @@ class Schema(Frozen):
         for name in special:
             if name in self.columns:
                 raise ValueError(f"column {name!r} is label, site or split and cannot be a feature too")
+        if self.text is not None:
+            self._check_text(self.text, special)
         if self.scaling == "federated":
             for name, column in self.columns.items():
                 if isinstance(column, NumericColumn) and column.range is None:
                     raise ValueError(f"columns.{name}: federated scaling needs range = [low, high]")
         return self
+
+    def _check_text(self, text: TextColumn, special: list[str]) -> None:
+        if self.columns:
+            raise ValueError("columns and text exclude each other: a record is its text alone")
+        if text.column in special:
+            raise ValueError(f"column {text.column!r} is label, site or split and cannot be the text too")
+        if self.scaling == "federated" or self.missing_rows == "drop":
+            raise ValueError('scaling = "federated" and missing_rows = "drop" are for columns, not for text')
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns that a file must have."""
+        text = () if self.text is None else (self.text.column,)
+        return (self.label, *self.columns, *text, *((self.split,) if self.split else ()))
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Columns that it may have: at a site, the file itself says whose it is."""
+        return (self.site,)
+
+    @property
+    def numeric(self) -> frozenset[str]:
+        """Columns of numbers."""
+        return frozenset(n for n, column in self.columns.items() if isinstance(column, NumericColumn))
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tacit.data.array_schema import ArraySchema
-from tacit.data.npz import read_arrays, read_npz
+from tacit.data.arrays import raw_arrays, read_arrays
 from tacit.data.preprocessing import (
     EMPTY,
     UNSEEN,
@@ -172,7 +172,7 @@ class ArrayInputs:
             _, targets = read_arrays(path, self._schema, split)
         if not len(targets):
             raise DataError("has no record", path=path)
-        arrays = read_npz(path, ("x", "split"))
+        arrays = raw_arrays(path, self._schema)
         chosen = arrays["split"] == split if "split" in arrays else slice(None)
         if not self._schema.classes:
             targets = targets * self._schema.target_scale + self._schema.target_center

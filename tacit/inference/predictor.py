@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tacit.errors import ConfigError
 from tacit.inference.inputs import Input, Raw, inputs_of
 from tacit.inference.trained import Trained
-from tacit.learning import CLASSES, NUMBERS
+from tacit.learning import CLASSES, NUMBERS, TEXT
 from tacit.tasks.arrays import ArrayClassification, ArrayRegression
 from tacit.tasks.tabular import TabularClassification
 
@@ -50,6 +50,11 @@ class Predictor:
         if not (task.is_own or task.kind in (*CLASSES, *NUMBERS)):
             raise ConfigError(
                 f'"{task.kind}" predicts neither a class nor numbers: its model is not exported or served',
+                key="task.kind",
+            )
+        if task.kind in TEXT:
+            raise ConfigError(
+                "a model of text is not exported or served: its tokens are made outside of it",
                 key="task.kind",
             )
         self.name = trained.experiment.name.replace(" ", "-")

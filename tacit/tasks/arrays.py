@@ -53,7 +53,7 @@ class Arrays:
         """
         import torch
 
-        from tacit.data.npz import read_arrays
+        from tacit.data.arrays import read_arrays
         from tacit.tasks.models import AXES
 
         records, targets = read_arrays(path, self.schema, split)

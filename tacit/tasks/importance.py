@@ -26,7 +26,7 @@ import numpy as np
 from tacit.config import Experiment
 from tacit.data.schema import NumericColumn
 from tacit.errors import ConfigError, MissingExtra
-from tacit.learning import CLASSES, NUMBERS
+from tacit.learning import CLASSES, NUMBERS, TEXT
 from tacit.tasks.measures import drowned
 
 if TYPE_CHECKING:
@@ -140,14 +140,16 @@ def importance_of(experiment: Experiment, task: Task) -> Importance | None:
     """Whose importance an experiment asks for; None where it does not.
 
     Raises:
-        ConfigError: the task predicts neither a class nor numbers, is the user's own, or has too many columns.
+        ConfigError: the task predicts neither a class nor numbers, is the user's own, reads text, or has too many
+            columns.
     """
     method = experiment.evaluation.explain
     if not method:
         return None
-    if experiment.task.kind not in (*CLASSES, *NUMBERS):
+    if experiment.task.kind not in (*CLASSES, *NUMBERS) or experiment.task.kind in TEXT:
         raise ConfigError(
-            "is for the built-in tasks that predict a class or numbers", key="evaluation.explain"
+            "is for the built-in tasks that predict a class or numbers from columns or channels",
+            key="evaluation.explain",
         )
     columns, blocks = _columns(experiment)
     if len(columns) > MOST_COLUMNS:

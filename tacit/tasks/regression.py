@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ERROR_BOUND = 4.0  # squared, in declared scales; a record's error counts at most this much in the metric
+ABSOLUTE_BOUND = 2.0  # likewise, of the absolute error
 
 
 class Regression:
@@ -24,7 +25,7 @@ class Regression:
         `metrics` lies in [0, 1] for each record, whatever the outputs, NaN included.
     """
 
-    metric_names: tuple[str, ...] = ("error",)
+    metric_names: tuple[str, ...] = ("error", "absolute_error")
     target_scale: float = 1.0
     settings: learning.Task = learning.Task(kind="array_regression")
 
@@ -43,9 +44,15 @@ class Regression:
         return (outputs - targets).square().mean(-1)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
-        """Per record: `error` as squared error cut at 4 declared scales squared, divided by 4."""
-        error = (outputs - targets).square().mean(-1).nan_to_num(nan=ERROR_BOUND)
-        return {"error": error.clamp(0.0, ERROR_BOUND) / ERROR_BOUND}
+        """Per record, as the mean over its numbers, in declared scales.
+
+        `error` is the squared error cut at 4 and divided by 4, `absolute_error` the absolute one cut at 2 and divided
+        by 2. Multiplied by these they are a mean squared and a mean absolute error of the federation.
+        """
+        wrong = outputs - targets
+        squared = wrong.square().mean(-1).nan_to_num(nan=ERROR_BOUND).clamp(0.0, ERROR_BOUND)
+        absolute = wrong.abs().mean(-1).nan_to_num(nan=ABSOLUTE_BOUND).clamp(0.0, ABSOLUTE_BOUND)
+        return {"error": squared / ERROR_BOUND, "absolute_error": absolute / ABSOLUTE_BOUND}
 
     def summary(self, outputs: Tensor, targets: Tensor) -> Mapping[str, float]:
         """Metrics of a whole set: `r2`, the share of variance explained, `rmse` and `mae` in the target's unit.
@@ -60,6 +67,6 @@ class Regression:
         found = {
             "rmse": float(wrong.square().mean().sqrt()) * self.target_scale,
             "mae": float(wrong.abs().mean()) * self.target_scale,
-            "error": float(self.metrics(outputs, targets)["error"].mean()),
+            **{name: float(values.mean()) for name, values in self.metrics(outputs, targets).items()},
         }
         return {"r2": float(1 - wrong.square().mean() / spread), **found} if spread > 0 else found

@@ -85,6 +85,10 @@ def load_task(experiment: Experiment) -> Task:
         from tacit.tasks.tabular import TabularAnomaly
 
         return TabularAnomaly.of(experiment)
+    if kind == "text_classification":
+        from tacit.tasks.text import TextClassification
+
+        return TextClassification.of(experiment)
     if not experiment.task.is_own:
         from tacit.tasks.arrays import array_task
 

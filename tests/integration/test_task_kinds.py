@@ -11,9 +11,9 @@ from tacit import config
 from tacit.errors import ConfigError
 from tacit.inference.predictor import Predictor
 from tacit.inference.trained import Trained
-from tacit.learning import ANOMALY, BUILT_IN, CLASSES, LABELS, NUMBERS
+from tacit.learning import ANOMALY, BUILT_IN, CLASSES, LABELS, NUMBERS, TEXT
 
-TEXT = """
+EXPERIMENT = """
 name = "kind"
 {data}
 [partition]
@@ -41,7 +41,22 @@ shape = [4]
 """
 
 
+NOTES = """[data]
+source = "csv"
+path = "{path}"
+[data.schema]
+label = "y"
+classes = ["a", "b", "c"]
+text = {{column = "note", vocabulary = 30, length = 5}}
+"""
+
+
 def experiment(kind: str, folder: Path) -> config.Experiment:
+    if kind in TEXT:
+        lines = [f"this is {'abc'[i % 3]} {i},{'abc'[i % 3]}" for i in range(120)]
+        (folder / "notes.csv").write_text("\n".join(["note,y", *lines]))
+        data = NOTES.format(path=folder / "notes.csv")
+        return config.loads(EXPERIMENT.format(kind=kind, data=data, model="embedding"))
     rng = np.random.default_rng(1)
     y = np.arange(120) % 3
     x = (rng.normal(size=(120, 4)) + y[:, None]).astype(np.float32)
@@ -55,7 +70,7 @@ def experiment(kind: str, folder: Path) -> config.Experiment:
     outputs += "\nseveral = true" if kind in LABELS else ""
     data = "" if kind.startswith("tabular") else ARRAYS.format(path=folder / "data.npz", outputs=outputs)
     model = "autoencoder" if kind in ANOMALY else "mlp"
-    return config.loads(TEXT.format(kind=kind, data=data, model=model))
+    return config.loads(EXPERIMENT.format(kind=kind, data=data, model=model))
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
@@ -71,6 +86,10 @@ def test_every_kind_of_task_has_a_report_and_what_it_predicts_leaves_as_what_it_
     trained = Trained.open(tmp_path / "run")
     if kind not in (*CLASSES, *NUMBERS):
         with pytest.raises(ConfigError, match=rf'task\.kind: "{kind}" predicts neither a class nor numbers'):
+            Predictor(trained)
+        return
+    if kind in TEXT:
+        with pytest.raises(ConfigError, match=r"task\.kind: a model of text is not exported or served"):
             Predictor(trained)
         return
     outputs = [output.name for output in Predictor(trained).outputs]

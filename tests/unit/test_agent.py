@@ -444,7 +444,7 @@ def test_the_file_with_the_records_is_named_and_nothing_else_changes(tmp_path: P
     assert "# ours" in text and 'data_set = "d"  # for ever' in text
     set_data(tmp_path, table)
     assert (tmp_path / "site.toml").read_text() == text
-    with pytest.raises(ConfigError, match="is not a file"):
+    with pytest.raises(ConfigError, match="is neither a file nor a folder"):
         set_data(tmp_path, tmp_path / "none.csv")
 
 

@@ -12,7 +12,8 @@ from client.private_gradients import unsupported
 from simulations.array_sources import ArraySet, load_arrays, load_medmnist
 from tacit import config, learning
 from tacit.data.array_schema import ArraySchema
-from tacit.data.npz import read_arrays, scaled
+from tacit.data.arrays import read_arrays
+from tacit.data.npz import scaled
 from tacit.data.readers import num_rows
 from tacit.errors import ConfigError, DataError
 from tacit.tasks import Summarises, Task, load_task
@@ -183,8 +184,15 @@ def test_several_classes_and_one_are_not_taken_for_each_other() -> None:
 def test_regression_metrics_lie_in_0_1_for_each_record_whatever_the_outputs() -> None:
     task = ArrayRegression(NUMBERS, learning.Model())
     outputs = torch.tensor([[0.0, 0.0], [1e30, 0.0], [float("nan"), 0.0], [float("-inf"), 1.0]])
-    values = task.metrics(outputs, torch.zeros(4, 2))["error"]
-    assert values.tolist() == [0.0, 1.0, 1.0, 1.0]
+    values = task.metrics(outputs, torch.zeros(4, 2))
+    assert set(values) == set(task.metric_names) == {"error", "absolute_error"}
+    for each in values.values():
+        assert each.tolist() == [0.0, 1.0, 1.0, 1.0]
+    near = task.metrics(torch.tensor([[1.0, -0.5]]), torch.zeros(1, 2))
+    assert {name: float(each) for name, each in near.items()} == {
+        "error": 0.625 / 4,
+        "absolute_error": 0.75 / 2,
+    }
 
 
 def test_a_task_over_arrays_says_what_is_not_declared() -> None:

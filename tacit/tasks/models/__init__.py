@@ -7,15 +7,25 @@
 | cnn, resnet | (channels, height, width) | `convolution` |
 | cnn1d | (channels, time) | `convolution` |
 | rnn, gru, lstm | (channels, time) | `recurrent` |
-| transformer | (channels, time) | `attention` |
+| transformer | (channels, time), or tokens | `attention` |
+| embedding | tokens | `embedding` |
 """
 
-from tacit.tasks.models.families import AXES, FLAT, GIVES_BACK, build, build_for, build_to_give_back
+from tacit.tasks.models.families import (
+    AXES,
+    FLAT,
+    GIVES_BACK,
+    build,
+    build_for,
+    build_for_text,
+    build_to_give_back,
+)
 from tacit.tasks.models.mlp import ACTIVATIONS, Classifier
 
 __all__ = [
     "build",
     "build_for",
+    "build_for_text",
     "build_to_give_back",
     "AXES",
     "FLAT",

@@ -10,9 +10,10 @@ from torch import nn
 
 from tacit import learning
 from tacit.errors import ConfigError
-from tacit.tasks.models.attention import Transformer
+from tacit.tasks.models.attention import text_transformer, transformer
 from tacit.tasks.models.autoencoder import VAE, autoencoder
 from tacit.tasks.models.convolution import cnn, cnn1d, resnet
+from tacit.tasks.models.embedding import Embedding
 from tacit.tasks.models.mlp import Classifier, logistic, mlp
 from tacit.tasks.models.recurrent import gru, lstm, rnn
 
@@ -30,6 +31,11 @@ GIVES_BACK: Final[Mapping[str, Callable[[learning.Model, int], nn.Module]]] = {
 AXES: Final[Mapping[str, int]] = {
     "cnn": 3, "resnet": 3, "cnn1d": 2, "rnn": 2, "gru": 2, "lstm": 2, "transformer": 2,
 }  # fmt: skip
+# Of the tokens of a text.
+TOKENS: Final[Mapping[str, Callable[[learning.Model, int, int], nn.Module]]] = {
+    "embedding": Embedding,
+    "transformer": text_transformer,
+}
 _MADE_BY: Final[Mapping[str, Callable[[learning.Model, int, int], nn.Module]]] = {
     "cnn": cnn,
     "resnet": resnet,
@@ -37,7 +43,7 @@ _MADE_BY: Final[Mapping[str, Callable[[learning.Model, int, int], nn.Module]]] =
     "rnn": rnn,
     "gru": gru,
     "lstm": lstm,
-    "transformer": Transformer,
+    "transformer": transformer,
 }
 
 
@@ -83,6 +89,17 @@ def build_for(model: learning.Model, shape: tuple[int, ...], outputs: int) -> nn
     return _MADE_BY[model.name](model, shape[0], outputs)
 
 
+def build_for_text(model: learning.Model, num_tokens: int, outputs: int) -> nn.Module:
+    """A fresh model of tokens, of which there are so many, its weights drawn from torch's global generator.
+
+    Raises:
+        ConfigError: the family is for something else.
+    """
+    if model.name not in TOKENS:
+        raise ConfigError(f'"{model.name}" reads no text; {", ".join(TOKENS)} do', key="task.model.name")
+    return TOKENS[model.name](model, num_tokens, outputs)
+
+
 def build_to_give_back(model: learning.Model, inputs: int) -> nn.Module:
     """A fresh model that gives records of so many numbers back, its weights from torch's global generator.
 
@@ -98,6 +115,10 @@ def build_to_give_back(model: learning.Model, inputs: int) -> nn.Module:
 
 
 def _check_predicts(model: learning.Model) -> None:
+    if model.name in TOKENS and model.name not in AXES:
+        raise ConfigError(
+            f'"{model.name}" reads text: set task.kind to {" or ".join(learning.TEXT)}', key="task.model.name"
+        )
     if model.name in GIVES_BACK:
         raise ConfigError(
             f'"{model.name}" gives records back and predicts nothing: set task.kind to '
