@@ -64,13 +64,7 @@ def data_of(name: str) -> str:
 
 def figures(name: str, folder: Path) -> list[float]:
     """AUROC over all held-out records: pooled without privacy, then the federation under each of `PROMISES`."""
-<<<<<<< HEAD
-    text = TEXT.format(kind=FAMILIES[name].kind, name=name) + DATA[data_of(name)]
-=======
-    text = TEXT.format(kind=FAMILIES[name].kind, name=FAMILIES[name].model or name) + DATA[
-        data_of(name)
-    ].format(path=digits(folder), classes=[str(i) for i in range(10)]).replace("'", '"')
->>>>>>> text
+    text = TEXT.format(kind=FAMILIES[name].kind, name=FAMILIES[name].model or name) + DATA[data_of(name)]
     found = []
     for number, promise in enumerate(PROMISES.values()):
         wanted = (promise, f"simulation.baselines={str(not number).lower()}", "checkpoints.keep=1")
