@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from tacit.durable import write_file
 from tacit.errors import ConfigError, ProtocolError, StorageError
 from tacit.federation import EnrolmentRequest, Invitation
 from tacit.secagg.identity import (
@@ -162,10 +163,7 @@ def enroll(
     identity = kit.identity()
     request = EnrolmentRequest.make(kit.invitation, identity, _public_line(kit.node_key()), num_rows)
     if request != before:
-        unfinished = folder / ".request.json"
-        unfinished.unlink(missing_ok=True)
-        create_private(unfinished, request.encode())
-        unfinished.replace(folder / "request.json")
+        write_file(folder / "request.json", request.encode())
     say(f"{kit.invitation.label} of {kit.invitation.name!r}, {num_rows} rows")
     say(f"fingerprint  {fingerprint(identity.public)}")
     say(f"send {folder / 'request.json'} to the coordinator, and say the fingerprint over the telephone")

@@ -152,6 +152,21 @@ class _Sent:
     whole: bool = False
 
 
+@dataclass
+class _Taken:
+    """What has come of the message that is being fetched.
+
+    Attributes:
+        number: of the message.
+        contents: of its objects, by their ids.
+        size: of all of them, in bytes.
+    """
+
+    number: str
+    contents: dict[str, bytes] = field(default_factory=dict)
+    size: int = 0
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """What the SuperLink says of a run.
@@ -199,7 +214,7 @@ class Wire:
         http.headers["accept-encoding"] = "identity"  # a small answer must not become a large one here
         http.event_hooks = {"response": [_check_size]}
         self.node_id = 0
-        self._sent = _Sent("")
+        self._sent, self._taken = _Sent(""), _Taken("")
 
     def close(self) -> None:
         """Ends the connection, without a word to the SuperLink."""
@@ -257,21 +272,24 @@ class Wire:
         return RunInfo(run.fab_hash, run.override_config, run.series_id)
 
     def fetch(self, delivery: Delivery) -> Message:
-        """The message with its content.
+        """The message with its content. May be called again after `Lost`: what has come is not asked for again.
 
         Raises:
             ProtocolError: "message", it cannot be read, or is too large.
         """
-        run_id, size = delivery.message.metadata.run_id, 0
-        pull = make_pull_object_fn_protobuf(self._calling(self._client.PullObject), self._node, run_id)
+        asked = delivery.message.metadata
+        taken = self._taken if asked.message_id == self._taken.number else _Taken(asked.message_id)
+        self._taken = _Taken("")
+        pull = make_pull_object_fn_protobuf(self._calling(self._client.PullObject), self._node, asked.run_id)
 
-        def pull_counted(object_id: str) -> bytes:
-            nonlocal size
-            content = pull(object_id)
-            size += len(content)
-            if size > MAX_MESSAGE:
-                raise ProtocolError("message", "is too large")
-            return content
+        def pull_once(object_id: str) -> bytes:
+            if object_id not in taken.contents:
+                content = pull(object_id)
+                taken.size += len(content)
+                if taken.size > MAX_MESSAGE:
+                    raise ProtocolError("message", "is too large")
+                taken.contents[object_id] = content
+            return taken.contents[object_id]
 
         try:
             objects = [tree.object_id for tree in iterate_object_tree(delivery.tree)]
@@ -279,7 +297,7 @@ class Wire:
                 raise ProtocolError("message", "has too many parts")
             contents = pull_objects(
                 objects,
-                pull_counted,
+                pull_once,
                 max_time=PATIENCE_SECONDS,
                 initial_backoff=0.02,
                 backoff_cap=1.0,
@@ -287,7 +305,12 @@ class Wire:
             message = inflate_object_from_contents(delivery.tree.object_id, contents)
         except ObjectPullError as error:
             raise Over(str(error)) from None
-        except (Lost, Over, ProtocolError):
+        except (
+            Lost
+        ):  # on a line that loses one request in five, a message of many parts would never come at once
+            self._taken = taken
+            raise
+        except (Over, ProtocolError):
             raise
         except Exception:  # whatever Flower's own readers make of bytes that are no message
             raise ProtocolError("message", "its content cannot be read") from None

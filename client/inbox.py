@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from client.flower_wire import Delivery
+from tacit.durable import usable, write_file
 from tacit.errors import StorageError
 
 LOG: Final = logging.getLogger(__name__)
@@ -96,14 +97,6 @@ def note_node(site: Path, number: int) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """Replaces a small private file at once. Not fsynced: a lost message is a message that was not answered."""
-    temporary = path.with_suffix(".tmp")
-    try:
+    with usable(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        with open(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb"
-        ) as file:
-            file.write(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
+    write_file(path, content, durable=False)

@@ -11,7 +11,6 @@ Guarantees:
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from tacit.durable import sync_folder
+from tacit.durable import new_folder, sync_folder, write_file
 from tacit.errors import Refused, StorageError
 
 FOLDER: Final = "kept"  # in a site's folder
@@ -70,18 +69,9 @@ class Kept:
         """Writes down what a round has made; `take_over` makes it count."""
         whole = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
         path = self._aside(round_number)
-        try:
-            self._folder.parent.mkdir(mode=0o700, exist_ok=True)
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(save(whole))
-                file.flush()
-                if self._durable:
-                    os.fsync(file.fileno())
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
+        for folder in (self._folder.parent, self._folder):
+            new_folder(folder, durable=self._durable)
+        write_file(path, save(whole), sync_name=False, durable=self._durable)
 
     def take_over(self, round_number: int) -> None:
         """What was put aside counts from here on; to be called when the round is paid for. Does nothing twice."""

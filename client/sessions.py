@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from tacit.durable import new_folder, write_file
 from tacit.errors import ProtocolError, StorageError
 from tacit.secagg.client import ClientMachine
 from tacit.secagg.encoding import HASH_BYTES, Reader, Writer
@@ -134,16 +135,9 @@ class FolderSessions:
             raise StorageError(f"{self._file}: damaged session: {error}") from None
 
     def save(self, session: Session) -> None:
-        """See `Sessions`; `StorageError` when it cannot be written."""
-        temporary = self._file.with_suffix(".tmp")
-        try:
-            self._file.parent.mkdir(mode=0o700, exist_ok=True)
-            temporary.unlink(missing_ok=True)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(session.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._file)
-        except OSError as error:
-            raise StorageError(f"{self._file}: cannot be written: {error.strerror}") from None
+        """See `Sessions`; `StorageError` when it cannot be written.
+
+        It is on the disk when this returns: what the journal says next must not outlive it.
+        """
+        new_folder(self._file.parent)
+        write_file(self._file, session.encode())

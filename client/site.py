@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import tomli_w
 
+from tacit.durable import write_file
 from tacit.errors import ConfigError, ProtocolError, StorageError
 from tacit.privacy.ledger import Ledger
 from tacit.privacy.policy import SitePolicy
@@ -127,6 +128,7 @@ def set_data(folder: Path, file: Path) -> None:
 
     Raises:
         ConfigError: there is no such file or folder, or no site.toml.
+        StorageError: site.toml cannot be written.
     """
     if not (file.is_file() or file.is_dir()):
         raise ConfigError("is neither a file nor a folder", source=file, key="--data")
@@ -142,9 +144,7 @@ def set_data(folder: Path, file: Path) -> None:
     text = line + "".join(lines)
     if tomllib.loads(text) != {**before, "data": str(name)}:
         raise ConfigError(f"cannot be changed; write into it: {line.strip()}", source=path, key="data")
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_file(path, text.encode())
 
 
 @lru_cache(maxsize=4)

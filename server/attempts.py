@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from server.checkpoint import write_file
 from strategies.attempts import AttemptLog, Begun, Step
+from tacit.durable import new_folder, usable, write_file
 from tacit.errors import StorageError
 
 STEPS: Final = 5
@@ -34,7 +34,7 @@ class AttemptFile(AttemptLog):
         """See `AttemptLog`."""
         self.drop()
         with _usable(self._folder):
-            self._folder.mkdir(mode=0o700)
+            new_folder(self._folder)
             fields = {
                 "request": begun.request.hex(),
                 "secret": begun.secret.hex(),
@@ -47,7 +47,7 @@ class AttemptFile(AttemptLog):
         """See `AttemptLog`."""
         with _usable(self._folder):
             if step.total:
-                write_file(self._folder / f"{number}.total", step.total, sync_folder=False)
+                write_file(self._folder / f"{number}.total", step.total, sync_name=False)
             fields = {
                 "answers": [answer.hex() for answer in step.answers],
                 "bytes_up": {str(node): size for node, size in step.bytes_up.items()},
@@ -93,8 +93,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 @contextmanager
 def _usable(folder: Path) -> Iterator[None]:
     try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{error.filename or folder}: {error.strerror or error}") from None
+        with usable(folder):
+            yield
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StorageError(f"{folder}: damaged") from None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from strategies.rounds import Progress
+from tacit.durable import new_folder, write_file
 from tacit.durable import sync_folder as _sync  # the name that a test kills at
 
 
@@ -48,7 +48,7 @@ class Checkpoint:
             root: the folder.
             durable: wait for the disk. Without, a checkpoint outlives its process, but perhaps not a power failure.
         """
-        root.mkdir(mode=0o700, exist_ok=True)
+        new_folder(root, durable=durable)
         unfinished = root / ".unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
         unfinished.mkdir(mode=0o700)
@@ -69,7 +69,7 @@ class Checkpoint:
         }
         files["manifest.json"] = json.dumps({name: _sha256(data) for name, data in files.items()}).encode()
         for name, data in files.items():
-            write_file(unfinished / name, data, sync_folder=False, durable=durable)
+            write_file(unfinished / name, data, sync_name=False, durable=durable)
         if durable:
             _sync(unfinished)
         unfinished.rename(root / name_of(progress.round))
@@ -78,7 +78,11 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path, run: str) -> Checkpoint | None:
-        """The checkpoint in a folder; None when a file is missing, altered, cut short or not of this run."""
+        """The checkpoint in a folder; None when a file is missing, altered, cut short or not of this run.
+
+        Raises:
+            OSError: it is there and cannot be read now, which says nothing about what is in it.
+        """
         try:
             manifest = json.loads((folder / "manifest.json").read_bytes())
             files = {name: (folder / name).read_bytes() for name in manifest}
@@ -97,27 +101,15 @@ class Checkpoint:
                 clip=counters["clip"],
             )
             return cls(run, progress, counters["record"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError):
             return None
 
 
 def name_of(round_number: int) -> str:
     """The folder's name of the checkpoint after a round."""
     return f"round-{round_number:06d}"
-
-
-def write_file(path: Path, data: bytes, *, sync_folder: bool = True, durable: bool = True) -> None:
-    """Replaces a file atomically and, unless `durable` is off, durably with its folder synced; mode 0600."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    temporary.replace(path)
-    if sync_folder and durable:
-        _sync(path.parent)
 
 
 def _sha256(data: bytes) -> str:

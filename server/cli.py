@@ -85,10 +85,10 @@ def serve(experiment: Experiment, state: Path, federation: Path, *, port: int, n
     if experiment.simulation.faults:
         raise ConfigError("real processes play no faults yet: tacit simulate does", key="simulation.faults")
     from server import submission
-    from server.checkpoint import write_file
     from server.following import RoundFollower, round_progress
     from server.state import check_folder
     from server.superlink import SuperLink
+    from tacit.durable import write_file
 
     state = state.resolve()
     check_folder(state, experiment.to_toml())  # before anything is started and anybody waits

@@ -21,9 +21,9 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from server.checkpoint import write_file
 from server.provisioning import WARNING_DAYS, CoordinatorKit, certificate_warnings, make_folder
 from server.requests import check_change, check_distinct, read_requests, store_request, stored_requests
+from tacit.durable import write_file
 from tacit.errors import ConfigError, ProtocolError, StorageError
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
@@ -80,7 +80,7 @@ def add_signatures(kit: CoordinatorKit, signed: SignedRoster) -> SignedRoster:
     checked_signers(signed, _signing_root(kit, newest.roster))
     merged = newest.merge(signed)
     if merged != newest:
-        _write(kit.folder / "roster.json", merged)
+        write_file(kit.folder / "roster.json", merged.encode())
     return merged
 
 
@@ -173,9 +173,9 @@ def propose(
         )
     if base:
         make_folder(kit.folder / "rosters")
-        _write(kit.folder / "rosters" / f"{base.roster.epoch}.json", base)
+        write_file(kit.folder / "rosters" / f"{base.roster.epoch}.json", base.encode())
     signed = SignedRoster(roster)
-    _write(kit.folder / "roster.json", signed)
+    write_file(kit.folder / "roster.json", signed.encode())
     return signed
 
 
@@ -357,10 +357,3 @@ def _read(path: Path) -> SignedRoster | None:
         return None
     except (OSError, ProtocolError) as error:
         raise StorageError(f"{path}: {error}") from None
-
-
-def _write(path: Path, signed: SignedRoster) -> None:
-    try:
-        write_file(path, signed.encode())
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None

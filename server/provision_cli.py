@@ -186,7 +186,7 @@ def sign_root(
     ] = "",
 ) -> None:
     """Sign an epoch as the offline root, on the machine of its holder; then: tacit provision add-signature."""
-    from server.checkpoint import write_file
+    from tacit.durable import write_file
     from tacit.roster_text import describe
     from tacit.secagg.identity import Identity, readable
 

@@ -35,8 +35,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from server.checkpoint import write_file
 from server.kit_texts import POLICY, README, SITE
+from tacit.durable import write_file
 from tacit.errors import ConfigError, ProtocolError, StorageError
 from tacit.federation import COORDINATOR, FederationFile, Invitation
 from tacit.secagg.identity import (

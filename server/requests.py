@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from server.checkpoint import write_file
 from server.provisioning import CoordinatorKit, check_node_key, make_folder
+from tacit.durable import write_file
 from tacit.errors import ConfigError, ProtocolError, StorageError
 from tacit.federation import EnrolmentRequest
 
@@ -77,10 +77,7 @@ def store_request(kit: CoordinatorKit, request: EnrolmentRequest) -> None:
         ("requests", f"{request.label}.json", request.encode()),
     ):
         make_folder(kit.folder / folder)
-        try:
-            write_file(kit.folder / folder / name, content)
-        except OSError as error:
-            raise StorageError(f"{kit.folder / folder / name}: cannot be written: {error.strerror}") from None
+        write_file(kit.folder / folder / name, content)
 
 
 def check_change(

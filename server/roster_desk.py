@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from server.checkpoint import write_file
-from tacit.errors import ProtocolError
+from tacit.durable import write_file
+from tacit.errors import ProtocolError, StorageError
 from tacit.secagg.membership import asked_epoch, check_member_header
 from tacit.secagg.signed_roster import SignedRoster, checked_signers
 
@@ -64,7 +64,7 @@ class RosterDesk:
             if signed is None:
                 return _NONE
             return self._show(signed, member) if method == b"GET" else self._collect(signed, body)
-        except (OSError, ProtocolError):
+        except (OSError, ProtocolError, StorageError):
             return _UNREADABLE
 
     def _show(self, signed: SignedRoster, member: str) -> tuple[int, bytes]:

@@ -11,6 +11,7 @@ The two commands share nothing but these files, so that a run outlives the termi
 
 Guarantees:
     A run is in the queue whole or not at all.
+    When `submit` returns, the run is on the disk with its name.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Container
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from server.checkpoint import write_file
 from server.state import begin, read_rounds, starts_of
 from tacit.config import Experiment
+from tacit.durable import sync_folder, usable, write_file
 from tacit.errors import ConfigError, StorageError
 
 PAGE: Final = "report.html"
@@ -75,14 +76,14 @@ class Run:
     @property
     def experiment(self) -> str:
         """Canonical TOML text."""
-        with _usable(self.folder):
+        with usable(self.folder):
             return (self.folder / "experiment.toml").read_text(encoding="utf-8")
 
     @property
     def status(self) -> Status:
         """As last written."""
         path = self.folder / "status.json"
-        with _usable(self.folder):
+        with usable(self.folder):
             try:
                 return Status(**json.loads(path.read_bytes()))
             except (ValueError, TypeError):
@@ -98,8 +99,7 @@ class Run:
             self.log(state if reason in ("", state) else f"{state}: {reason}")
 
     def _write(self, status: Status) -> None:
-        with _usable(self.folder):
-            write_file(self.folder / "status.json", json.dumps(asdict(status)).encode())
+        write_file(self.folder / "status.json", json.dumps(asdict(status)).encode())
 
     def log(self, text: str) -> None:
         """Adds a line to what happened. Not worth failing for."""
@@ -124,7 +124,7 @@ class Run:
 
     def forget_outcome(self) -> None:
         """Before it begins or goes on: what an earlier start has left is over."""
-        with _usable(self.folder):
+        with usable(self.folder):
             (self.folder / "failure.json").unlink(missing_ok=True)
 
     @property
@@ -148,8 +148,7 @@ class Run:
 
     def ask_to_stop(self) -> None:
         """The server will see it."""
-        with _usable(self.folder):
-            write_file(self.folder / "stop", b"")
+        write_file(self.folder / "stop", b"")
 
 
 def outcome_text(state: str, reason: str) -> str:
@@ -174,11 +173,12 @@ class Queue:
         run, text = Run(self.folder / secrets.token_hex(16)), experiment.to_toml()
         unfinished = Run(self.folder / f".{run.id}")
         begin(unfinished.folder, run.id, text)
-        with _usable(self.folder):
+        with usable(self.folder):
             write_file(unfinished.folder / "experiment.toml", text.encode())
             unfinished._write(Status("queued", experiment.name, experiment.training.rounds, time.time()))
             unfinished.log("queued")
             unfinished.folder.rename(run.folder)
+            sync_folder(self.folder)
         return run
 
     def resume(self, run: Run) -> None:
@@ -191,7 +191,7 @@ class Queue:
         if status.state not in ("failed", "stopped"):
             raise ConfigError(f"run {run.id} is {status.state}: nothing to resume", key="--resume")
         run.forget_outcome()
-        with _usable(run.folder):
+        with usable(run.folder):
             (run.folder / "stop").unlink(missing_ok=True)
         run._write(replace(status, state="queued", reason="", queued=time.time()))
         run.log("queued again")
@@ -207,9 +207,9 @@ class Queue:
         """All of them, in that order."""
         return [run for run, _ in self.known()]
 
-    def next(self) -> Run | None:
-        """The one to work on: that which was begun, else the oldest."""
-        known = self.known()
+    def next(self, besides: Container[str] = ()) -> Run | None:
+        """The one to work on: that which was begun, else the oldest; none of `besides`, which are ids."""
+        known = [(run, status) for run, status in self.known() if run.id not in besides]
         for wanted in ("running", "queued"):
             for run, status in known:
                 if status is not None and status.state == wanted:
@@ -243,11 +243,3 @@ def _read(path: Path) -> dict[str, object] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-@contextmanager
-def _usable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{error.filename or folder}: {error.strerror or error}") from None

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from server.checkpoint import write_file
 from server.epochs import active_nodes, in_force, missing_signatures, proposal, warnings
 from server.flower_files import watched
 from server.front import Front
@@ -31,6 +30,7 @@ from server.superlink import DATABASE, Tls
 from server.supervisor import Supervisor, Watch
 from tacit import __version__
 from tacit.audit import SERVER_FILE, AuditLog, RosterAccepted, Started, Stopped
+from tacit.durable import write_file
 from tacit.errors import ConfigError
 from tacit.health import Health, serve_health
 from tacit.processes import LOOPBACK, Group, free_port, interrupted_once, leave_no_core, tacit_command

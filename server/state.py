@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
-from server.checkpoint import Checkpoint, name_of, write_file
+from server.checkpoint import Checkpoint, name_of
 from strategies.rounds import Progress
+from tacit.durable import new_folder, sync_folder, usable, write_file
 from tacit.errors import StorageError
 
 
@@ -53,7 +54,7 @@ class RunState:
         self, folder: Path, config: str, keep: int, *, read_only: bool = False, durable: bool = True
     ) -> None:
         self.folder, self._keep, self._lock, self.durable = folder, keep, -1, durable
-        with _usable(folder):
+        with usable(folder):
             if not read_only:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock = _locked(folder / "lock")
@@ -82,9 +83,10 @@ class RunState:
         """The newest checkpoint that is whole; damaged ones after it are removed, and their rounds run again.
 
         Raises:
-            StorageError: the run has made rounds, and no checkpoint is whole.
+            StorageError: the run has made rounds, and no checkpoint is whole; or one cannot be read now, and then
+                nothing is removed.
         """
-        with _usable(self.folder):
+        with usable(self.folder):
             damaged: list[Path] = []
             for folder in reversed(self._checkpoints()):
                 checkpoint = Checkpoint.read(folder, self.run_id)
@@ -102,7 +104,7 @@ class RunState:
 
     def save(self, progress: Progress, record: Mapping[str, Any] | None) -> None:
         """Writes a checkpoint, which is what counts; then the round's line."""
-        with _usable(self.folder):
+        with usable(self.folder):
             Checkpoint(self.run_id, progress, record).write(self.folder / "checkpoints", durable=self.durable)
             if record is not None:
                 self._append_round(record)
@@ -111,7 +113,8 @@ class RunState:
     def model_of(self, round_number: int) -> dict[str, NDArray[np.float32]]:
         """The global model after a round, from its checkpoint."""
         folder = self.folder / "checkpoints" / name_of(round_number)
-        checkpoint = Checkpoint.read(folder, self.run_id)
+        with usable(folder):
+            checkpoint = Checkpoint.read(folder, self.run_id)
         if checkpoint is None:
             raise StorageError(f"{folder}: missing or damaged")
         return checkpoint.progress.arrays
@@ -124,8 +127,7 @@ class RunState:
 
     @scaling.setter
     def scaling(self, text: str) -> None:
-        with _usable(self.folder):
-            write_file(self.folder / "scaling.json", text.encode())
+        write_file(self.folder / "scaling.json", text.encode())
 
     def has_model(self, round_number: int) -> bool:
         """Whether the model after a round is still there."""
@@ -145,14 +147,12 @@ class RunState:
             "outcome": outcome,
             "model_round": model_round,
         }
-        with _usable(self.folder):
-            write_file(self.folder / "model.safetensors", model)
-            write_file(self.folder / "result.json", json.dumps(result).encode())
+        write_file(self.folder / "model.safetensors", model)
+        write_file(self.folder / "result.json", json.dumps(result).encode())
 
     def fail(self, reason: str) -> None:
         """Writes why the run ended without a result."""
-        with _usable(self.folder):
-            write_file(self.folder / "failure.json", json.dumps({"error": reason}).encode())
+        write_file(self.folder / "failure.json", json.dumps({"error": reason}).encode())
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -172,12 +172,16 @@ class RunState:
                     shutil.rmtree(folder)
 
     def _append_round(self, record: Mapping[str, Any]) -> None:
-        descriptor = os.open(self.folder / "rounds.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        path = self.folder / "rounds.jsonl"
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with open(descriptor, "ab") as file:
             file.write(json.dumps(record).encode() + b"\n")  # at once: a reader sees whole lines
             if self.durable:
                 file.flush()
                 os.fsync(descriptor)
+        if is_new and self.durable:  # lost, it could not be made again: older checkpoints are removed
+            sync_folder(self.folder)
 
     def _repair_rounds(self, last: int) -> None:
         """Makes rounds.jsonl agree with the checkpoints, which are what counts."""
@@ -197,12 +201,9 @@ class RunState:
 
 def begin(folder: Path, run: str, config: str) -> None:
     """Makes the folder of a run whose id is known before any server works on it."""
-    with _usable(folder):
-        for path in (folder.parent.parent, folder.parent, folder):  # mkdir gives a mode to the last only
-            path.mkdir(mode=0o700, exist_ok=True)
-        write_file(
-            folder / "run.json", json.dumps({"run": run, "config": _digest(config), "starts": 0}).encode()
-        )
+    for path in (folder.parent.parent, folder.parent, folder):  # the kit is there
+        new_folder(path)
+    write_file(folder / "run.json", json.dumps({"run": run, "config": _digest(config), "starts": 0}).encode())
 
 
 def starts_of(folder: Path) -> int:
@@ -214,7 +215,9 @@ def is_worked_on(folder: Path) -> bool:
     """Whether some process holds the lock of a run's folder. A process that is killed gives it free at once."""
     try:
         os.close(_locked(folder / "lock"))
-    except StorageError:
+    except FileNotFoundError:  # somebody has removed the folder
+        return False
+    except (StorageError, OSError):  # held, or it cannot be told
         return True
     return False
 
@@ -226,7 +229,7 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     Raises:
         StorageError: another works in it, after `patience` seconds still.
     """
-    with _usable(folder):
+    with usable(folder):
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -247,7 +250,7 @@ def check_folder(folder: Path, config: str) -> None:
 
     To be asked before anything is started or removed: the folder of another run stays as it is.
     """
-    with _usable(folder):
+    with usable(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _locked(folder / "lock")
         try:
@@ -283,15 +286,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("round"), int) else None
-
-
-@contextmanager
-def _usable(folder: Path) -> Iterator[None]:
-    """What the disk refuses is an error of ours, with the file's name."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{error.filename or folder}: {error.strerror or error}") from None
 
 
 def _locked(path: Path, where: str = "on this run") -> int:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from server.checkpoint import write_file
 from strategies.coordinator import SumMemory
+from tacit.durable import new_folder, write_file
 from tacit.errors import StorageError
 
 COUNTERS_FILE: Final = Path("state", "counters.json")  # in a coordinator's folder
@@ -47,7 +47,7 @@ class SumFile(SumMemory):
         super().show(counters)
         if self._counters_path is not None:
             stored = {str(index): counter for index, counter in sorted(self.counters.items())}
-            self._counters_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new_folder(self._counters_path.parent)
             write_file(self._counters_path, json.dumps(stored).encode())
 
     def _shown(self) -> dict[int, int]:

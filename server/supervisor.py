@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from server import bundle
-from server.checkpoint import write_file
 from server.flower_wire import Control, load_key
 from server.following import round_text
 from server.runs import Queue, Run, outcome_text
@@ -29,7 +28,8 @@ from server.state import is_worked_on, read_rounds, starts_of
 from server.superlink import EXECUTOR, ProgramEnded, SuperLink, Tls
 from tacit import config
 from tacit.config import Experiment
-from tacit.errors import RunFailed, TacitError
+from tacit.durable import usable, write_file
+from tacit.errors import RunFailed, StorageError, TacitError
 from tacit.secagg.parameters import Rules
 
 POLL_SECONDS: Final = 0.2
@@ -37,6 +37,7 @@ NODES_SECONDS: Final = 1.0  # between two looks at who is there, while a run wai
 LAZY_SECONDS: Final = 5.0
 START_SECONDS: Final = 120.0  # a ServerApp imports torch before it takes its lock
 LEAVE_SECONDS: Final = 5.0
+ALONE_SECONDS: Final = 60.0  # that a run is left alone whose folder takes no word of its end
 GRACE_SECONDS: Final = 30.0  # for the last sites, when enough are there
 PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 MOST_DEATHS: Final = len(PAUSES)  # in a row, without a new round
@@ -131,6 +132,7 @@ class Supervisor:
         self._waits: dict[str, float] = {}
         self._registered: dict[str, bytes] = {}
         self._complaints: set[str] = set()
+        self._alone: dict[str, float] = {}  # id of a run -> until when it is left alone
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Works until `until` says so; a `KeyboardInterrupt` ends it at any point, and no process is left."""
@@ -154,12 +156,13 @@ class Supervisor:
         """What there is to do now: one look around, or one run."""
         self.link.check()
         self._look(control)
+        alone = {run for run, until in self._alone.items() if until > time.monotonic()}
         for run, status in self.queue.known():
             if status is None:
                 self._complain(f"run {run.id[:8]}: status.json is damaged; it is left alone")
-            elif not status.has_ended and run.is_asked_to_stop:
+            elif not status.has_ended and run.is_asked_to_stop and run.id not in alone:
                 self._end(run, "stopped", "by tacit stop")
-        chosen = self.queue.next()
+        chosen = self.queue.next(alone)
         if chosen is None:
             return
         try:
@@ -168,6 +171,7 @@ class Supervisor:
         except (ProgramEnded, ServerFailed):
             raise
         except TacitError as error:  # damaged files of this run, or what Flower refuses of it
+            self._end_serverapp(control, chosen)
             self._end(chosen, "failed", str(error))
 
     def _complain(self, text: str) -> None:
@@ -309,19 +313,25 @@ class Supervisor:
         return len(records)
 
     def _end(self, run: Run, state: str, reason: str) -> None:
-        if run.has_begun:
-            run.set(run.status.state, "its report is being written")
-            self._watch.write_report(run, outcome_text(state, reason))
-        run.set(state, reason)
+        try:
+            if run.has_begun:
+                run.set(run.status.state, "its report is being written")
+                self._watch.write_report(run, outcome_text(state, reason))
+            run.set(state, reason)
+        except StorageError as error:  # of a full disk, say
+            self._alone[run.id] = time.monotonic() + ALONE_SECONDS
+            self._complain(f"run {run.id[:8]} cannot be ended, and is left alone: {error}")
+            return
         self._watch.say(f"run {run.id[:8]} {state}" + ("" if reason in ("", state) else f": {reason}"))
         self._watch.ended(run.id, state)
 
     def _submit(self, run: Run, control: Control) -> int:
         run.forget_outcome()
         link = self._current.with_name(".current")
-        link.unlink(missing_ok=True)
-        link.symlink_to(run.folder.resolve())
-        link.replace(self._current)
+        with usable(link):
+            link.unlink(missing_ok=True)
+            link.symlink_to(run.folder.resolve())
+            link.replace(self._current)
         flower = control.start(bundle.write(self.link.home / "bundle"), run.experiment)
         run.log(f"Flower's run {flower}")
         return flower

@@ -70,14 +70,19 @@ class Group:
             pass_fds=inherits,
         )
         # Linux can signal a child when its parent dies, but only the child itself, not what it has started.
-        self._watch = subprocess.Popen(
-            [sys.executable, "-IS", __file__, str(self.leader.pid), str(patience)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            self._watch = subprocess.Popen(
+                [sys.executable, "-IS", __file__, str(self.leader.pid), str(patience)],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException:  # no process more, or no memory: then nobody would watch over this one
+            end_group(self.leader.pid, 0.0, self.leader.poll)
+            self.leader.wait()
+            raise
 
     def __enter__(self) -> Group:
         return self

@@ -105,6 +105,10 @@ def test_D6_ledger_and_journal_are_on_the_disk_before_the_first_byte_of_a_vector
             debit, *_ = written(calls[before:place], site / LEDGER)
             *_, masked = written(calls[before:place], site / JOURNAL)
             assert debit < masked, "debited first, then journalled, then sent"
+            kept = [call for call in calls[before : before + masked] if "sessions" in call.path]
+            assert kept[-1] == Call("fsync", str(site / "sessions")), (
+                "a vector is kept before it is journalled"
+            )
         for place in sendings(calls, kinds, "train.tacit3"):
             vector = max(i for i in vectors if i < place)
             assert written(calls[vector:place], site / JOURNAL), "a set was signed before it was journalled"
@@ -121,6 +125,7 @@ def test_D6_step_receipt_and_checkpoint_are_on_the_disk_before_the_next_request(
         ]
         for place in sendings(calls, kinds, *steps):
             assert unsynced(calls[:place]) == set()
+            assert unnamed(calls[:place], world.state / "attempt") == set()
         for number, (done, invited) in enumerate(zip(checkpoints, invitations, strict=False)):
             synced = [Path(c.path) for c in calls[:done] if c.kind == "fsync" and ".unfinished" in c.path]
             assert {path.name for path in synced[-5:]} >= {".model.safetensors.tmp", ".unfinished"}

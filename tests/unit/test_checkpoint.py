@@ -82,6 +82,30 @@ def test_F6_every_flipped_byte_of_a_checkpoint_is_seen(tmp_path: Path) -> None:
     assert Checkpoint.read(at(tmp_path, 1), run) is not None
 
 
+def test_F6_a_checkpoint_that_cannot_be_read_now_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk refuses today says nothing about the file; a round less would be the end of many a run."""
+    filled(tmp_path).close()
+    state, real = reopened(tmp_path), Path.read_bytes
+
+    def broken(self: Path) -> bytes:
+        if self == at(tmp_path, 4) / "model.safetensors":
+            raise OSError(5, "Input/output error", str(self))
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", broken)
+        with pytest.raises(StorageError, match=r"round-000004/model\.safetensors: Input/output error"):
+            state.load()
+        with pytest.raises(StorageError, match="Input/output error"):
+            state.model_of(4)
+    loaded = state.load()
+    assert loaded is not None
+    assert loaded.round == 4
+    state.close()
+
+
 def test_F6_without_any_whole_checkpoint_the_run_is_refused_and_nothing_removed(tmp_path: Path) -> None:
     filled(tmp_path).close()
     for number in range(5):

@@ -134,6 +134,19 @@ def test_ending_a_group_ends_even_those_who_ignore_the_request(tmp_path: Path) -
     assert not any(_runs(pid) for pid in pids)
 
 
+def test_a_program_that_nobody_could_watch_over_is_not_left_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process more can be started, say; another Python that there is not stands for it."""
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = children.read_text()
+    monkeypatch.setattr("tacit.processes.sys.executable", str(tmp_path / "no-such-program"))
+    with pytest.raises(FileNotFoundError):
+        Group(command, environment=os.environ, folder=tmp_path)
+    assert children.read_text() == before
+
+
 def test_a_node_that_is_gone_leaves_none_of_its_processes(tmp_path: Path) -> None:
     with _group(tmp_path / "pids", STUBBORN, "leader-goes", patience=0.2) as group:
         assert group.leader.wait() == 0

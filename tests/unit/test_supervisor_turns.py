@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from server.flower_wire import Node
 from server.runs import Run
 from server.superlink import ProgramEnded, Tls
-from server.supervisor import ServerFailed, Supervisor, Watch
+from server.supervisor import ALONE_SECONDS, ServerFailed, Supervisor, Watch
 from tacit import config
 from tacit.errors import RunFailed, StorageError
 
@@ -130,6 +131,42 @@ def test_a_run_that_cannot_go_on_does_not_keep_the_others_from_theirs(supervisor
     with pytest.raises(ProgramEnded):  # which is not the run's fault: `run` starts it again
         turn(supervisor, control)
     assert last.status.state == "running"
+
+
+def test_a_run_whose_end_cannot_be_written_does_not_keep_the_others_from_theirs(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a full disk, say; it is tried again after a while. A folder in the way of the new file stands for it."""
+    control, experiment = Flower(), config.loads(EXPERIMENT)
+    control.problem = RunFailed("the SuperLink refuses: 400")
+    stuck, stopped, other = (supervisor.queue.submit(experiment) for _ in range(3))
+    stopped.ask_to_stop()
+    for run in (stuck, stopped):
+        (run.folder / ".status.json.tmp").mkdir()
+    now = time.monotonic()
+    for _ in range(3):
+        turn(supervisor, control)
+    assert other.status.state == "failed"
+    assert [run.status.state for run in (stuck, stopped)] == ["queued", "queued"]
+    assert len([said for said in told(supervisor).said if "cannot be ended, and is left alone" in said]) == 2
+    for run in (stuck, stopped):
+        (run.folder / ".status.json.tmp").rmdir()
+    monkeypatch.setattr("server.supervisor.time.monotonic", lambda: now + 2 * ALONE_SECONDS)
+    for _ in range(2):
+        turn(supervisor, control)
+    assert [run.status.state for run in (stuck, stopped)] == ["failed", "stopped"]
+
+
+def test_nodes_that_cannot_be_noted_end_neither_runs_nor_server(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    (tmp_path / "flower" / ".nodes.json.tmp").mkdir()
+    turn(supervisor, Flower())
+    (said,) = told(supervisor).said
+    assert ".nodes.json.tmp: Is a directory" in said
+    (tmp_path / "flower" / ".nodes.json.tmp").rmdir()
+    turn(supervisor, Flower())
+    assert "a is here" in told(supervisor).said
 
 
 def test_a_node_that_flower_refuses_ends_neither_runs_nor_server(

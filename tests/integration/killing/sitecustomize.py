@@ -9,6 +9,12 @@ import signal
 import sys
 from pathlib import Path
 
+
+def of_a_checkpoint(folder):
+    """Whether the names in it are those of a checkpoint that is half written, and not of any other file."""
+    return folder.name == ".unfinished"
+
+
 # name -> module, class and method, whether before it, after it or within what it writes, and what else must hold: the
 # value of one of its arguments, or a function of all of them
 POINTS = {
@@ -22,7 +28,7 @@ POINTS = {
     "receipt-kept": ("server.receipts", "ReceiptFile._keep", "after", None),
     "sum-known": ("strategies.rounds", "Rounds.collect", "after", None),
     "model-made": ("strategies.rounds", "Rounds.aggregate", "after", None),
-    "checkpoint-half": ("server.checkpoint", "_sync", "before", None),
+    "checkpoint-half": ("server.checkpoint", "_sync", "before", of_a_checkpoint),
     "checkpoint-whole": ("server.state", "RunState._append_round", "before", None),
     "round-noted": ("server.state", "RunState._prune", "before", None),
     "before-result": ("server.state", "RunState.finish", "before", None),
