@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from server.checkpoint import write_file
+from tacit.durable import write_file
 from tacit.errors import StorageError
 from tacit.privacy.central import NoiseMemory, Released
 from tacit.secagg.identity import read_private
