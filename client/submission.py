@@ -38,7 +38,7 @@ def _alone(
     """The step with no other process between what it looks up and what it writes down."""
 
     @wraps(step)
-    def taken(participant: Participant, *arguments: P.args, **named: P.kwargs) -> T:
+    def taken(participant: Participant, /, *arguments: P.args, **named: P.kwargs) -> T:
         with participant.sessions.alone():
             return step(participant, *arguments, **named)
 
