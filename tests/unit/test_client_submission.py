@@ -1,4 +1,7 @@
-"""The five messages of a secure sum at a site: paid before sent, paid once, and kept between processes."""
+"""The five messages of a secure sum at a site: paid before sent, paid once, and kept between processes.
+
+Longer than 400 lines because each moment at which a process ends, or another one begins, has its own case.
+"""
 
 import os
 import stat
