@@ -106,16 +106,20 @@ def check_budget(
     """Raises `Refused` unless the site's ledger allows one more of this round's releases, now.
 
     Guarantees:
+        A run that has paid under one experiment is refused under every other, after every restart too.
         With `dp_ftrl` a site is in no two rounds less than `min_separation` apart, whatever it is asked.
     """
+    if ledger.is_of_another(run_id, run.digest.hex()):
+        raise Refused("experiment", "a run of this id was begun under another experiment")
+    if not run.plan.is_private:
+        return
     _check_separation(run.experiment.strategy.separation, ledger.last_round(run_id), round_number)
     releases = priced(run.plan, round_number, again=again)
     for purpose in releases:
         made = ledger.num_debits(run_id, purpose)
         if made >= (1 if round_number == STATISTICS_ROUND else run.plan.debits_of(purpose)):
             raise PrivacyBudgetExceeded(f"all debits of this run for {purpose} are made")
-    for unit in sorted({unit_of(purpose) for purpose in releases}):
-        events = [event for purpose, event in releases.items() if unit_of(purpose) == unit]
+    for unit, events in _by_unit(run.plan, releases).items():
         _check_ceiling(run, site, ledger, run_id, unit, events)
     first = next(iter(releases))
     times, hourly = ledger.times_of(first), site.policy.max_rounds_per_hour
@@ -136,15 +140,26 @@ def priced(plan: PrivacyPlan, round_number: int, *, again: bool) -> dict[str, Ev
     return {SUM: releases[SUM]} if again and SUM in releases else releases
 
 
+def _by_unit(plan: PrivacyPlan, releases: Mapping[str, Event]) -> dict[str, list[Event]]:
+    """What the releases add to the figure of each unit, as the ledger will count them."""
+    events: dict[str, list[Event]] = {}
+    for purpose, event in releases.items():
+        events.setdefault(unit_of(purpose), []).append(event)
+    if plan.unit == "client":
+        events["record"] = [event.doubled() for event in events["client"]]
+    return events
+
+
 def _check_ceiling(
     run: Run, site: Site, ledger: Ledger, run_id: str, unit: str, events: Sequence[Event]
 ) -> None:
-    ceiling = site.policy.epsilon_ceiling
-    own = run.plan.client.delta if unit == "client" and run.plan.client is not None else run.plan.delta
-    if ceiling is not None and ledger.would_exceed(
-        events, ceiling, site.policy.delta or own, run=run_id, unit=unit
-    ):
-        raise PrivacyBudgetExceeded(f"one more round would exceed epsilon {ceiling} of {site.data_set!r}")
+    ceiling, delta, experiment = site.policy.epsilon_ceiling, site.policy.delta, run.digest.hex()
+    if ceiling is None or delta is None:
+        return
+    if ledger.would_exceed(events, ceiling, delta, run=run_id, experiment=experiment, unit=unit):
+        raise PrivacyBudgetExceeded(
+            f"one more round would exceed epsilon {ceiling} per {unit} of {site.data_set!r}"
+        )
 
 
 def check_clip(run: Run, site: Site, clip: str) -> None:

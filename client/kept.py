@@ -6,6 +6,7 @@ a round has made is put aside until the round is paid for: else records would sh
 Guarantees:
     What a round has made is used in later rounds only once the round is paid for.
     A round that is asked for again starts from what the site had before it.
+    What was made under one experiment is never used under another, whatever the server calls its run.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ class Kept:
     Args:
         folder: the site's.
         run_id: Tacit's own id of the run.
+        experiment: digest of its experiment: under another one of the same id there is nothing.
         durable: wait for the disk.
     """
 
-    def __init__(self, folder: Path, run_id: str, *, durable: bool = True) -> None:
+    def __init__(self, folder: Path, run_id: str, experiment: bytes, *, durable: bool = True) -> None:
         # The server chose the id: no part of it becomes a path.
-        self._folder = folder / FOLDER / hashlib.sha256(run_id.encode()).hexdigest()[:32]
+        self._folder = folder / FOLDER / hashlib.sha256(experiment + run_id.encode()).hexdigest()[:32]
         self._durable = durable
 
     def before(self, round_number: int) -> Arrays | None:

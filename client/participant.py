@@ -132,7 +132,7 @@ class Participant:
         self.audit = NoAudit() if in_memory else AuditLog(site.folder / SITE_FILE, durable=site.durable)
         self._records: dict[str, Records] = {}
         self.known_receipts: set[str] | None = None  # those in its audit log, once they were looked for
-        self._entered = ""  # id of the run without privacy that the ledger knows of
+        self._entered: str | None = None  # id of the run without privacy that the ledger knows of
         self.num_updates = self.num_clipped = 0  # stay at the site
 
     def look_again(self) -> None:
@@ -257,7 +257,7 @@ class Participant:
 
     def kept(self, run_id: str) -> Kept:
         """What this site keeps of a run from round to round."""
-        return Kept(self.site.folder, run_id, durable=self.site.durable)
+        return Kept(self.site.folder, run_id, self.run.digest, durable=self.site.durable)
 
     def encoder(self, arrays: Arrays) -> Encoder:
         """The public encoding of this run's updates, with the clip norm in force."""
@@ -304,6 +304,7 @@ class Participant:
         """Enters one round's releases in the ledger; returns when they are on disk.
 
         A run without privacy is entered with its first release only: that costs infinity, which more cannot exceed.
+        So does a release whose noise follows from the seed, which the server knows.
 
         Args:
             run_id: Tacit's own id of the run.
@@ -317,6 +318,7 @@ class Participant:
 
         Guarantees:
             The ledger is written and fsynced before the first byte of an update leaves.
+            Noise that the server can draw again is entered as no noise.
         """
         if run_id != self._entered:
             self._enter(run_id, round_number, attempt, again=again)
@@ -324,15 +326,18 @@ class Participant:
             self.kept(run_id).take_over(round_number)
 
     def _enter(self, run_id: str, round_number: int, attempt: int, *, again: bool) -> None:
-        plan = self.run.plan
+        plan, experiment = self.run.plan, self.run.digest.hex()
+        hidden = isinstance(self.run.keys, SystemKeys)
         with self.site.ledger() as ledger:
-            if plan.is_private:
-                guard.check_budget(self.run, self.site, ledger, run_id, round_number, again=again)
+            guard.check_budget(self.run, self.site, ledger, run_id, round_number, again=again)
             for purpose, event in guard.priced(plan, round_number, again=again).items():
-                unit = unit_of(purpose) if plan.is_private else "none"
+                unit = unit_of(purpose) if hidden else "none"
+                paid = event if hidden else replace(event, noise_multiplier=0.0)
                 delta = plan.delta_of(purpose)
-                ledger.debit(run_id, round_number, attempt, purpose, unit, event, delta=delta)
-        self._entered = "" if plan.is_private else run_id
+                ledger.debit(
+                    run_id, round_number, attempt, purpose, unit, paid, delta=delta, experiment=experiment
+                )
+        self._entered = None if plan.is_private else run_id
 
     def metrics(self, round_number: int, arrays: Arrays) -> dict[str, float]:
         """Metric sums of the model that came in, within their bounds; none where the plan pays for none."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tacit.encoding import WEIGHT
 from tacit.errors import ProtocolError, Refused
+from tacit.secagg.contexts import check_run
 from tacit.secagg.parameters import Rules
 from tacit.secagg.ring import clip_norm
 from tacit.tasks.weights import Arrays
@@ -113,8 +114,9 @@ def contribution(participant: Participant, run_id: str, round_number: int, array
 
 
 def ids(fields: ConfigRecord) -> tuple[str, int]:
-    """Tacit's run id and the round number of a message."""
+    """Tacit's run id and the round number of a message; `ProtocolError` where it names none."""
     run_id, round_number = fields.get("run"), fields.get("round")
     if not isinstance(run_id, str) or not isinstance(round_number, int):
         raise ProtocolError("fields", "the message names no run or round")
+    check_run(run_id)
     return run_id, round_number

@@ -6,10 +6,12 @@ the site that only its owner can read. It never travels.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -98,6 +100,10 @@ class Sessions(Protocol):
         """Replaces the session."""
         ...
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Within it, no other process takes a step of this site's."""
+        ...
+
 
 class MemorySessions:
     """In this process; gone with it."""
@@ -113,9 +119,17 @@ class MemorySessions:
         """See `Sessions`."""
         self._session = session
 
+    def alone(self) -> AbstractContextManager[None]:
+        """See `Sessions`: an agent takes one message after the other, and no two agents one site."""
+        return nullcontext()
+
 
 class FolderSessions:
-    """One file, mode 0600, in a folder of mode 0700."""
+    """One file, mode 0600, in a folder of mode 0700.
+
+    Guarantees:
+        Of two processes that are given messages at the same time, one waits until the other has answered.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "sessions" / "round"
@@ -141,3 +155,18 @@ class FolderSessions:
         """
         new_folder(self._file.parent)
         write_file(self._file, session.encode())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """See `Sessions`; `StorageError` when the folder cannot be used."""
+        path = self._file.with_name("lock")
+        try:
+            new_folder(path.parent)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be locked: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            os.close(descriptor)

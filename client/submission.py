@@ -7,10 +7,11 @@ M2  open the rows dealt; add noise, debit, mask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from client.sessions import Session
 from tacit.audit import Attempted, Receipted, Requested
@@ -27,6 +28,24 @@ if TYPE_CHECKING:
     from tacit.secagg.roster import Roster
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _alone(
+    step: Callable[Concatenate[Participant, P], T],
+) -> Callable[Concatenate[Participant, P], T]:
+    """The step with no other process between what it looks up and what it writes down."""
+
+    @wraps(step)
+    def taken(participant: Participant, /, *arguments: P.args, **named: P.kwargs) -> T:
+        with participant.sessions.alone():
+            return step(participant, *arguments, **named)
+
+    return taken
+
+
+@_alone
 def setup(participant: Participant, request: bytes, arrays: Arrays, receipts: Sequence[bytes] = ()) -> bytes:
     """M0: checks the invitation against what this site computes itself, trains, and answers with fresh keys.
 
@@ -71,6 +90,7 @@ def deal(participant: Participant, request: bytes) -> bytes:
     return _step(participant, "deal", request)
 
 
+@_alone
 def mask(participant: Participant, request: bytes) -> tuple[bytes, bytes]:
     """M2: debits this round's releases, then lets the masked vector out. From its first byte on it is spent.
 
@@ -109,6 +129,7 @@ def confirm(participant: Participant, request: bytes) -> bytes:
     return _step(participant, "confirm", request)
 
 
+@_alone
 def unmask(participant: Participant, request: bytes) -> bytes:
     """M4: one share of each client; every secret is erased, and an update that is not private by itself.
 
@@ -167,6 +188,7 @@ def current(participant: Participant) -> Session:
     return session
 
 
+@_alone
 def _step(participant: Participant, step: str, request: bytes) -> bytes:
     session = current(participant)
     answer: bytes = getattr(session.machine, step)(request)

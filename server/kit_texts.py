@@ -38,7 +38,8 @@ POLICY: Final = """\
 # What this site allows. It is never sent to anybody, and can only tighten what the federation agreed on.
 # A line that begins with '#' is not in force; docs/configuration.md explains each.
 
-# The most that may ever be spent on this data set. With a ceiling, a run without privacy is refused.
+# The most that may ever be spent on this data set, per record and per client. A run that protects clients alone counts
+# for both. With a ceiling, a run without privacy is refused.
 # delta is below one over your number of records.
 # epsilon_ceiling = 8.0
 # delta = 1e-5

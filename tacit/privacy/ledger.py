@@ -5,19 +5,20 @@ file is refused, because using it would spend the same budget twice: its own `.h
 remember (`witness`) show it.
 
 One file holds debits of both units, and each unit has a figure of its own. That for records has the debits for records
-in it and those for clients of all runs that did not protect records themselves, each with half its noise multiplier:
-another record gives a client another vector, and that is two replaced by zeros. (Where a run protected both, its noise
-on the sum came after what the records had paid for.) That for clients has the debits for clients in it.
+in it and those for clients of all rounds that had not paid for their records, each with half its noise multiplier:
+another record gives a client another vector, and that is two replaced by zeros. (Where a run protects both, its noise
+on the sum comes after what the records have paid for.) That for clients has the debits for clients in it.
 
 Guarantees:
     When `debit` returns, its record is in the file and, if durable, on the disk.
     What is spent never decreases, whatever crashes: a record cut short counts, charged like the dearest one.
     A changed byte, a missing record and a second process at the same ledger are refused.
+    A debit for clients counts for records too, unless its own round of its own experiment has paid for them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -47,6 +48,8 @@ class Entry:
         previous: hash of the entry before.
         torn: hash of what cut-short writes had left before this entry; empty if nothing.
         hash: SHA-256 of all of the above.
+        experiment: digest of the experiment that the run is bound to, hexadecimal; empty in an entry of a version of
+            Tacit that did not write it down.
     """
 
     sequence: int
@@ -61,11 +64,12 @@ class Entry:
     previous: str
     torn: str
     hash: str
+    experiment: str = ""
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Entry:
         """The entry that a record describes; `ValueError` if it is none."""
-        if set(record) != {field.name for field in fields(cls)}:
+        if set(record) | {"experiment"} != {field.name for field in fields(cls)}:
             raise ValueError("not the fields of a debit")
         return cls(**{**record, "event": Event.from_dict(record["event"])})
 
@@ -81,15 +85,15 @@ class Ledger(Closing):
 
     def __init__(self, file: ChainFile, entries: Iterable[Entry]) -> None:
         self._file = file
-        self._entries = list(entries)
-        self._kinds = {entry.event for entry in self._entries}
+        self._entries = list[Entry]()
         self._num_debits, self._times = Counter[tuple[str, str]](), dict[str, list[str]]()
         self._last_rounds = Counter[str]()
-        events: dict[tuple[str, str], list[Event]] = {}  # by run and unit
-        for entry in self._entries:
+        self._bound = set[tuple[str, str]]()  # each run with each experiment that it was debited under
+        self._of_runs = defaultdict[tuple[str, str], Counter[Event]](Counter)  # by run and unit
+        self._figures = defaultdict[str, Counter[Event]](Counter)  # by unit, what counts towards its figure
+        self._paid_for_records = set[tuple[str, str, int]]()  # run, experiment, round
+        for entry in entries:
             self._count(entry)
-            events.setdefault((entry.run, entry.unit), []).append(entry.event)
-        self._composed = {key: compose(*released) for key, released in events.items()}
 
     @classmethod
     def open(cls, path: Path, *, witness: tuple[int, str] | None = None, durable: bool = True) -> Ledger:
@@ -131,10 +135,24 @@ class Ledger(Closing):
         """When each debit for a purpose was made, oldest first."""
         return self._times.get(purpose, ())
 
+    def is_of_another(self, run: str, experiment: str) -> bool:
+        """Whether a run was debited under another experiment than this one, as far as its entries say."""
+        return any(known == run and one not in ("", experiment) for known, one in self._bound)
+
     def _count(self, entry: Entry) -> None:
+        self._entries.append(entry)
         self._num_debits[entry.run, entry.purpose] += 1
         self._last_rounds[entry.run] = max(entry.round, self._last_rounds[entry.run])
         self._times.setdefault(entry.purpose, []).append(entry.time)
+        self._bound.add((entry.run, entry.experiment))
+        self._of_runs[entry.run, entry.unit][entry.event] += 1
+        for unit in ("record", "client") if entry.unit == "none" else (entry.unit,):
+            self._figures[unit][entry.event] += 1
+        round_ = (entry.run, entry.experiment, entry.round)
+        if entry.unit == "record":
+            self._paid_for_records.add(round_)
+        elif entry.unit == "client" and round_ not in self._paid_for_records:
+            self._figures["record"][entry.event.doubled()] += 1
 
     @property
     def num_torn(self) -> int:
@@ -156,12 +174,13 @@ class Ledger(Closing):
         event: Event,
         *,
         delta: float = 0.0,
+        experiment: str = "",
         cached: bool = False,
     ) -> Entry:
         """Writes down a release. Only after this may its first byte leave.
 
         Args:
-            run, round, attempt, purpose, unit, event, delta: as in `Entry`.
+            run, round, attempt, purpose, unit, event, delta, experiment: as in `Entry`.
             cached: the release is the very bytes that were debited under the same run, round, attempt,
                 purpose and event before; sending them again tells nothing new, and that entry is returned.
 
@@ -184,13 +203,10 @@ class Ledger(Closing):
                 "unit": unit,
                 "event": _spelled(event),
                 "delta": delta,
+                "experiment": experiment,
             }
         )
-        self._entries.append(Entry(**{**record, "event": event}))
-        self._count(self._entries[-1])
-        self._kinds.add(event)
-        so_far = self._composed.get((run, unit), ())
-        self._composed[run, unit] = compose(*so_far, event)
+        self._count(Entry(**{**record, "event": event}))
         return self._entries[-1]
 
     def spent(self, delta: float, unit: str = "record") -> float:
@@ -199,7 +215,7 @@ class Ledger(Closing):
 
     def spent_by_run(self, run: str, delta: float, unit: str = "record") -> float:
         """Epsilon of one run's debits for a unit, at `delta`, by the method of the run's own figure."""
-        events = self._composed.get((run, unit), ())
+        events = _times(self._of_runs.get((run, unit), Counter()))
         return epsilon_claimed(events, delta, grid(epsilon_rdp(events, delta)))
 
     def would_exceed(
@@ -209,6 +225,7 @@ class Ledger(Closing):
         delta: float,
         *,
         run: str = "",
+        experiment: str = "",
         unit: str = "record",
     ) -> bool:
         """Whether one more release would take the data set over its ceiling.
@@ -217,9 +234,11 @@ class Ledger(Closing):
             event: the release, or several that belong together.
             ceiling: the data set's epsilon.
             delta: the data set's delta.
-            run: the run that asks. While the ledger has no other, its events were fixed before the first of
-                them and the tighter figure that a run claims admits them too.
-            unit: of the release; the other unit's figure is not looked at.
+            run, experiment: the run that asks, and the digest of what it is bound to. While the ledger has nothing of
+                another, its events were fixed before the first of them and the tighter figure that a run claims
+                admits them too.
+            unit: whose figure is looked at. For records, a release of a run that protects clients alone is to be
+                given doubled.
 
         Guarantees:
             Releases admitted by this are (ceiling, delta)-DP together, even when each was chosen after seeing
@@ -230,25 +249,19 @@ class Ledger(Closing):
         charged = self._charged(events, delta, unit)
         if fits(charged, ceiling, delta):
             return False
-        if not run or any(entry.run != run for entry in self._entries):
+        if not run or self._bound - {(run, experiment)}:
             return True
         return all(epsilon_claimed(charged, delta, width * grid(ceiling)) > ceiling for width in (10, 1))
 
-    def _of_unit(self, unit: str) -> tuple[Event, ...]:
-        """What counts towards one unit's figure."""
-        events: list[Event] = []
-        for (run, of), composed in self._composed.items():
-            if of in (unit, "none"):
-                events += composed
-            elif unit == "record" and (run, "record") not in self._composed:
-                events += (event.doubled() for event in composed)
-        return tuple(events)
-
     def _charged(self, more: tuple[Event, ...], delta: float, unit: str) -> tuple[Event, ...]:
         """One unit's events and `more`, each debit cut short charged like the dearest there is."""
-        events = self._of_unit(unit) + more
-        kinds = self._kinds.union(more)
-        if self.num_torn and kinds:
+        events = _times(self._figures[unit]) + more
+        if self.num_torn and events:
+            kinds = {entry.event for entry in self._entries}.union(self._figures[unit], more)
             dearest = max(kinds, key=lambda event: epsilon_rdp(event, delta))
             events += (dearest.repeated(self.num_torn),)
         return compose(*events)
+
+
+def _times(counted: Mapping[Event, int]) -> tuple[Event, ...]:
+    return tuple(event.repeated(times) for event, times in counted.items())

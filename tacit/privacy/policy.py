@@ -17,6 +17,8 @@ from tacit.config import Experiment
 from tacit.data.schema import Count, Frozen, Positive, Schema
 from tacit.errors import Refused
 from tacit.learning import BUILT_IN
+from tacit.privacy.accountant import epsilon_claimed
+from tacit.privacy.client_plan import ClientPlan
 from tacit.toml import load_as
 
 
@@ -24,7 +26,8 @@ class SitePolicy(Frozen):
     """The policy of one data set of one site. Without a file, the defaults stand.
 
     Attributes:
-        epsilon_ceiling: the most that may ever be spent on the data set; with one, a run without privacy is
+        epsilon_ceiling: the most that may ever be spent on the data set, per record and per client: a run that
+            protects clients alone counts for both (see `tacit.privacy.ledger`). With one, a run without privacy is
             refused. None = no ceiling.
         delta: the delta of that ceiling, below one over the number of records; no run may ask for more.
         min_honest: fewest vectors of honest clients in a sum that this site's update goes into.
@@ -121,6 +124,15 @@ class SitePolicy(Frozen):
                 raise Refused("budget", f"epsilon = {budget.epsilon:g} is above {self.epsilon_ceiling:g}")
             if self.delta is not None and budget.delta > self.delta:
                 raise Refused("delta", f"delta = {budget.delta:g} is above {self.delta:g}")
+        if self.epsilon_ceiling is None or self.delta is None or experiment.privacy.record is not None:
+            return
+        if (plan := ClientPlan.of(experiment)) is not None:
+            records = epsilon_claimed(plan.event().doubled().repeated(plan.debits), self.delta)
+            if records > self.epsilon_ceiling:
+                raise Refused(
+                    "budget",
+                    f"for clients alone; epsilon per record is {records:.4g}, above {self.epsilon_ceiling:g}",
+                )
 
 
 def _num_parameters(experiment: Experiment, columns: Schema) -> int:

@@ -20,7 +20,7 @@ from typing import Final, NoReturn, Protocol
 
 from tacit.errors import ProtocolError, Refused, StorageError
 from tacit.secagg.client_state import ClientState
-from tacit.secagg.contexts import Cohort, Invitation, cohort_of
+from tacit.secagg.contexts import Cohort, Invitation, check_run, cohort_of
 from tacit.secagg.encoding import Writer
 from tacit.secagg.identity import Identity, verify
 from tacit.secagg.keys import SECRET_KEY_BYTES, KeyPair, check_public, erase
@@ -67,8 +67,6 @@ class Journal(Protocol):
 
     def sign(self, ctx2: bytes, survivors: bytes) -> None: ...  # noqa: D102
 
-
-_MAX_RUN: Final = 64  # characters; the journal keeps every one of them
 
 # (phase, step) -> the phase after it. What is not here is refused.
 TRANSITIONS: Final = {
@@ -162,8 +160,7 @@ class ClientMachine:
         verify(self._roster.server_key, message.signature, *message.statement)
         if own.roster != self._roster.digest():
             raise ProtocolError("context", "the invitation is for another roster")
-        if len(own.run) > _MAX_RUN:
-            raise ProtocolError("run", "the id of a run is too long for a journal")
+        check_run(own.run)
         check_public(own.server_pk)
         journal = self._journal
         journal.answered(own.run, own.round, own.attempt, own.model, own.config, own.ctx0())

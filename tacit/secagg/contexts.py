@@ -23,6 +23,17 @@ from tacit.secagg.members import Entry, check_distinct, check_increasing
 from tacit.secagg.parameters import Parameters, Rules
 
 NO_HEAD: Final = bytes(HASH_BYTES)
+MAX_RUN: Final = 64  # characters of the id of a run
+
+
+def check_run(run: str) -> None:
+    """Whether a text may be the id of a run: 1 to 64 printable characters, which ledger and journal keep all of.
+
+    Raises:
+        ProtocolError: "run".
+    """
+    if not (0 < len(run) <= MAX_RUN and run.isprintable()):
+        raise ProtocolError("run", f"the id of a run has 1 to {MAX_RUN} printable characters")
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ EXPERIMENTS = [
     'name = "a"\n',
     'name = "a"\nsecure_aggregation.enabled = false\n[privacy.record]\nepsilon = 1.0\ndelta = 1e-5\n',
     'name = "a"\nsecure_aggregation.engine = "ideal"\n',
+    'name = "a"\n[privacy.client]\nepsilon = 0.45\ndelta = 1e-5\n',
     'name = "a"\ntask.kind = "a:b"\n[training]\nclients_per_round = 5\n',
 ]
 SITES = "".join(f'[[federation.sites]]\nlabel = "s{i}"\nrows = 50\n' for i in range(10))

@@ -88,7 +88,7 @@ class Client:
         require(rules.c >= self.roster.c, "rules")
         own = (self.roster.digest(), model, config, length, rules)
         require((shown.roster, shown.model, shown.config, shown.length, shown.rules) == own, "context")
-        require(len(shown.run) <= 64, "run")
+        require(1 <= len(shown.run) <= 64 and shown.run.isprintable(), "run")
         check_key(shown.server_pk)
         self.journal.answered(shown.run, shown.round, shown.attempt, model, config, self.ctx0)
         self.enc, self.mask, nonce = (self.draws(32) for _ in range(3))

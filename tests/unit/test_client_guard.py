@@ -16,6 +16,7 @@ from tests.unit.client_sites import (
     LABELS,
     POLICY,
     RECORD,
+    SINGLE,
     Round,
     answer,
     debits,
@@ -105,6 +106,67 @@ def test_a_run_without_privacy_is_in_the_ledger_and_no_ceiling_holds_after_it(tm
     assert code(submission.setup, later, asked, arrays) == "budget-spent"
     with later.site.ledger() as ledger:
         assert ledger.spent(1e-3) == np.inf
+
+
+@pytest.mark.parametrize("kind", ["private", "open"])
+def test_a_release_is_entered_whatever_its_run_is_called(tmp_path, kind):
+    client = participant(write_site(tmp_path / "north"), experiment(private=kind == "private"))
+    client.debit("", 1, attempt=1)
+    assert [entry.run for entry in debits(client.site.folder)] == [""]
+
+
+@pytest.mark.parametrize("run_id", ["", "x" * 65, "two\nlines", "\x1b[2J", "\u202erun"])
+def test_an_id_that_is_none_is_refused_wherever_it_comes_in(tmp_path, arrays, run_id):
+    plain, secure = {"secure_aggregation__enabled": False}, {}
+    for name, changes, kind in (
+        ("a", plain, "train"),
+        ("b", plain, "train.ideal"),
+        ("c", secure, "train.tacit0"),
+    ):
+        folder, made = write_site(tmp_path / name, policy={**POLICY, **SINGLE}), experiment(**changes)
+        body = setup_request(Run(made.to_toml()), arrays, run_id=run_id) if kind == "train.tacit0" else None
+        reply = answer(folder, made, kind, arrays, run_id=run_id, body=body)
+        assert reply.error.reason == "refused:run"
+        assert debits(folder) == []
+
+
+def test_a_run_that_has_paid_under_one_experiment_is_refused_under_every_other_after_a_restart_too(
+    tmp_path, private, arrays
+):
+    """Else the second one would go on as the first: with its figure, and with what the first one has paid."""
+    folder = write_site(tmp_path / "north", policy={**POLICY, **SINGLE})
+    changes = {"secure_aggregation__enabled": False, "training__learning_rate": 0.25}
+    others = experiment(**changes), experiment(private=False, **changes)
+    participant(folder, private).debit("run-1", 1, attempt=1)
+    for other in others:
+        participant_of.cache_clear()
+        assert answer(folder, other, "train", arrays).error.reason == "refused:experiment"
+        assert code(participant(folder, other).debit, "run-1", 2, 1) == "experiment"
+        assert answer(folder, other, "train", arrays, run_id="run-2").has_content() == (other is others[0])
+    later = participant(folder, private)
+    later.guard("run-1", 2, arrays)
+    later.debit("run-1", 2, attempt=1)
+    assert [(entry.run, entry.round) for entry in debits(folder)] == [
+        ("run-1", 1),
+        ("run-2", 1),
+        ("run-1", 2),
+    ]
+    assert {entry.experiment for entry in debits(folder) if entry.run == "run-1"} == {later.run.digest.hex()}
+
+
+def test_noise_that_the_server_can_draw_again_is_entered_as_no_noise(tmp_path, private, arrays):
+    both = {"record": RECORD, "client": {"epsilon": 3.0, "delta": 1e-2}}
+    client = participant(write_site(tmp_path / "north"), experiment(insecure_seeded_noise=True, privacy=both))
+    for number in (1, 2):
+        client.guard("run-1", number, arrays)
+        client.debit("run-1", number, attempt=1)
+    with client.site.ledger() as ledger:
+        made = [(entry.round, entry.purpose) for entry in ledger.entries]
+        assert made == [(1, "training"), (1, "sum"), (2, "training"), (2, "sum")]
+        assert {(entry.unit, entry.event.noise_multiplier) for entry in ledger.entries} == {("none", 0.0)}
+        assert ledger.spent(1e-3) == ledger.spent(1e-3, "client") == np.inf
+    (client.site.folder / "policy.toml").write_text(tomli_w.dumps(CEILING))
+    assert code(participant(client.site.folder, private).guard, "run-2", 1, arrays) == "budget-spent"
 
 
 def test_metrics_count_towards_the_ceiling(tmp_path):

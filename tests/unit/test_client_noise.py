@@ -8,6 +8,7 @@ import pytest
 from client import guard, plain
 from client.participant import Participant, Run
 from tacit.errors import PrivacyBudgetExceeded, Refused
+from tacit.privacy.accountant import Event
 from tacit.privacy.noise import SystemKeys
 from tacit.privacy.plan import SUM
 from tacit.secagg.parameters import Rules
@@ -123,14 +124,41 @@ def test_sums_are_refused_when_all_that_the_plan_pays_for_are_made(tmp_path: Any
 
 
 def test_a_ceiling_holds_for_the_unit_that_is_promised(tmp_path: Any) -> None:
-    ceiling = {**POLICY, "epsilon_ceiling": 3.0, "delta": 1e-2}
+    """And for records too: what a run for clients costs them is more than what it costs clients."""
     first, second = clients_only(), clients_only(seed=4)
+    promised = Run(first.to_toml()).plan.client
+    assert promised is not None
+    ceiling = {**POLICY, "epsilon_ceiling": promised.epsilon_replaced, "delta": CLIENT["delta"]}
     folder = write_site(tmp_path / "north", policy=ceiling)
     client = participant(folder, first)
     for number in range(1, 5):
         client.debit("run-1", number, 1)
-    with pytest.raises(PrivacyBudgetExceeded, match="would exceed"):
+    with pytest.raises(PrivacyBudgetExceeded, match=r"would exceed .* per record"):
         participant(folder, second).debit("run-2", 1, 1)
+
+
+def test_what_a_run_for_clients_costs_records_counts_under_their_ceiling(tmp_path: Any) -> None:
+    """The clients' own figure would allow it: what is used up are the records of an earlier run."""
+    delta = CLIENT["delta"]
+    policy = {**POLICY, "epsilon_ceiling": 8.0, "delta": delta}
+    folder = write_site(tmp_path / "north", policy=policy)
+    client = participant(folder, clients_only())
+    promised = client.run.plan.client
+    assert promised is not None
+    with client.site.ledger() as ledger:
+        ledger.debit("earlier", 1, 1, "training", "record", Event("gaussian", 0.5))
+        assert ledger.spent(delta) < 8.0
+        assert not ledger.would_exceed(promised.event(), 8.0, delta, unit="client")
+    with pytest.raises(PrivacyBudgetExceeded, match="per record"):
+        client.debit("run-1", 1, 1)
+    assert len(entries(client)) == 1
+    # An update that has paid for its records costs them nothing more under new noise.
+    both = experiment(privacy={"record": RECORD, "client": {**CLIENT, "reserve": 1.0}})
+    policy["epsilon_ceiling"] = CLIENT["epsilon"]
+    other = participant(write_site(tmp_path / "south", "south", policy=policy), both)
+    for number in range(1, 5):
+        other.debit("run-1", number, 1)
+        other.debit("run-1", number, 2, again=True)
 
 
 def test_a_single_update_in_floats_is_refused_under_a_promise_for_clients(tmp_path: Any) -> None:

@@ -1,9 +1,13 @@
-"""The five messages of a secure sum at a site: paid before sent, paid once, and kept between processes."""
+"""The five messages of a secure sum at a site: paid before sent, paid once, and kept between processes.
+
+Longer than 400 lines because each moment at which a process ends, or another one begins, has its own case.
+"""
 
 import os
 import stat
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -300,7 +304,7 @@ def test_K2_a_session_is_for_its_owner_alone(tmp_path, private, arrays):
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder / "sessions").rglob("*")}
-    assert modes == {"round": 0o600}
+    assert modes == {"round": 0o600, "lock": 0o600}
     assert stat.S_IMODE((folder / "sessions").stat().st_mode) == 0o700
     (folder / "sessions" / "round").chmod(0o640)
     with pytest.raises(StorageError, match="lets other users in"):
@@ -361,6 +365,28 @@ def test_an_update_without_privacy_is_sent_once_whatever_happens_in_between(tmp_
     with pytest.raises(Refused) as error:
         submission.setup(clients[0], again, start)
     assert error.value.reason == "attempt"
+
+
+def test_of_two_processes_given_messages_at_the_same_time_one_waits_until_the_other_has_answered(tmp_path):
+    """As a stock node's are: else both would pay for one vector, and two would be under the same masks."""
+    settings = experiment(privacy={"client": {"epsilon": 3.0, "delta": 1e-2}}, private=False)
+    start, folders = model(settings), write_sites(tmp_path)
+    clients = [participant(folder, settings, on_disk=True) for folder in folders]
+    request = Round(clients, start).keys().mask_request
+    one, other = (participant(folders[0], settings, on_disk=True) for _ in range(2))
+    answers, noised = [], one.noised
+    thread = threading.Thread(target=lambda: answers.append(submission.mask(other, request)))
+
+    def meanwhile(*arguments):
+        thread.start()
+        thread.join(1.0)
+        return noised(*arguments)
+
+    one.noised = meanwhile
+    answers.insert(0, submission.mask(one, request))
+    thread.join()
+    assert answers[0] == answers[1]
+    assert len(debits(folders[0], "sum")) == 1
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "not private"])

@@ -140,12 +140,15 @@ def test_a_report_has_the_figures_of_the_sites_own_models(tmp_path: Path) -> Non
 # -- what is kept ------------------------------------------------------------------------------------------------
 
 
+ONE, ANOTHER = bytes(32), bytes([1]) * 32  # digests of experiments
+
+
 def array(value: float) -> dict[str, Any]:
     return {"a": np.array([value], dtype=np.float32)}
 
 
 def test_a_round_that_is_asked_for_again_starts_from_what_the_site_had_before_it(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, "run")
+    kept = Kept(tmp_path, "run", ONE)
     assert kept.before(3) is None
     for number in (3, 5, 6):
         kept.put_aside(number, array(number))
@@ -161,11 +164,11 @@ def test_a_round_that_is_asked_for_again_starts_from_what_the_site_had_before_it
     assert again["a"] == 60.0
     with pytest.raises(Refused, match="what this site kept before round 5 is gone"):
         kept.before(5)
-    assert Kept(tmp_path, "another run").before(9) is None
+    assert Kept(tmp_path, "another run", ONE).before(9) is None
 
 
 def test_what_is_put_aside_counts_when_it_is_taken_over_and_not_before(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, "run")
+    kept = Kept(tmp_path, "run", ONE)
     kept.put_aside(1, array(1.0))
     assert kept.before(2) is None
     kept.take_over(1)
@@ -174,7 +177,7 @@ def test_what_is_put_aside_counts_when_it_is_taken_over_and_not_before(tmp_path:
 
 
 def test_kept_files_are_the_owners_alone_and_their_folder_is_no_text_of_the_servers(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, "../../elsewhere")
+    kept = Kept(tmp_path, "../../elsewhere", ONE)
     kept.put_aside(1, array(1.0))
     kept.take_over(1)
     [folder] = (tmp_path / FOLDER).iterdir()
@@ -201,6 +204,25 @@ def test_what_a_round_has_made_is_used_in_later_rounds_only_once_the_round_is_pa
     found = kept.before(2)
     assert found is not None
     assert any(np.abs(a).max() > 0 for a in found.values())
+
+
+def test_what_was_made_under_one_experiment_is_never_used_under_another_whatever_its_run_is_called(
+    tmp_path: Path,
+) -> None:
+    """A run for clients keeps weights without noise: one for records of the same id would begin with them."""
+    for_clients = {"client": {"epsilon": 3.0, "delta": 1e-3}}
+    both = [
+        experiment(private=False, privacy=for_clients, strategy={"name": "fedper", "personal": ["*bias"]}),
+        experiment(strategy={"name": "fedper", "personal": ["*bias"]}),
+    ]
+    folder = write_site(tmp_path / "north")
+    first, second = (participant(folder, made) for made in both)
+    received = {name: a for name, a in model(both[0]).items() if not name.endswith("bias")}
+    first.update("run-1", 1, received)
+    first.debit("run-1", 1, attempt=1)
+    assert first.kept("run-1").before(2) is not None
+    assert second.kept("run-1").before(2) is None
+    assert Kept(tmp_path, "run", ANOTHER).before(2) is None
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------
@@ -266,7 +288,7 @@ def test_what_is_kept_and_paid_for_is_on_the_disk_with_its_name(
         synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    kept = Kept(tmp_path, "run")
+    kept = Kept(tmp_path, "run", ONE)
     kept.put_aside(1, {"a": np.zeros(1, np.float32)})
     assert synced == [tmp_path.name, "kept", ".000001.aside.tmp"]
     kept.take_over(1)

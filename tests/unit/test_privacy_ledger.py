@@ -19,6 +19,7 @@ import pytest
 
 from tacit.errors import StorageError
 from tacit.privacy.accountant import Event, epsilon_pld, epsilon_rdp, fits
+from tacit.privacy.chain_file import ChainFile
 from tacit.privacy.ledger import Ledger
 from tacit.privacy.plan import PrivacyPlan
 
@@ -114,6 +115,55 @@ def test_each_unit_has_its_own_figure_in_one_ledger(path: Path) -> None:
         assert ledger.spent(DELTA) == pytest.approx(epsilon_rdp([ROUND.repeated(2), replaced], DELTA))
 
 
+def test_a_debit_for_clients_counts_for_records_unless_its_own_round_has_paid_for_them(path: Path) -> None:
+    """One cheap round for records must not pay for all that is released under the same id."""
+    with Ledger.open(path, durable=False) as ledger:
+        for experiment in ("aa", ""):  # as it is written down, and as earlier versions left it
+            ledger.debit("x", 1, 1, "training", "record", METRICS, experiment=experiment)
+            ledger.debit("x", 1, 1, "sum", "client", SUM, experiment=experiment)
+            ledger.debit("x", 1, 2, "sum", "client", SUM, experiment=experiment)
+        paid = METRICS.repeated(2)
+        assert ledger.spent(DELTA) == pytest.approx(epsilon_rdp(paid, DELTA))
+        ledger.debit("x", 2, 1, "sum", "client", SUM, experiment="aa")
+        ledger.debit("x", 1, 3, "sum", "client", SUM, experiment="bb")
+        wanted = epsilon_rdp([paid, SUM.doubled().repeated(2)], DELTA)
+        assert ledger.spent(DELTA) == pytest.approx(wanted)
+    with Ledger.open(path, durable=False) as ledger:
+        assert ledger.spent(DELTA) == pytest.approx(wanted)
+
+
+def test_F4_a_cut_debit_for_clients_is_charged_to_records_like_a_whole_one(path: Path) -> None:
+    with Ledger.open(path, durable=False) as ledger:
+        ledger.debit("a", 1, 1, "sum", "client", SUM)
+    with path.open("ab") as file:
+        file.write(b'{"attempt":1,"del')
+    with Ledger.open(path, durable=False) as ledger:
+        assert ledger.spent(DELTA, "client") == pytest.approx(epsilon_rdp(SUM.repeated(2), DELTA))
+        assert ledger.spent(DELTA) == pytest.approx(epsilon_rdp(SUM.doubled().repeated(2), DELTA))
+
+
+def test_an_entry_of_a_version_that_wrote_down_no_experiment_is_read_and_binds_its_run_to_none(
+    path: Path,
+) -> None:
+    fields = {
+        "time": "2030-01-01T00:00:00+00:00",
+        "run": "a",
+        "round": 1,
+        "attempt": 1,
+        "purpose": "training",
+    }
+    with ChainFile.open(path, durable=False)[0] as file:
+        file.append({**fields, "unit": "record", "event": ROUND.to_dict(), "delta": DELTA})
+    with Ledger.open(path, durable=False) as ledger:
+        assert [entry.experiment for entry in ledger.entries] == [""]
+        assert not ledger.is_of_another("a", "aa")
+        ledger.debit("a", 2, 1, "training", "record", ROUND, experiment="aa")
+    with Ledger.open(path, durable=False) as ledger:
+        assert not ledger.is_of_another("a", "aa") and ledger.is_of_another("a", "bb")
+        assert not ledger.is_of_another("b", "bb")
+        assert ledger.spent(DELTA) == pytest.approx(epsilon_rdp(ROUND.repeated(2), DELTA))
+
+
 def test_a_ceiling_holds_for_each_unit(path: Path) -> None:
     alone = epsilon_rdp(SUM, DELTA)
     with Ledger.open(path, durable=False) as ledger:
@@ -179,6 +229,7 @@ def test_a_single_run_may_use_all_of_its_plan_under_a_ceiling_of_the_same_epsilo
             if debit == plan.debits - 3:  # a second run could have been chosen for what the first one gave
                 assert not ledger.would_exceed(METRICS, 1.0, 1e-4, run="a")
                 assert ledger.would_exceed(METRICS, 1.0, 1e-4, run="b")
+                assert ledger.would_exceed(METRICS, 1.0, 1e-4, run="a", experiment="another")
         assert ledger.would_exceed(plan.round_event(), 1.0, 1e-4)
         assert ledger.would_exceed(plan.round_event(), 1.0, 1e-4, run="a")
 

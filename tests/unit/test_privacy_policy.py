@@ -13,6 +13,7 @@ from tacit.privacy.policy import SitePolicy, _num_parameters
 
 SITES = "".join(f'[[federation.sites]]\nlabel = "s{i}"\nrows = 50\n' for i in range(10))
 RECORD = "[privacy.record]\nepsilon = 1.0\ndelta = 1e-4\n"
+CLIENT = "[privacy.client]\nepsilon = 3.0\ndelta = 1e-4\n"
 SCHEMA = """
 [data.schema]
 label = "y"
@@ -52,6 +53,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"epsilon_ceiling": 5.0, "delta": 1e-3},
         RECORD + "[privacy.client]\nepsilon = 9.0\ndelta = 1e-4\n",
     ),
+    ("budget", {"epsilon_ceiling": 5.0, "delta": 1e-4}, CLIENT),  # for a record it is twice the sensitivity
     ("delta", {"epsilon_ceiling": 5.0, "delta": 1e-5}, RECORD),
     ("delta", {"delta": 1e-5}, RECORD),
     ("model-size", {"max_model_parameters": 114}, SCHEMA),
@@ -74,6 +76,8 @@ ALLOWED: list[tuple[dict[str, Any], str]] = [
     ({"min_honest": 9}, RECORD),
     ({"max_update_norm": 10.0}, RECORD),
     ({"epsilon_ceiling": 1.0, "delta": 1e-4}, RECORD),
+    ({"epsilon_ceiling": 8.0, "delta": 1e-4}, CLIENT),
+    ({"epsilon_ceiling": 3.0, "delta": 1e-4}, CLIENT + RECORD),
     ({"max_model_parameters": 115}, SCHEMA),
     ({}, ""),
 ]
