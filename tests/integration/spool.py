@@ -83,7 +83,7 @@ class SpoolWire:
         node = self._folder / f"{asked.run_id:05d}" / str(self.node_id)
         return get(node / TAKEN / f"{asked.message_id}.asked")
 
-    def answer(self, delivery: Delivery, reply: Message, seconds: float) -> int:
+    def answer(self, delivery: Delivery, reply: Message) -> int:
         asked = delivery.message.metadata
         run = self._folder / f"{asked.run_id:05d}"
         put(run / f"{asked.message_id}.answer", reply)

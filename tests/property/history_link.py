@@ -94,7 +94,7 @@ class HeldWire:
             raise Over("gone")
         return found[0]
 
-    def answer(self, delivery: Delivery, reply: Message, seconds: float) -> int:
+    def answer(self, delivery: Delivery, reply: Message) -> int:
         fate, self.fate = self.fate, "arrives"
         asked = delivery.message.metadata
         self._link.look(reply)  # it leaves the site, wherever it ends

@@ -160,7 +160,7 @@ class OneMessage:
         self.fetched += 1
         return self.asked
 
-    def answer(self, asked: Delivery, reply: Message, seconds: float) -> int:
+    def answer(self, asked: Delivery, reply: Message) -> int:
         if self.fails:
             raise self.fails.pop()
         self.answers.append(reply)
