@@ -377,7 +377,7 @@ def test_an_answer_has_the_same_number_after_a_restart(tmp_path: Path) -> None:
         for _ in range(2):
             with closing(Wire(address, loopback_key(tmp_path / "node.key"), None, registers=False)) as wire:
                 answer = Message(RecordDict({"r": ConfigRecord({"x": 1})}), reply_to=asked.message)
-                wire.answer(asked, answer, 0.1)
+                wire.answer(asked, answer)
             time.sleep(0.01)
     numbers = {push.messages_list[0].metadata.message_id for push in pushed}
     assert len(pushed) == 2 and len(numbers) == 1
