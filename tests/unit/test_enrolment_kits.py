@@ -161,7 +161,6 @@ def test_new_keys_are_made_on_request_and_the_old_ones_kept_aside(world: World) 
         (lambda f: (f / "federation.toml").unlink(), ConfigError, r"federation\.toml"),
         (lambda f: (f / "federation.toml").write_text("name = 1"), ConfigError, r"federation\.toml: name"),
     ],
-    ids=str,
 )
 def test_K2_a_kit_that_is_open_to_others_or_damaged_is_refused(
     world: World, spoil: Callable[[Path], object], error: type[Exception], said: str

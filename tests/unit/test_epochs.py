@@ -158,7 +158,6 @@ ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okW
         (lambda w: remade(w, "hospital-b", node_key=ED25519), "node-key"),
         (lambda w: remade(w, "hospital-b", node_key=""), "node-key"),
     ],
-    ids=str,
 )
 def test_a_request_that_is_refused_changes_nothing(
     world: World, lie: Callable[[World], None], reason: str
