@@ -130,7 +130,7 @@ def _num_rows(path: Path, experiment: Experiment | None) -> int:
     from tacit.data import arrays, readers
 
     schema = experiment.data.arrays if experiment is not None else None
-    if schema is None or schema.series is None:
+    if schema is None or schema.series is None or path.suffix.lower() == ".npz":
         return readers.num_rows(path)
     return len(arrays.raw_arrays(path, schema)["y"])
 

@@ -69,6 +69,10 @@ class Data(Frozen):
     def _path(self) -> Data:
         if self.source in ("csv", "parquet", "npz", "images") and not self.path:
             raise ValueError(f'source = "{self.source}" needs path')
+        if self.source == "images" and (self.arrays is None or self.arrays.images is None):
+            raise ValueError('source = "images" needs the table data.arrays.images; it may be empty')
+        if self.source in ("csv", "parquet") and self.arrays and not self.arrays.series:
+            raise ValueError(f'source = "{self.source}" with data.arrays needs data.arrays.series')
         if (self.source == "generated") != bool(self.generator):
             raise ValueError('source = "generated" and generator belong together')
         return self
@@ -159,7 +163,7 @@ class Budget(Frozen):
 
 
 class RecordPrivacy(Budget):
-    """`[privacy.record]`: one row of one site; noise at the site, in every step.
+    """`[privacy.record]`: one record of one site, a row or an array; noise at the site, in every step.
 
     Attributes:
         max_grad_norm: per-record clip norm of the gradient.

@@ -94,6 +94,13 @@ class ArraySchema(Frozen):
             raise ValueError(
                 "series need shape = [channels, steps], with as many channels as series.channels names"
             )
+        series = self.series
+        if series.form == "wide":
+            steps = {
+                series.column(c, t) for c in series.channels for t in range(series.length or self.shape[1])
+            }
+            if beside := steps & {series.label, series.split, series.site}:
+                raise ValueError(f"series: {min(beside)!r} is a step, so it can be no label, split or site")
         if self.outputs != (1 if self.classes else self.series.horizon or 1):
             raise ValueError("outputs must be series.horizon, and 1 where a label is predicted")
         if self.classes and self.series.horizon:

@@ -170,7 +170,12 @@ def _windows(
         raise DataError(f"has no series of {whole} steps, which a window has with its horizon", path=path)
     views = sliding_window_view(x, whole, axis=2)[:, :, :: series.stride].transpose(0, 2, 1, 3)
     starts = np.arange(views.shape[1]) * series.stride
-    wanted = np.isfinite(views[:, :, series.channels.index(series.target), time:]).all(2)
+    target = series.channels.index(series.target)
+    unknown = np.cumsum(
+        ~np.isfinite(x[:, target]), axis=1
+    )  # up to each step; of a horizon it is a difference
+    last = starts + whole - 1
+    wanted = unknown[:, last] == unknown[:, last - series.horizon]
     splits = np.full(len(starts), "train", dtype="U5")
     if series.test_from is not None:
         border = np.ceil((series.test_from - series.start) / series.step - _ROUNDING)
@@ -187,7 +192,7 @@ def _windows(
     cut = views[of, at]
     found = {
         "x": np.ascontiguousarray(cut[:, :, :time]),
-        "y": cut[:, series.channels.index(series.target), time:].copy(),
+        "y": cut[:, target, time:].copy(),
         **{name: values[of] for name, values in said.items()},
     }
     return found if series.test_from is None else {**found, "split": splits[at]}

@@ -16,7 +16,7 @@ from tacit.report.audit_record import Attack, AuditRecord, Image, Inversion
 from tacit.report.html import Chart, pages, seconds
 from tacit.report.plots import COLOURS, drawing
 from tacit.report.storage import write_text
-from tacit.report.wording import PROTECTED, upper
+from tacit.report.wording import upper
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,6 @@ def _context(record: AuditRecord) -> dict[str, Any]:
         "mark": MARK,
         "methods": METHODS,
         "honesty": HONESTY,
-        "protected": PROTECTED,
         "started": f"{record.started.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         "bounds": _bounds(record.attacks) if record.attacks else "",
         "charts": [_charts(number, attack) for number, attack in enumerate(record.attacks)],

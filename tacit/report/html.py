@@ -23,7 +23,7 @@ from tacit.report.outcome_plots import Shown, shown
 from tacit.report.plots import Line, line_chart
 from tacit.report.record import ColumnShares, Round, RunRecord, SiteDistances, SiteSlice
 from tacit.report.storage import write_text
-from tacit.report.wording import PROTECTED, upper
+from tacit.report.wording import protected, upper
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -130,7 +130,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "exact_mark": "simulation"
         if record.is_simulation
         else ("private" if record.is_private else "not-private"),
-        "protected": PROTECTED,
+        "protected": {entry.unit: protected(entry.unit, record.experiment) for entry in record.privacy},
         "started": f"{record.started.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         "metrics": metrics,
         "main": main,

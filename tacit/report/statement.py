@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tacit.report import federation
 from tacit.report.record import PrivacyEntry, RunRecord
 from tacit.report.storage import write_text
-from tacit.report.wording import PROTECTED, RELATIONS, all_not_covered, upper
+from tacit.report.wording import RELATIONS, all_not_covered, protected, upper
 
 # Two computations of the same epsilon may differ in the last digits; that is no broken promise.
 _ROUNDING = 1 + 1e-6
@@ -91,7 +91,11 @@ def sections(record: RunRecord) -> list[Section]:
     parts = [_verdict(record), _run(record)]
     for entry in record.privacy:
         if entry.unit != "none":
-            parts += [_promise(entry), _meaning(entry)] if math.isfinite(entry.epsilon) else [_void(entry)]
+            parts += (
+                [_promise(entry, record.experiment), _meaning(entry)]
+                if math.isfinite(entry.epsilon)
+                else [_void(entry)]
+            )
     parts += [
         _trust(record),
         _views(record),
@@ -115,7 +119,7 @@ def first_verdict(record: RunRecord) -> list[str]:
     if record.is_private:
         claims = [
             f"This training was differentially private with epsilon at most {upper(entry.epsilon)} and delta "
-            f"{upper(entry.delta)}. Protected: {PROTECTED[entry.unit]}."
+            f"{upper(entry.delta)}. Protected: {protected(entry.unit, record.experiment)}."
             for entry in record.privacy
             if math.isfinite(entry.epsilon)
         ]
@@ -162,9 +166,9 @@ def _participants(record: RunRecord) -> str:
     return f"{population['size']} simulated clients of {population['rows']} records"
 
 
-def _promise(entry: PrivacyEntry) -> Section:
+def _promise(entry: PrivacyEntry, experiment: Mapping[str, Any]) -> Section:
     points = [
-        ("Protected", PROTECTED[entry.unit]),
+        ("Protected", protected(entry.unit, experiment)),
         ("Neighbouring data", _both(RELATIONS[entry.unit], entry.relation)),
         (
             "Epsilon",

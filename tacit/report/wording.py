@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context
+from typing import Any
 
 from tacit.report.record import PrivacyEntry, RunRecord, SecureSum, Unit
 
 RELATIONS: dict[Unit, str] = {
-    "record": "adding or removing one record (one row) of one site",
+    "record": "adding or removing one record of one site",
     "client": "replacing everything one client contributes by nothing (zeros)",
     "none": "none: no two inputs are promised to look alike",
 }
 
-PROTECTED: dict[Unit, str] = {
-    "record": "each single record (one row of one site's table)",
-    "client": "everything that a client has, as a whole",
-    "none": "nothing",
-}
+
+def protected(unit: Unit, experiment: Mapping[str, Any]) -> str:
+    """What a promise is about, with what one record is in this experiment's data."""
+    if unit == "record":
+        return f"each single record: {_one_record(experiment)}"
+    return {"client": "everything that a client has, as a whole", "none": "nothing"}[unit]
+
+
+def _one_record(experiment: Mapping[str, Any]) -> str:
+    data, kind = experiment.get("data") or {}, str((experiment.get("task") or {}).get("kind", "tabular"))
+    arrays = data.get("arrays") or {}
+    series = arrays.get("series")
+    if series is None:
+        is_array = bool(arrays) or kind.startswith("array")
+        return "one array, an image say, of one site" if is_array else "one row of one site's table"
+    if not series.get("horizon"):
+        return "one whole series of one site, all its measurements together"
+    steps, horizon = arrays["shape"][1], series["horizon"]
+    shared = -(-(steps + horizon) // series.get("stride", 1))
+    most = series.get("most_windows", 0)
+    return (
+        f"one window of {steps} steps and the {horizon} after them. One measurement is in up to "
+        f"{min(shared, most) if most else shared} windows, and a person's series makes {most or 'as many as fit'}: "
+        "with r windows the exposure is r times epsilon"
+    )
 
 
 def trusted(unit: Unit, *, noise: str = "", secure: SecureSum | None = None) -> str:

@@ -176,6 +176,8 @@ def test_what_does_not_belong_into_the_folder_is_refused_with_its_name(tmp_path:
     "changed", [{"shape": [2, 6, 4]}, {"shape": [6, 4]}, {"classes": []}, {"several": True}]
 )
 def test_images_that_cannot_be_are_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r'source = "images" needs the table data\.arrays\.images'):
+        schema(images=None)
     with pytest.raises(ConfigError, match=r"data\.arrays: images need shape = \[1 or 3, height, width\]"):
         schema(**changed)
 

@@ -149,7 +149,8 @@ STATEMENTS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
         run_record,
         (
             "epsilon at most 0.9996 and delta 0.0001",
-            "adding or removing one record (one row) of one site",
+            "adding or removing one record of one site",
+            "each single record: one row of one site's table",
             "with r records the exposure is r times epsilon",
             "22 releases",
             "PLD (dp-accounting 0.6)",

@@ -13,6 +13,7 @@ from simulations.run import prepare
 from tacit import config
 from tacit.data.arrays import raw_arrays, read_arrays
 from tacit.errors import ConfigError, DataError
+from tacit.report.wording import protected
 from tacit.tasks import load_task
 
 LONG = """stay,hour,pulse,pressure,outcome,ward
@@ -212,6 +213,11 @@ def test_a_table_without_windows_is_refused(text: str, words: str, tmp_path: Pat
             "as many channels as series.channels names",
         ),
         ({"arrays": {"outputs": 2}}, "outputs must be"),
+        ({"arrays": {"series": None}}, 'source = "csv" with data.arrays needs data.arrays.series'),
+        (
+            {"series": {"form": "wide", "id": None, "time": None, "label": "pulse_0"}},
+            "'pulse_0' is a step, so it can be no label",
+        ),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused(changed: dict[str, Any], words: str) -> None:
@@ -275,3 +281,16 @@ def test_a_site_checks_its_table_and_counts_series(tmp_path: Path) -> None:
     written(tmp_path, LONG)
     found = check_kit(tmp_path, experiment(), connects=False)
     assert [f.text for f in found if f.what == "data"] == [f"{tmp_path / 'data.csv'}, 2 rows"]
+
+
+def test_the_statement_says_what_one_record_is() -> None:
+    def said(made: config.Experiment) -> str:
+        return protected("record", made.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    assert "one whole series of one site" in said(experiment())
+    assert "One measurement is in up to 5 windows, and a person's series makes as many as fit" in said(
+        forecast()
+    )
+    assert "is in up to 2 windows, and a person's series makes 2" in said(forecast(stride=1, most_windows=2))
+    assert "is in up to 3 windows" in said(forecast(stride=2))
+    assert "one row of one site's table" in said(config.parse({"name": "table"}, source=""))
