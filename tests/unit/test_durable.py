@@ -95,7 +95,7 @@ def test_D6_what_a_site_goes_on_from_is_on_the_disk_with_its_name(tmp_path: Path
     with disk_calls() as calls:
         FolderSessions(site).save(Encoded())
         assert unnamed(calls) == set()
-        kept = Kept(site, "run")
+        kept = Kept(site, "run", bytes(32))
         kept.put_aside(1, {"a": np.zeros(1, np.float32)})
         kept.take_over(1)
         assert unnamed(calls) == set()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from simulations.run import claimed
 from tacit.cli import app, main
 from tacit.errors import RunFailed
 from tacit.inference import export, int8
@@ -206,3 +207,13 @@ def test_what_cannot_be_exported_is_one_line(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+def test_an_export_goes_with_the_run_that_it_was_made_of(tmp_path: Path) -> None:
+    """Beside the statement of another run it would be taken for that one's."""
+    with claimed(tmp_path / "run", resume=False):
+        (tmp_path / "run" / "model.onnx").write_bytes(b"of this run")
+    with claimed(tmp_path / "run", resume=True):
+        assert (tmp_path / "run" / "model.onnx").exists()
+    with claimed(tmp_path / "run", resume=False):
+        assert not (tmp_path / "run" / "model.onnx").exists()
