@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -141,13 +142,20 @@ def test_the_best_of_equals_does_not_depend_on_when_it_came_where_it_is_counted(
 
 
 def test_data_are_public_where_they_are_published_generated_or_stated_to_be() -> None:
-    own = config.Data(source="csv", path="x.csv")
-    plain, public = Tuning(space={"seed": [1]}), Tuning(space={"seed": [1]}, accounting="public")
-    assert public_of(own, plain) == ""
-    assert "whoever ran it states" in public_of(own, public)
-    assert "published data set" in public_of(config.Data(), plain)
-    assert "generated" in public_of(config.Data(source="generated", generator="x"), plain)
-    assert public_of(config.Data(), Tuning(space={"seed": [1]}, accounting="private")) == ""
+    plain, public, paid = (
+        Tuning.model_validate({"space": {"seed": [1]}, "accounting": name})
+        for name in ("none", "public", "private")
+    )
+    known = {"generated": "they are generated, of nobody"}
+    for source in ("breast_cancer", "heart_disease", "credit_default", "digits", "medmnist"):
+        known[source] = f"{source} is a published data set"
+    for source in get_args(config.Data.model_fields["source"].annotation):
+        data = config.Data.model_construct(source=source)
+        assert public_of(data, plain) == known.get(source, ""), source
+        assert public_of(data, public) == known.get(
+            source, "whoever ran it states that they are public or synthetic"
+        )
+        assert public_of(data, paid) == ""
 
 
 def test_a_counted_search_tells_nothing_but_its_best_trial(
