@@ -138,6 +138,11 @@ def _asked(experiment: Experiment) -> str:
 
 
 def _sha256(path: Path, key: str) -> str:
+    """Of a file; of a folder that of the names and digests of all files in it, sorted."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{file.relative_to(path)!s}\0{_sha256(file, key)}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -226,7 +226,7 @@ def metric_of(record: RunRecord, tuning: Tuning) -> str:
     Raises:
         ConfigError: there is none of that name.
     """
-    known = list(curve(record, tuning)[-1])
+    known = list(dict.fromkeys(name for row in curve(record, tuning) for name in row))
     if tuning.metric and known and tuning.metric not in known:
         raise ConfigError(
             f"there is no metric {tuning.metric!r}; there are {', '.join(sorted(known))}", key="tuning.metric"

@@ -56,6 +56,8 @@ def test_a_search_whose_cost_the_theorem_does_not_bound_is_refused(base: Path, t
         "privacy.record.delta = [1e-5, 1e-6]",
         "privacy.record.reserve = [0.1, 2.0]",
         "insecure_seeded_noise = [false, true]",
+        'evaluation.monitor = ["accuracy", "loss"]',
+        "evaluation.patience = [0, 2]",
     ):
         key = space.split(" = ")[0].replace(".", r"\.")
         cases.append(
@@ -160,6 +162,10 @@ def test_counted_trials_are_compared_by_what_they_have_paid_for() -> None:
     assert value_of(record, Tuning(space=space, accounting="private")) == paid[-1] != exact
     assert value_of(record, Tuning(space=space, accounting="private", round="best")) == max(paid)
     assert value_of(record, Tuning(space=space)) == record.final.metrics["auroc"]
+    emptied = (*record.rounds[:-1], record.rounds[-1].model_copy(update={"private_metrics": {}}))
+    rest = record.model_copy(update={"rounds": emptied})
+    assert value_of(rest, Tuning(space=space, accounting="private", round="best")) == max(paid[:-1])
+    assert value_of(rest, Tuning(space=space, accounting="private")) is None
     lowest = min(*(item.metrics["loss"] for item in record.rounds), record.final.metrics["loss"])
     assert value_of(record, Tuning(space=space, metric="loss", round="best")) == lowest
     with pytest.raises(ConfigError, match=r"tuning\.metric: there is no metric 'auroc'; there are accuracy"):
