@@ -35,6 +35,7 @@ class SweepFolder:
 
     Args:
         path: the folder; new, empty or an earlier sweep's.
+        inside: folder below it, for this user alone, of all but the reports; "" = all lies side by side.
 
     Attributes:
         NAME: what it is the folder of; `.tacit-NAME` says so, and is locked while one goes on in it.
@@ -44,9 +45,9 @@ class SweepFolder:
     NAME: ClassVar = "sweep"
     CELL: ClassVar = "cell"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.baselines, self.log = path / "baselines", path / "log.txt"
+    def __init__(self, path: Path, *, inside: str = "") -> None:
+        self.path, self.inside = path, path / inside
+        self.baselines, self.log = self.inside / "baselines", self.inside / "log.txt"
         self._mark = path / f".tacit-{self.NAME}"
 
     @contextmanager
@@ -64,6 +65,9 @@ class SweepFolder:
                     key="--out",
                 )
             self.path.mkdir(parents=True, exist_ok=True)
+            if self.inside != self.path:
+                self.inside.mkdir(mode=0o700, exist_ok=True)
+                self.inside.chmod(0o700)
             mark = self._mark.open("wb")
         except OSError as error:
             raise ConfigError(error.strerror or str(error), source=self.path, key="--out") from None
@@ -78,7 +82,7 @@ class SweepFolder:
 
     def cell(self, cell: Cell) -> Path:
         """The folder of one cell's run."""
-        return self.path / f"{self.CELL}s" / cell.name
+        return self.inside / f"{self.CELL}s" / cell.name
 
     def record(self, cell: Cell) -> RunRecord | None:
         """What a finished cell has recorded; None where it is not finished."""
@@ -118,7 +122,7 @@ class SweepFolder:
         write_text(_asked(cell.experiment), self._asked(cell))
 
     def _asked(self, cell: Cell) -> Path:
-        return self.path / "asked" / f"{cell.name}.toml"
+        return self.inside / "asked" / f"{cell.name}.toml"
 
 
 def _asked(experiment: Experiment) -> str:
@@ -134,6 +138,11 @@ def _asked(experiment: Experiment) -> str:
 
 
 def _sha256(path: Path, key: str) -> str:
+    """Of a file; of a folder that of the names and digests of all files in it, sorted."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{file.relative_to(path)!s}\0{_sha256(file, key)}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -173,9 +173,8 @@ def experiment_of(
         return config.load(source, settings)
     except ConfigError as error:
         source_of = place if error.source == "--set" else error.source
-        raise ConfigError(
-            f"{error.reason} (in the {what} {told(own)})", source=source_of, key=error.key
-        ) from None
+        where = f" (in the {what} {told(own)})" if own else ""
+        raise ConfigError(f"{error.reason}{where}", source=source_of, key=error.key) from None
 
 
 def _setting(key: str, value: Value) -> str:

@@ -60,13 +60,14 @@ def tune(
     from simulations.tuning.space import Trials, tuning_of
 
     tuning, dimensions = tuning_of(search)
+    is_counted = tuning.accounting == "private"
     trials = Trials(experiment, overrides or [], search, round=tuning.round)
     base, corners = trials.trial({}), trials.corners(dimensions)
-    if tuning.accounting == "private":
+    if is_counted:
         counted.check(tuning, base, corners, source=str(search))
     if any(one.task.is_own for one in (base, *(corner for _, corner in corners))):
         find_tasks_in(experiment.resolve().parent)
-    folder = SearchFolder(out or Path("searches") / base.name.replace(" ", "-"))
+    folder = SearchFolder(out or Path("searches") / base.name.replace(" ", "-"), counted=is_counted)
     console, num_workers, silent = Console(stderr=as_json), jobs or os.cpu_count() or 1, quiet or as_json
     with folder.claimed():
         found = Search(tuning, dimensions, trials, folder)
@@ -82,6 +83,7 @@ def tune(
         console.print(terminal_table(record))
         for name in ("tuning.html", *(["best.toml"] if record.best else [])):
             console.print(f"{folder.path / name}", highlight=False, soft_wrap=True)
-    for number, reason in reasons.items():
+    failed = {} if is_counted else reasons  # they would tell of trials that nobody is to hear of
+    for number, reason in failed.items():
         print(f"tacit: trial {number + 1}: {reason}", file=sys.stderr)
-    raise typer.Exit(1 if reasons or record.best is None else 0)
+    raise typer.Exit(1 if failed or record.best is None else 0)

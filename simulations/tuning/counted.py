@@ -73,12 +73,21 @@ def check(
         check_alike(base, corner, key, source)
 
 
-def check_alike(base: Experiment, trial: Experiment, key: str, source: str = "") -> None:
-    """Raises `ConfigError` where a trial would not release the same as the others, at the same price."""
+def check_alike(base: Experiment, trial: Experiment, key: str = "", source: str = "") -> None:
+    """Raises `ConfigError` where a trial would not release the same as the others, at the same price.
+
+    Args:
+        base: what the others run.
+        trial: what is tried.
+        key: of the space, which differs; "" = several.
+        source: file of the settings, for errors.
+    """
     is_private = trial.privacy.record is not None and not trial.insecure_seeded_noise
-    if not is_private or trial.privacy.client is not None or released(trial) != released(base):
+    unlike = released(trial) != released(base) or trial.evaluation != base.evaluation
+    if not is_private or trial.privacy.client is not None or unlike:
         raise ConfigError(
-            'changes what a run releases: with accounting = "private" all trials need the same plan of releases',
+            'changes what a run releases, or what it is compared by: with accounting = "private" all trials need '
+            "the same plan of releases",
             source=source,
-            key=f"{SPACE}.{key}",
+            key=f"{SPACE}.{key}" if key else SPACE,
         )

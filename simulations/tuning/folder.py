@@ -1,11 +1,17 @@
 """The folder of a search: that of a sweep, with what has been drawn and asked so far.
 
+DIR/tuning.json  tuning.csv  tuning.html  best.toml
 DIR/search.json         the settings of the search, how many trials there are, and the values of those begun
 DIR/trials/NUMBER/      a run's folder for each trial
-DIR/failed/NUMBER.txt   why a trial counts as one without a result; of a private search only
-DIR/tuning.json  tuning.csv  tuning.html  best.toml  log.txt
+DIR/asked/NUMBER.toml   what it was begun with
+DIR/log.txt             what they have printed
+
+Of a search that is counted all but the first line lies in DIR/private/, and beside it
+
+DIR/private/failed/NUMBER.txt   why a trial counts as one without a result
 
 Guarantees:
+    What tells of the other trials of a search that is counted lies in one folder, which nobody else can open.
     A search that is gone on with keeps its number of trials, their values, and what is finished.
 """
 
@@ -14,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from pydantic import ValidationError
 
@@ -24,6 +30,9 @@ from simulations.tuning.space import Tuning
 from tacit.errors import ConfigError, StorageError
 from tacit.report.record import Count, Part, Table
 from tacit.report.storage import write_json, write_text
+
+PRIVATE: Final = "private"
+ASKED: Final = "search.json"
 
 
 class Asked(Part):
@@ -41,10 +50,19 @@ class Asked(Part):
 
 
 class SearchFolder(SweepFolder):
-    """Where a search keeps its trials."""
+    """Where a search keeps its trials.
+
+    Args:
+        path: the folder; new, empty or an earlier search's.
+        counted: whether the search is.
+    """
 
     NAME: ClassVar = "search"
     CELL: ClassVar = "trial"
+
+    def __init__(self, path: Path, *, counted: bool = False) -> None:
+        super().__init__(path, inside=PRIVATE if counted else "")
+        self._counted = counted
 
     def read(self, tuning: Tuning) -> Asked | None:
         """What an earlier command has asked; None where there was none.
@@ -52,8 +70,9 @@ class SearchFolder(SweepFolder):
         Raises:
             ConfigError: it was another search. More trials are the same one, but for one that is counted.
         """
-        path = self.path / "search.json"
-        if not path.exists():
+        places = (self.path / ASKED, self.path / PRIVATE / ASKED)
+        path = next((place for place in places if place.exists()), None)
+        if path is None:
             return None
         try:
             asked = Asked.model_validate_json(path.read_text(encoding="utf-8"))
@@ -74,7 +93,7 @@ class SearchFolder(SweepFolder):
     def write(self, tuning: Tuning, total: int, values: Sequence[Mapping[str, Any]]) -> None:
         """Keeps it, before any of it is acted upon."""
         asked = Asked(tuning=as_table(tuning), total=total, values=tuple(dict(own) for own in values))
-        write_json(asked, self.path / "search.json")
+        write_json(asked, self.inside / ASKED)
 
     def fail(self, cell: Cell, reason: str) -> None:
         """Writes down that a trial counts as one without a result, so that it is never tried again."""
@@ -83,14 +102,20 @@ class SearchFolder(SweepFolder):
     def failure(self, cell: Cell) -> str:
         """Why a trial has no result; "" = it may have one."""
         path = self._failure(cell)
-        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        if path.exists():
+            return path.read_text(encoding="utf-8").strip()
+        # Its own word counts as soon as it is there: whoever was to write ours down may have been ended before.
+        own = self.cell(cell) / "server" / "failure.json"
+        if self._counted and own.exists() and not super().is_finished(cell):
+            return f"see {own.relative_to(self.inside)}"
+        return ""
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether the trial has a report, or is never tried again."""
-        return super().is_finished(cell) or self._failure(cell).exists()
+        return super().is_finished(cell) or bool(self.failure(cell))
 
     def _failure(self, cell: Cell) -> Path:
-        return self.path / "failed" / f"{cell.name}.txt"
+        return self.inside / "failed" / f"{cell.name}.txt"
 
 
 def as_table(tuning: Tuning) -> dict[str, Any]:

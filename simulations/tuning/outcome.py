@@ -25,12 +25,8 @@ from tacit.report.storage import write_json, write_text
 from tacit.report.tuning_record import Selection, TuningRecord, TuningTrial
 from tacit.report.wording import upper
 
-OWN: Final = (
-    "csv",
-    "parquet",
-    "npz",
-    "task",
-)  # sources of which only their owner can say whose data they are
+# Of any other source, a new one among them, only its owner can say whose data they are.
+PUBLISHED: Final = ("breast_cancer", "heart_disease", "credit_default", "digits", "medmnist")
 MOST_ROWS: Final = 20
 
 
@@ -134,7 +130,7 @@ def public_of(data: Data, tuning: Tuning) -> str:
         return ""
     if data.source == "generated":
         return "they are generated, of nobody"
-    if data.source not in OWN:
+    if data.source in PUBLISHED:
         return f"{data.source} is a published data set"
     return "whoever ran it states that they are public or synthetic" if tuning.accounting == "public" else ""
 

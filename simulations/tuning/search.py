@@ -54,7 +54,8 @@ class Search:
         self._cells: dict[int, Cell] = {}
         asked = folder.read(tuning)
         self.values: list[Values] = list(asked.values) if asked else []
-        if asked and tuning.accounting == "private":
+        self._is_counted = tuning.accounting == "private"
+        if asked and self._is_counted:
             self.total = asked.total
         else:
             self._begin()
@@ -62,20 +63,22 @@ class Search:
         for number in range(len(self.values)):
             folder.check(self.cell(number))
             self._replay(number)
+        if self._is_counted and len(self.values) < self.total:
+            self.values += [self._draw(number) for number in range(len(self.values), self.total)]
+            folder.write(tuning, self.total, self.values)
 
     def _begin(self) -> None:
-        """Decides how many trials there are and, where they are not to follow from each other, what they try."""
+        """Decides how many trials there are and, of a grid, what they try.
+
+        A number that is counted is kept before anything else happens: what fails more often the more trials there are
+        would otherwise have it drawn again.
+        """
         tuning = self._tuning
         if tuning.method == "grid":
             self.values = list(combinations(self._dimensions))
         self.total = tuning.trials or (len(self.values) if tuning.method == "grid" else DEFAULT_TRIALS)
-        if tuning.accounting == "private":
+        if self._is_counted:
             self.total = counted.number_of(tuning).draw()
-            self.values = [self._draw(number) for number in range(self.total)]
-            self._study, self._numbers = _study(), []
-            base = self._trials.trial({})
-            for values in self.values:
-                counted.check_alike(base, self._trials.trial(values), ", ".join(values))
         self._folder.write(tuning, self.total, self.values)
 
     def cell(self, number: int) -> Cell:
@@ -101,7 +104,7 @@ class Search:
     def done(self, number: int, reason: str = "") -> None:
         """Takes note of a trial that has ended."""
         cell = self.cell(number)
-        if reason and self._tuning.accounting == "private":
+        if reason and self._is_counted:
             self._folder.fail(cell, reason)
         self._tell(number, None if reason else self.record(cell))
 
@@ -131,7 +134,7 @@ class Search:
             trial = self._study.ask(self._distributions)
             values = {key: _decoded(d, trial.params[key]) for key, d in self._by_key().items()}
             try:
-                self._trials.trial(values)
+                self._check(values)
             except ConfigError as error:
                 impossible = error
                 self._fail(trial.number)
@@ -144,6 +147,12 @@ class Search:
             key=impossible.key,
         )
 
+    def _check(self, values: Values) -> None:
+        """Raises `ConfigError` where values do not go together."""
+        trial = self._trials.trial(values)
+        if self._is_counted:
+            counted.check_alike(self._trials.trial({}), trial)
+
     def _by_key(self) -> dict[str, Dimension]:
         return {dimension.key: dimension for dimension in self._dimensions}
 
@@ -151,7 +160,7 @@ class Search:
         import numpy as np
         from optuna.samplers import RandomSampler, TPESampler
 
-        if self._tuning.accounting == "private":
+        if self._is_counted:
             # Seeded by the operating system: whoever knew a trial's values beforehand could count the trials.
             return RandomSampler()
         seed = int(np.random.SeedSequence([self._tuning.seed, number, attempt]).generate_state(1)[0])
@@ -217,7 +226,7 @@ def metric_of(record: RunRecord, tuning: Tuning) -> str:
     Raises:
         ConfigError: there is none of that name.
     """
-    known = list(curve(record, tuning)[-1])
+    known = list(dict.fromkeys(name for row in curve(record, tuning) for name in row))
     if tuning.metric and known and tuning.metric not in known:
         raise ConfigError(
             f"there is no metric {tuning.metric!r}; there are {', '.join(sorted(known))}", key="tuning.metric"

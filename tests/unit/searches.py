@@ -55,7 +55,8 @@ def searched(folder: Path, settings: str, space: str = SPACE) -> tuple[Tuning, t
 def search(base: Path, out: Path, settings: str, space: str = SPACE, *sets: str) -> Search:
     tuning, dimensions, path = searched(base.parent, settings, space)
     out.mkdir(exist_ok=True)
-    return Search(tuning, dimensions, Trials(base, sets, path), SearchFolder(out))
+    folder = SearchFolder(out, counted=tuning.accounting == "private")
+    return Search(tuning, dimensions, Trials(base, sets, path), folder)
 
 
 def finish(found: Search, out: Path, number: int, auroc: Callable[[Any], float]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from simulations.sweep.grid import Axis
+from simulations.sweep.grid import Axis, Cell
 from simulations.tuning.folder import SearchFolder
 from simulations.tuning.space import Range, Trials, tuning_of
 from tacit import config
@@ -88,6 +88,26 @@ def test_a_key_that_there_is_not_is_named_before_anything_runs(base: Path, tmp_p
         _, dimensions, path = searched(tmp_path, "", space)
         with pytest.raises(ConfigError, match=words):
             Trials(base, (), path).corners(dimensions)
+
+
+def test_a_wrong_base_is_not_told_by_values_that_it_has_not(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Trials(base, ["training.rounds=0"], tmp_path / "search.toml").trial({})
+    assert "in the trial" not in str(caught.value)
+
+
+def test_a_folder_of_images_that_has_changed_is_noticed(base: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images" / "a"
+    images.mkdir(parents=True)
+    (images / "1.png").write_bytes(b"one")
+    folder = SearchFolder(tmp_path / "out")
+    experiment = config.load(base, ["data.source=images", f"data.path={images.parent}"])
+    cell = Cell("0001", {"seed": 1}, experiment)
+    folder.note(cell)
+    folder.check(cell)
+    (images / "1.png").rename(images / "2.png")
+    with pytest.raises(ConfigError, match=r"another content of the file data\.path"):
+        folder.check(cell)
 
 
 def test_values_that_do_not_go_together_are_drawn_again(base: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -54,6 +56,8 @@ def test_a_search_whose_cost_the_theorem_does_not_bound_is_refused(base: Path, t
         "privacy.record.delta = [1e-5, 1e-6]",
         "privacy.record.reserve = [0.1, 2.0]",
         "insecure_seeded_noise = [false, true]",
+        'evaluation.monitor = ["accuracy", "loss"]',
+        "evaluation.patience = [0, 2]",
     ):
         key = space.split(" = ")[0].replace(".", r"\.")
         cases.append(
@@ -103,12 +107,48 @@ def test_a_counted_trial_that_has_failed_is_never_tried_again(base: Path, tmp_pa
     text = f"{PRIVATE}trials = 40"
     found = search(base, tmp_path / "out", text)
     found.done(0, "no update arrived")
-    folder = SearchFolder(tmp_path / "out")
+    folder = SearchFolder(tmp_path / "out", counted=True)
     assert folder.is_finished(found.cell(0)) and search(base, tmp_path / "out", text).num_finished == 1
     open_ended = search(base, tmp_path / "open", "trials = 3")
     list(open_ended.cells())
     open_ended.done(0, "no update arrived")
     assert search(base, tmp_path / "open", "trials = 3").num_finished == 0
+
+
+def test_a_counted_trial_that_has_failed_while_nobody_noticed_is_never_tried_again(
+    base: Path, tmp_path: Path
+) -> None:
+    for settings, place, num_finished in (
+        (f"{PRIVATE}trials = 40", "private/trials", 1),
+        ("trials = 3", "trials", 0),
+    ):
+        out = tmp_path / str(num_finished)
+        list(search(base, out, settings).cells())
+        state = out / place / "0001" / "server"
+        state.mkdir(parents=True)
+        (state / "failure.json").write_text('{"error": "no update arrived"}')
+        found = search(base, out, settings)
+        assert found.num_finished == num_finished
+        if num_finished:
+            assert found.failure(found.cell(0)) == "see trials/0001/server/failure.json"
+
+
+def test_a_counted_search_that_cannot_begin_keeps_its_number(base: Path, tmp_path: Path) -> None:
+    space = "[tuning.space]\ntask.model.heads = [3, 5]\ntask.model.hidden = [[16], [22]]\n"
+    totals = set()
+    for _ in range(6):
+        with pytest.raises(ConfigError, match="of 100 trials none is possible"):
+            search(base, tmp_path / "out", f"{PRIVATE}trials = 40", space, "task.model.name=transformer")
+        asked = json.loads((tmp_path / "out" / "private" / "search.json").read_text())
+        assert asked["values"] == []
+        totals.add(asked["total"])
+    assert len(totals) == 1, "P < 1e-6"
+
+
+def test_values_that_would_release_something_else_are_drawn_again(base: Path, tmp_path: Path) -> None:
+    space = "[tuning.space]\ntraining.local_steps = [1, 2]\ntask.model.hidden = [[8], [16]]\n"
+    found = [search(base, tmp_path / str(i), f"{PRIVATE}trials = 9", space) for i in range(3)]
+    assert {values["training.local_steps"] for one in found for values in one.values} == {1}
 
 
 def test_counted_trials_are_compared_by_what_they_have_paid_for() -> None:
@@ -122,6 +162,10 @@ def test_counted_trials_are_compared_by_what_they_have_paid_for() -> None:
     assert value_of(record, Tuning(space=space, accounting="private")) == paid[-1] != exact
     assert value_of(record, Tuning(space=space, accounting="private", round="best")) == max(paid)
     assert value_of(record, Tuning(space=space)) == record.final.metrics["auroc"]
+    emptied = (*record.rounds[:-1], record.rounds[-1].model_copy(update={"private_metrics": {}}))
+    rest = record.model_copy(update={"rounds": emptied})
+    assert value_of(rest, Tuning(space=space, accounting="private", round="best")) == max(paid[:-1])
+    assert value_of(rest, Tuning(space=space, accounting="private")) is None
     lowest = min(*(item.metrics["loss"] for item in record.rounds), record.final.metrics["loss"])
     assert value_of(record, Tuning(space=space, metric="loss", round="best")) == lowest
     with pytest.raises(ConfigError, match=r"tuning\.metric: there is no metric 'auroc'; there are accuracy"):
@@ -141,13 +185,20 @@ def test_the_best_of_equals_does_not_depend_on_when_it_came_where_it_is_counted(
 
 
 def test_data_are_public_where_they_are_published_generated_or_stated_to_be() -> None:
-    own = config.Data(source="csv", path="x.csv")
-    plain, public = Tuning(space={"seed": [1]}), Tuning(space={"seed": [1]}, accounting="public")
-    assert public_of(own, plain) == ""
-    assert "whoever ran it states" in public_of(own, public)
-    assert "published data set" in public_of(config.Data(), plain)
-    assert "generated" in public_of(config.Data(source="generated", generator="x"), plain)
-    assert public_of(config.Data(), Tuning(space={"seed": [1]}, accounting="private")) == ""
+    plain, public, paid = (
+        Tuning.model_validate({"space": {"seed": [1]}, "accounting": name})
+        for name in ("none", "public", "private")
+    )
+    known = {"generated": "they are generated, of nobody"}
+    for source in ("breast_cancer", "heart_disease", "credit_default", "digits", "medmnist"):
+        known[source] = f"{source} is a published data set"
+    for source in get_args(config.Data.model_fields["source"].annotation):
+        data = config.Data.model_construct(source=source)
+        assert public_of(data, plain) == known.get(source, ""), source
+        assert public_of(data, public) == known.get(
+            source, "whoever ran it states that they are public or synthetic"
+        )
+        assert public_of(data, paid) == ""
 
 
 def test_a_counted_search_tells_nothing_but_its_best_trial(
@@ -158,22 +209,47 @@ def test_a_counted_search_tells_nothing_but_its_best_trial(
     assert tune(base, file, "--out", out, "--jobs", 1) == 0
     assert "publishing the best costs epsilon" in " ".join(capsys.readouterr().out.split())
     content = json.loads((out / "tuning.json").read_text())
-    asked = json.loads((out / "search.json").read_text())
+    asked = json.loads((out / "private" / "search.json").read_text())
     assert content["trials"] == [] and content["importances"] == {} and content["seed"] is None
     assert (content["best"]["name"], content["best"]["seconds"]) == ("", 0.0)
     assert content["started"].endswith("T00:00:00Z")
-    assert len(list(out.glob("trials/*/report.json"))) == asked["total"] == len(asked["values"])
+    assert len(list(out.glob("private/trials/*/report.json"))) == asked["total"] == len(asked["values"])
     trials = Trials(base, (), file)
     assert content["selection"]["epsilon"] == counted.total_epsilon(tuning, trials.trial({}))
     assert len(lines(out / "tuning.csv")) == 1
     page = (out / "tuning.html").read_text()
     assert "trials/0" not in page and "<svg" not in page and "Papernot and Steinke" in page
-    reports = [json.loads(path.read_text()) for path in out.glob("trials/*/report.json")]
+    reports = [json.loads(path.read_text()) for path in out.glob("private/trials/*/report.json")]
     paid = [report["rounds"][-1]["private_metrics"]["accuracy"] for report in reports]
     assert content["best"]["value"] == max(paid)
     assert config.load(out / "best.toml").training.learning_rate in [
         values["training.learning_rate"] for values in asked["values"]
     ]
-    folder = SearchFolder(out)
+    folder = SearchFolder(out, counted=True)
     record = record_of(Search(tuning, dimensions, trials, folder), tuning, dimensions, trials, {})
     assert terminal_table(record).row_count == 1
+
+
+def test_what_tells_of_the_other_trials_of_a_counted_search_lies_in_one_private_folder(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "out", tmp_path / "search.toml"
+    tuning, _, _ = searched(
+        tmp_path, f"{PRIVATE}trials = 2", "[tuning.space]\npartition.min_rows = [1, 500]\n"
+    )
+    folder = SearchFolder(out, counted=True)
+    with folder.claimed():
+        folder.write(tuning, 2, [{"partition.min_rows": 1}, {"partition.min_rows": 500}])
+    assert tune(base, file, "--out", out, "--jobs", 1, "--quiet") == 0
+    assert capfd.readouterr() == ("", ""), "one has failed, and nobody is to hear of it"
+    assert "min_rows" in (out / "private" / "failed" / "0002.txt").read_text()
+    assert len(list((out / "private" / "asked").iterdir())) == 2
+    assert {path.name for path in out.iterdir()} == {
+        ".tacit-search", "private", "tuning.json", "tuning.csv", "tuning.html", "best.toml",
+    }  # fmt: skip
+    assert stat.S_IMODE((out / "private").stat().st_mode) == 0o700
+    page = (out / "tuning.html").read_text() + (out / "tuning.json").read_text()
+    assert "0002" not in page and "failed" not in page
+    searched(tmp_path, "trials = 2", "[tuning.space]\npartition.min_rows = [1, 500]\n")
+    assert tune(base, file, "--out", out, "--jobs", 1, "--quiet") == 2
+    assert 'was begun with "private"' in capfd.readouterr().err
