@@ -19,7 +19,8 @@ HOST: Final = "127.0.0.1"
 _LISTED: Final = """
 aggregate-norm aggregate-range app-answer attempt attempt-failed barred bits body budget budget-spent bundle
 clip cohort cohort-size complaint config confirmations context delta duplicate encoding erased evaluation
-experiment expired failed fields identity-key kept key label layout limits low-order-point malformed masked member member-header
+experiment expired failed fields identity-key kept key label layout limits low-order-point malformed masked member
+member-header
 message-type metric-bound metrics model model-layout model-norm model-schema model-size model-values
 neighbours not-a-member not-finite not-private openings order own-entry padding peer-counter phase proof
 query range rate receipts revoked roster roster-epoch roster-file roster-signature round rows rules run
