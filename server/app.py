@@ -92,9 +92,9 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     progress = rounds.run(first)
     stopped = rounds.stops(progress)
     chosen = progress.best_round if stopped else progress.round
+    forget(state.folder / NOISE_FILE)  # its last model is kept: no round is to come
     state.finish(progress, "stopped early" if stopped else "finished", chosen)
     attempts_of(state).drop()
-    forget(state.folder / NOISE_FILE)
 
 
 def nodes_of(grid: Grid, experiment: Experiment) -> Mapping[str, int]:
@@ -136,9 +136,11 @@ def wrap(
     state: RunState,
 ) -> Grid:
     """The grid that the strategy speaks to: with the secure sum inside, or without."""
-    noise = NoiseFile(state.folder / NOISE_FILE, durable=state.durable)
-    settings, central = experiment.secure_aggregation, CentralNoise.of(experiment, plan, noise)
-    if not settings.enabled and central is None:
+    settings, noise_file = experiment.secure_aggregation, state.folder / NOISE_FILE
+    central = CentralNoise.of(
+        experiment, plan, lambda: NoiseFile(noise_file, state.run_id, durable=state.durable)
+    )
+    if not settings.enabled and not central.std:
         labels = {node: label for label, node in nodes.items()}
         robust = experiment.strategy.name in SINGLE_UPDATES
         fewest = experiment.cohort_size - settings.max_dropouts if robust else 0

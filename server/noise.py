@@ -1,12 +1,14 @@
 """What a trusted server remembers of the noise that it adds, in a file: `noise.bin` in the run's folder.
 
 Whoever has it can subtract the noise of the last rounds, as the server could from what it sees. It is no key: what is
-older than `bands` rounds is in it no more, and when the run has ended it is removed.
+older than `bands` rounds is in it no more, and when the run has finished it is removed. A run that has failed may be
+gone on with, and keeps it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Final
 
@@ -31,36 +33,36 @@ class NoiseFile(NoiseMemory):
 
     Args:
         path: need not exist yet; mode 0600.
+        run: Tacit's id of the run.
         durable: wait for the disk at each round.
 
     Raises:
-        StorageError: it is damaged, or other users can read it.
+        StorageError: it is damaged or another run's, or other users can read it.
 
     Guarantees:
         What a round has released is on the disk before anything of it is used.
     """
 
-    def __init__(self, path: Path, *, durable: bool = True) -> None:
+    def __init__(self, path: Path, run: str, *, durable: bool = True) -> None:
         super().__init__()
-        self._path, self._durable = path, durable
+        self._path, self._run, self._durable = path, run, durable
         if path.exists():
-            self.released = self.next = _decoded(read_private(path, -1), path)
+            self.last = _decoded(read_private(path, -1), path, run)
 
     def _write(self, released: Released) -> None:
+        total = released.total
+        about = [self._run, released.round, total.num_clients, released.facts, released.proof]
         tensors = {
-            "numbers": np.array([released.round, released.total.num_clients]),
-            "total": released.total.values,
+            "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+            "total": total.values,
             **{f"noise{i}": noise for i, noise in enumerate(released.noise)},
         }
         data = save_tensors(tensors)
-        try:
-            write_file(self._path, hashlib.sha256(data).digest() + data, durable=self._durable)
-        except OSError as error:
-            raise StorageError(f"{self._path}: cannot be written: {error.strerror or error}") from None
+        write_file(self._path, hashlib.sha256(data).digest() + data, durable=self._durable)
 
 
 def forget(path: Path) -> None:
-    """When a run has ended no noise is taken back any more, and nobody shall subtract it.
+    """When a run has finished no noise is taken back any more, and nobody shall subtract it.
 
     Raises:
         StorageError: the file cannot be removed.
@@ -71,16 +73,19 @@ def forget(path: Path) -> None:
         raise StorageError(f"{path}: cannot be removed: {error.strerror or error}") from None
 
 
-def _decoded(content: bytes, path: Path) -> Released:
+def _decoded(content: bytes, path: Path, run: str) -> Released:
     data = content[_DIGEST_BYTES:]
     try:
         if hashlib.sha256(data).digest() != content[:_DIGEST_BYTES]:
             raise ValueError
         tensors = load_tensors(data)
-        number, num_clients = (int(value) for value in tensors["numbers"])
+        owner, number, num_clients, facts, proof = json.loads(tensors["about"].tobytes())
         noise = tuple(tensors[f"noise{i}"] for i in range(len(tensors) - 2))
-        return Released(number, Aggregate(tensors["total"], num_clients), noise)
+        released = Released(number, Aggregate(tensors["total"], num_clients), noise, facts, proof)
     except (ValueError, KeyError, SafetensorError):
         raise StorageError(
             f"{path}: damaged; put back the newest copy of the run's folder, or begin a new run"
         ) from None
+    if owner != run:
+        raise StorageError(f"{path}: the noise of another run; put back this run's own, or begin a new run")
+    return released

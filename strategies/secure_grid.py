@@ -6,6 +6,7 @@ The reply carries the weighted mean and the total weight, so every strategy that
 from __future__ import annotations
 
 import io
+import json
 import secrets
 import time
 from collections import Counter
@@ -170,12 +171,10 @@ class SecureAggregationGrid(SumGrid):
             f"sites refused: {spelled(refused)}{PUT_BACK if 'receipts' in refused else ''}"
         )
 
-    def _opened(self, total: Aggregate) -> None:
-        """Writes the receipt of a sum."""
+    def _proof(self, total: Aggregate) -> str:
+        """See `SumGrid`."""
         assert self._machine is not None
         (machine, invitation), receipts = self._machine, self._coordinator.receipts
-        if any(receipt.context == machine.ctx2 for receipt in receipts.receipts):
-            return  # by a process that was killed then; another run may have written more since
         receipt = Receipt(
             context=machine.ctx2,
             number=len(receipts.receipts) + 1,
@@ -190,7 +189,18 @@ class SecureAggregationGrid(SumGrid):
             aggregate=aggregate_digest(total),
             epsilon=self._agreement.epsilon(invitation.round),
         )
-        receipts.add(receipt.signed(self._coordinator.identity), machine.confirmations)
+        signed = receipt.signed(self._coordinator.identity).encode().hex()
+        return json.dumps([signed, {i: signature.hex() for i, signature in machine.confirmations.items()}])
+
+    def _opened(self, proof: str) -> None:
+        """Writes the receipt of a sum."""
+        signed, signatures = json.loads(proof)
+        receipt, receipts = Receipt.decode(bytes.fromhex(signed)), self._coordinator.receipts
+        if any(written.context == receipt.context for written in receipts.receipts):
+            return  # by a process that was killed then; another run may have written more since
+        receipt = replace(receipt, number=len(receipts.receipts) + 1, previous=receipts.head)
+        confirmations = {int(i): bytes.fromhex(signature) for i, signature in signatures.items()}
+        receipts.add(receipt.signed(self._coordinator.identity), confirmations)
 
     def _begin(self, invited: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder) -> Begun:
         """A new attempt, which is noted down."""

@@ -6,7 +6,7 @@ The reply carries the weighted mean and the total weight, so every strategy that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any, Protocol
 
@@ -14,17 +14,20 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, WrappedGrid, count_refusals, spelled
 from tacit.encoding import VARIATE
 from tacit.errors import ProtocolError, RunFailed
-from tacit.privacy.central import CentralNoise
+from tacit.privacy.central import NoNoise
 from tacit.secagg.contexts import model_digest
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.members import Member
 from tacit.secagg.parameters import Rules
 from tacit.update import Aggregate, Integers
+
+_FACTS = TypeAdapter(RoundFacts)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Agreement:
         encoder: from the global model's arrays, and the clip norm in force where it adapts, to the public encoding.
         deadline_seconds: per phase.
         waits: whether a phase goes on beyond it while a sum has too few; in a federation, whose sites come back.
-        central: noise that this server adds to each sum; None where the clients add it, or nobody does.
+        central: noise that this server adds to each sum; none where the clients add it, or nobody does.
         epsilon: what the plan charges up to a round, as text for its receipt; "inf" where nothing is promised.
     """
 
@@ -50,7 +53,7 @@ class Agreement:
     encoder: Callable[[Mapping[str, NDArray[Any]], float | None], Encoder]
     deadline_seconds: float
     waits: bool = False
-    central: CentralNoise | None = None
+    central: NoNoise = field(default_factory=NoNoise)
     epsilon: Callable[[int], str] = lambda round_number: "inf"
 
 
@@ -90,7 +93,7 @@ class SumGrid(WrappedGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """One combined reply.
+        """One combined reply; of a round that has released its sum already, that sum, and nobody is asked.
 
         Raises:
             RunFailed: no sum over enough clients came about; says which reasons were given. Or what came about is
@@ -103,19 +106,20 @@ class SumGrid(WrappedGrid):
         clip = clip_of(messages[0])
         encoder = self._agreement.encoder(arrays, float(clip) if clip else None)
         number, central = round_of(messages[0]), self._agreement.central
-        if central is not None:
-            central.check(number)
-        total = self._sum(messages, arrays, encoder)
-        noise = self.facts.noise_share * sqrt(total.num_clients)
-        if central is not None:
-            total, noise = central.added(total, number), central.std
+        released = central.released(number, encoder.layout.size)
+        if released is None:
+            total = self._sum(messages, arrays, encoder)
+            released = central.added(total, number)
+            proof = self._proof(Aggregate(released.total.values, total.num_clients))
+            released = replace(released, facts=_FACTS.dump_json(self.facts).decode(), proof=proof)
+        self.facts = _FACTS.validate_json(released.facts)
+        noise = central.std or self.facts.noise_share * sqrt(released.total.num_clients)
         try:
-            mean = encoder.decode(total, noise)
+            mean = encoder.decode(released.total, noise)
         except ProtocolError as error:
             raise RunFailed(f"the sum of a round is spoilt: {error}") from None
-        if central is not None:
-            central.keep()
-        self._opened(total)
+        central.keep(released)
+        self._opened(released.proof)
         self.facts = replace(self.facts, below_clip=mean.below_clip)
         # np.asarray: a sum of arrays without dimensions is no array.
         model = {name: np.asarray(arrays[name] + mean.arrays[name].astype(np.float32)) for name in arrays}
@@ -132,8 +136,12 @@ class SumGrid(WrappedGrid):
     ) -> Aggregate:
         raise NotImplementedError
 
-    def _opened(self, total: Aggregate) -> None:
-        """Called before anything of a sum is used."""
+    def _proof(self, total: Aggregate) -> str:
+        """What the receipt of the sum that was made last says, as text; empty where it has none."""
+        return ""
+
+    def _opened(self, proof: str) -> None:
+        """Called before anything of a sum is used, and perhaps again by the next process."""
 
     def _label(self, node: int) -> str:
         return self._agreement.members[node].label

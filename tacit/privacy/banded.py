@@ -5,7 +5,8 @@ Round t gets n_t with C n = z, z independent: much of n_t takes back what earlie
 triangular and Toeplitz. Its first column is the beginning of the power series of 1 / sqrt((1 - x) (1 - momentum x)),
 the square root of the prefix sums (Fichtenberger, Henzinger, Upadhyay 2023), cut to p bands (Kalinin and Lampert,
 NeurIPS 2024) and rounded to multiples of 2^-8, so that C times integers is a matter of integers. The coefficients
-fall, so all zeros of the polynomial are outside the unit circle (Enestrom, Kakeya), and what is taken back dies away.
+fall, c_1 below c_0 (`dies_away`), so all zeros of the polynomial are outside the unit circle (Enestrom, Kakeya), and
+what is taken back dies away.
 
 A client that is in a sum once in p rounds at most meets columns of C that do not overlap. What its k vectors of norm 1
 move C times the sums by has thus a norm of sqrt(k) |c| at most, for every pattern of participation (Choquette-Choo et
@@ -38,6 +39,12 @@ def coefficients(bands: int, momentum: float = 0.0) -> NDArray[np.int64]:
     series = np.convolve(root, root * momentum ** np.arange(bands))[:bands]
     column: NDArray[np.int64] = np.rint(UNIT * series).astype(np.int64)
     return column
+
+
+def dies_away(bands: int, momentum: float) -> bool:
+    """Whether |C^-1| stays bounded over rounds: false for momentum so near 1 that c_1 is rounded to c_0."""
+    column = coefficients(bands, momentum)
+    return bands == 1 or bool(column[1] < column[0])
 
 
 def column_norm(bands: int, momentum: float = 0.0) -> float:

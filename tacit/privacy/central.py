@@ -18,6 +18,7 @@ and that is how it is computed: exactly, with the rounding of one round taken ba
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,65 +34,97 @@ from tacit.update import Aggregate, Integers
 
 @dataclass(frozen=True, repr=False)
 class Released:
-    """What came of the last round.
+    """What came of a round.
 
     Attributes:
         round: which one; 0 = none yet.
-        total: the sum with its noise.
+        total: the sum with its noise; its number of clients is what it is divided by.
         noise: of the last rounds, the newest first; at most bands - 1 of them.
+        facts: what the server's record says of the round, as text.
+        proof: what the receipt of the sum says, as text; empty where it has none.
     """
 
     round: int = 0
     total: Aggregate = field(default_factory=lambda: Aggregate(np.zeros(0, dtype=np.int64), 0))
     noise: tuple[Integers, ...] = ()
+    facts: str = ""
+    proof: str = ""
 
 
 class NoiseMemory:
     """What a server remembers of its noise from round to round. This one forgets with its process.
 
     Attributes:
-        released: what came of the last round that was kept.
-        next: what will have come of the round in progress.
+        last: what came of the last round that was kept.
     """
 
     def __init__(self) -> None:
-        self.released = self.next = Released()
+        self.last = Released()
 
-    def keep(self) -> None:
-        """Makes the next round the last. When it returns, and no sooner, anything of its sum may be used."""
-        if self.next.round > self.released.round:
-            self._write(self.next)
-            self.released = self.next
+    def keep(self, released: Released) -> None:
+        """Makes a round the last, unless it is. When it returns, and no sooner, anything of its sum may be used."""
+        if released.round > self.last.round:
+            self._write(released)
+            self.last = released
 
     def _write(self, released: Released) -> None:
         """Called before a round counts as released."""
 
 
+class NoNoise:
+    """What a server does with each sum before anything of it is used: it adds nothing.
+
+    Attributes:
+        std: scale of the noise, in integer units.
+    """
+
+    std: float = 0.0
+
+    def released(self, round_number: int, size: int) -> Released | None:
+        """What a round has released already, so that nobody is asked again; None = nothing.
+
+        Args:
+            round_number: of the round that is to be made.
+            size: length of its vectors.
+
+        Raises:
+            StorageError: no sum of this round can be given its noise.
+        """
+        return None
+
+    def added(self, aggregate: Aggregate, round_number: int) -> Released:
+        """The sum with its noise; each call draws its own."""
+        return Released(round_number, aggregate)
+
+    def keep(self, released: Released) -> None:
+        """To be called between a sum's noise and its first use; raises `StorageError` where it fails."""
+
+
 @dataclass(frozen=True)
-class CentralNoise:
-    """What the server adds to each sum before anything of it is used.
+class CentralNoise(NoNoise):
+    """Noise of its own for each sum.
 
     Attributes:
         std: scale of the noise, in integer units.
         keys: where it comes from.
     """
 
-    std: float
+    std: float = field()  # or the base's 0 were its default
     keys: Keys
 
     @classmethod
     def of(
-        cls, experiment: Experiment, plan: PrivacyPlan, memory: NoiseMemory | None = None
-    ) -> CentralNoise | None:
-        """The noise that the plan asks of the server; None where it asks for none.
+        cls, experiment: Experiment, plan: PrivacyPlan, memory: Callable[[], NoiseMemory] = NoiseMemory
+    ) -> NoNoise:
+        """The noise that the plan asks of the server.
 
         Args:
             experiment: of the run.
             plan: of the same.
-            memory: of noise that is correlated over rounds; None = forget it with this process.
+            memory: makes that of noise that is correlated over rounds.
         """
         if plan.client is None or plan.central_noise_multiplier == 0:
-            return None
+            return NoNoise()
         keys = SeededKeys(experiment.seed) if experiment.insecure_seeded_noise else SystemKeys()
         strategy, scale = experiment.strategy, plan.client.share_std
         if strategy.name != "dp_ftrl":
@@ -104,32 +137,27 @@ class CentralNoise:
             scale=scale,
             c=coefficients(bands, momentum),
             cohort=experiment.cohort_size,
-            memory=memory or NoiseMemory(),
+            memory=memory(),
         )
 
-    def check(self, round_number: int) -> None:
-        """Raises `StorageError` where no sum of this round can be given its noise; to be asked before the sites are."""
-
-    def added(self, aggregate: Aggregate, round_number: int) -> Aggregate:
-        """The sum with noise; each call draws its own.
+    def added(self, aggregate: Aggregate, round_number: int) -> Released:
+        """See `NoNoise`.
 
         Guarantees:
             The exact sum is in nothing that this returns.
         """
         stream = Stream(self.keys.key("central", round_number))
-        return Aggregate(add_noise(aggregate.values, self.std, stream), aggregate.num_clients)
-
-    def keep(self) -> None:
-        """To be called between the last sum's noise and its first use; raises `StorageError` where it fails."""
+        noised = Aggregate(add_noise(aggregate.values, self.std, stream), aggregate.num_clients)
+        return Released(round_number, noised)
 
 
 @dataclass(frozen=True)
 class CorrelatedNoise(CentralNoise):
     """The same where each round takes back part of what earlier rounds have added.
 
-    What was kept of a round is what the round is, whatever sum another attempt at it comes with. The same noise on
-    two sums would give their difference exactly. New noise on a second sum would be another look at the noise of the
-    rounds before, for which their clients pay nothing.
+    What was kept of a round is what the round is, and nobody is asked for it again. The same noise on two sums would
+    give their difference exactly. New noise on a second sum would be another look at the noise of the rounds before,
+    for which their clients pay nothing.
 
     The mean is over a full cohort, also where a client is missing: the noise of a round is taken back in equal units.
 
@@ -150,31 +178,37 @@ class CorrelatedNoise(CentralNoise):
     cohort: int
     memory: NoiseMemory
 
-    def check(self, round_number: int) -> None:
-        """See `CentralNoise`."""
-        last = self.memory.released.round
-        if round_number not in (last, last + 1):
+    def released(self, round_number: int, size: int) -> Released | None:
+        """See `NoNoise`."""
+        last = self.memory.last
+        if round_number not in (last.round, last.round + 1):
             raise StorageError(
-                f"the noise is that of round {last}, and round {round_number} was to be next: put back the newest copy "
-                "of the run's folder, or begin a new run"
+                f"the noise is that of round {last.round}, and round {round_number} was to be next: put back the "
+                "newest copy of the run's folder, or begin a new run"
             )
+        if last.round and last.total.values.size != size:
+            raise StorageError(
+                f"the noise is that of vectors of {last.total.values.size} numbers, and the model's have {size}; has "
+                "the task's code changed?"
+            )
+        return last if last.round == round_number else None
 
-    def added(self, aggregate: Aggregate, round_number: int) -> Aggregate:
+    def added(self, aggregate: Aggregate, round_number: int) -> Released:
         """The sum with this round's noise, or what the round has released already."""
-        self.check(round_number)
-        before = self.memory.released
-        if round_number == before.round:
-            return before.total
-        z = discrete_gaussian(
-            Stream(self.keys.key("correlated", round_number)), aggregate.values.size, self.scale
+        if (known := self.released(round_number, aggregate.values.size)) is not None:
+            return known
+        before, z = (
+            self.memory.last,
+            discrete_gaussian(
+                Stream(self.keys.key("correlated", round_number)), aggregate.values.size, self.scale
+            ),
         )
         for c, earlier in zip(self.c[1:], before.noise, strict=False):
             z -= c * earlier
         noise = (z + UNIT // 2) >> UNIT_BITS  # rounds down, as floor does
         total = Aggregate(aggregate.values + noise, self.cohort)
-        self.memory.next = Released(round_number, total, (noise, *before.noise)[: len(self.c) - 1])
-        return total
+        return Released(round_number, total, (noise, *before.noise)[: len(self.c) - 1])
 
-    def keep(self) -> None:
-        """See `CentralNoise`."""
-        self.memory.keep()
+    def keep(self, released: Released) -> None:
+        """See `NoNoise`."""
+        self.memory.keep(released)

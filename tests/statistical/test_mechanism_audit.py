@@ -131,7 +131,7 @@ def sum_of_clients(placement: str) -> Release:
             vectors.append(EncodedUpdate(values, False))
         total = ideal_sum(vectors)
         if placement == "central":
-            total = CentralNoise(Z * c_int, keys).added(total, first)
+            total = CentralNoise(Z * c_int, keys).added(total, first).total
         return total.values / c_int
 
     return release

@@ -8,7 +8,7 @@ import pytest
 from server.noise import FILE, NoiseFile
 from tacit import config
 from tacit.privacy.banded import UNIT, coefficients, inverse
-from tacit.privacy.central import CentralNoise, NoiseMemory
+from tacit.privacy.central import CentralNoise, NoiseMemory, NoNoise
 from tacit.privacy.plan import PrivacyPlan
 from tacit.update import Aggregate
 from tests.unit.test_banded import dense, prefix_sums
@@ -17,17 +17,17 @@ from tests.unit.test_correlated_noise import FTRL, SITES
 SIZE = 20_000  # coordinates: as many independent draws of the whole run
 
 
-def noise_of(folder: Path | None, rounds: int, *overrides: str) -> tuple[CentralNoise, np.ndarray]:
+def noise_of(folder: Path | None, rounds: int, *overrides: str) -> tuple[NoNoise, np.ndarray]:
     """The noise of a run, shape (rounds, SIZE); with a folder, of a server that is started again before each round."""
     experiment = config.loads(FTRL + SITES, overrides=(f"training.rounds={rounds}", *overrides))
     plan, zeros = PrivacyPlan.of(experiment), np.zeros(SIZE, dtype=np.int64)
     out, memory = [], NoiseMemory()
     for number in range(1, rounds + 1):
-        memory = memory if folder is None else NoiseFile(folder / FILE, durable=False)
-        noise = CentralNoise.of(experiment, plan, memory)
-        assert noise is not None
-        out.append(noise.added(Aggregate(zeros, 3), number).values)
-        noise.keep()
+        memory = memory if folder is None else NoiseFile(folder / FILE, "a run", durable=False)
+        noise = CentralNoise.of(experiment, plan, lambda memory=memory: memory)
+        released = noise.added(Aggregate(zeros, 3), number)
+        out.append(released.total.values)
+        noise.keep(released)
     return noise, np.array(out, dtype=np.float64)
 
 

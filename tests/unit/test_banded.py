@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tacit.privacy.banded import UNIT, coefficients, column_norm, inverse
+from tacit.privacy.banded import UNIT, coefficients, column_norm, dies_away, inverse
 
 Matrix = NDArray[np.float64]
 
@@ -52,6 +52,14 @@ def test_the_inverse_is_that_of_the_dense_matrix_and_dies_away(bands: int, momen
     np.testing.assert_allclose(column, np.linalg.inv(dense(c / UNIT, n))[:, 0], rtol=0, atol=1e-9)
     assert (np.diff(c) <= 0).all() and c[-1] > 0 and (bands == 1 or c[0] > c[1])
     assert bands == 1 or np.abs(np.roots(c[::-1])).min() > 1.0, "zeros outside the unit circle"
+
+
+@pytest.mark.parametrize("bands", [2, 3, 8])
+def test_momentum_so_near_1_that_the_inverse_does_not_die_away_is_known(bands: int) -> None:
+    lasting = [np.abs(inverse(bands, momentum, 20_000)[-100:]).max() for momentum in (0.996, 0.9961)]
+    assert lasting[0] < 1e-3 and dies_away(bands, 0.996)
+    assert not dies_away(bands, 0.9961) and dies_away(1, 0.9961)
+    assert bands > 2 or lasting[1] == 1.0
 
 
 @pytest.mark.parametrize(

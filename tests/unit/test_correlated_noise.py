@@ -1,6 +1,7 @@
 """Noise that is taken back: a function of C x + z exactly, one release per round, and the claim against a formula."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tacit.privacy.plan import SUM, PrivacyPlan
 from tacit.update import Aggregate
 from tests.unit.test_banded import dense, moved, patterns
 
+RUN = "a run"
 SITES = "".join(f'[[federation.sites]]\nlabel = "s{i}"\nrows = 50\n' for i in range(12))
 FTRL = """name = "ftrl"
 [strategy]
@@ -35,7 +37,7 @@ precision_bits = 10
 
 def made(*overrides: str, memory: NoiseMemory | None = None) -> CorrelatedNoise:
     experiment = config.loads(FTRL + SITES, overrides=overrides)
-    noise = CentralNoise.of(experiment, PrivacyPlan.of(experiment), memory)
+    noise = CentralNoise.of(experiment, PrivacyPlan.of(experiment), lambda: memory or NoiseMemory())
     assert isinstance(noise, CorrelatedNoise)
     return noise
 
@@ -44,8 +46,9 @@ def rounds_of(noise: CorrelatedNoise, sums: np.ndarray) -> np.ndarray:
     """What the server releases, round after round, shape as the sums."""
     out = []
     for number, values in enumerate(sums, start=1):
-        out.append(noise.added(Aggregate(values, 3), number).values)
-        noise.keep()
+        released = noise.added(Aggregate(values, 3), number)
+        noise.keep(released)
+        out.append(released.total.values)
     return np.array(out)
 
 
@@ -78,21 +81,24 @@ def test_no_noise_is_in_two_sums_and_no_round_releases_two_over_attempts_restart
     tmp_path: Path,
 ) -> None:
     sums = np.random.default_rng(2).integers(-3000, 3000, size=(6, 400))
-    noise = made(memory=NoiseFile(tmp_path / FILE))
+    noise = made(memory=NoiseFile(tmp_path / FILE, RUN))
     assert isinstance(noise.keys, SystemKeys)
     earlier = rounds_of(noise, sums[:3])
     # An attempt of which nothing was used, with another sum next: other noise.
-    dropped = noise.added(Aggregate(sums[3], 3), 4).values - sums[3]
-    released = noise.added(Aggregate(sums[4], 3), 4)
+    dropped = noise.added(Aggregate(sums[3], 3), 4).total.values - sums[3]
+    kept = noise.added(Aggregate(sums[4], 3), 4)
+    released = kept.total
     assert (released.values - sums[4] != dropped).mean() > 0.9
-    noise.keep()
-    for process in (noise, made(memory=NoiseFile(tmp_path / FILE))):
-        again = process.added(Aggregate(sums[5], 2), 4)
-        process.keep()
+    noise.keep(kept)
+    for process in (noise, made(memory=NoiseFile(tmp_path / FILE, RUN))):
+        assert process.released(4, 400) is not None, "and nobody need be asked"
+        late = process.added(Aggregate(sums[5], 2), 4)
+        process.keep(late)
+        again = late.total
         assert (again.values == released.values).all() and again.num_clients == released.num_clients
     # What a process that knows the first four rounds releases in the fifth is what one that made them would have.
-    restarted = made("insecure_seeded_noise=true", memory=NoiseFile(tmp_path / FILE))
-    fifth = restarted.added(Aggregate(sums[5], 3), 5).values - sums[5]
+    restarted = made("insecure_seeded_noise=true", memory=NoiseFile(tmp_path / FILE, RUN))
+    fifth = restarted.added(Aggregate(sums[5], 3), 5).total.values - sums[5]
     z = discrete_gaussian(Stream(SeededKeys(7).key("correlated", 5)), 400, restarted.scale)
     c = restarted.c
     history = [released.values - sums[4], earlier[2] - sums[2], earlier[1] - sums[1]]
@@ -102,53 +108,60 @@ def test_no_noise_is_in_two_sums_and_no_round_releases_two_over_attempts_restart
 
 def test_a_round_whose_noise_does_not_follow_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
     path = tmp_path / FILE
-    noise = made(memory=NoiseFile(path))
+    noise = made(memory=NoiseFile(path, RUN))
     for wrong in (2, 5):
         with pytest.raises(
             StorageError, match=f"the noise is that of round 0, and round {wrong} was to be next"
         ):
-            noise.check(wrong)
+            noise.released(wrong, 8)
     rounds_of(noise, np.zeros((3, 8), dtype=np.int64))
     for number, fits in ((2, False), (3, True), (4, True), (5, False)):
         if fits:
-            made(memory=NoiseFile(path)).check(number)
+            assert (made(memory=NoiseFile(path, RUN)).released(number, 8) is None) == (number == 4)
+            with pytest.raises(StorageError, match="vectors of 8 numbers, and the model's have 9"):
+                made(memory=NoiseFile(path, RUN)).released(number, 9)
         else:
             with pytest.raises(StorageError, match="put back the newest copy"):
-                made(memory=NoiseFile(path)).check(number)
+                made(memory=NoiseFile(path, RUN)).released(number, 8)
+    with pytest.raises(StorageError, match="the noise of another run"):
+        NoiseFile(path, "another")
 
 
 def test_K2_what_a_round_has_released_is_on_the_disk_before_it_is_used_for_this_user_alone_and_whole(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / FILE
-    noise = made(memory=NoiseFile(path))
-    total = noise.added(Aggregate(np.arange(20), 3), 1)
+    noise = made(memory=NoiseFile(path, RUN))
+    released = replace(noise.added(Aggregate(np.arange(20), 3), 1), facts='{"é": 1}', proof="p")
+    total = released.total
     assert not path.exists(), "nothing was used yet, and the sum may be spoilt"
-    noise.keep()
+    noise.keep(released)
     assert path.stat().st_mode & 0o777 == 0o600
-    kept = NoiseFile(path).released
+    kept = NoiseFile(path, RUN).last
+    assert (kept.facts, kept.proof) == (released.facts, released.proof)
     assert kept.round == 1 and (kept.total.values == total.values).all() and len(kept.noise) == 1
     rounds_of(noise, np.zeros((9, 20), dtype=np.int64))
-    assert len(NoiseFile(path).released.noise) == 3, "as many as are taken back, and no more"
+    assert len(NoiseFile(path, RUN).last.noise) == 3, "as many as are taken back, and no more"
     content = path.read_bytes()
     for damage in (content[:-1], content[:40], b"", content[:-1] + bytes([content[-1] ^ 1])):
         path.write_bytes(damage)
         with pytest.raises(StorageError, match="damaged"):
-            NoiseFile(path)
+            NoiseFile(path, RUN)
     path.chmod(0o640)
     with pytest.raises(StorageError, match="lets other users in"):
-        NoiseFile(path)
+        NoiseFile(path, RUN)
     forget(path)
     forget(path)
-    assert NoiseFile(path).released.round == 0
+    assert NoiseFile(path, RUN).last.round == 0
 
 
 def test_a_missing_client_counts_as_zero_so_that_noise_goes_back_in_equal_units() -> None:
     noise = made()
     assert noise.cohort == 3
     for number, came in ((1, 3), (2, 2)):
-        assert noise.added(Aggregate(np.zeros(5, dtype=np.int64), came), number).num_clients == 3
-        noise.keep()
+        released = noise.added(Aggregate(np.zeros(5, dtype=np.int64), came), number)
+        assert released.total.num_clients == 3
+        noise.keep(released)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +227,7 @@ def test_the_plan_of_a_run_counts_rounds_and_the_ledger_participations() -> None
             ("training.clients_per_round=4",),
             "training.clients_per_round is above the 3 clients there are in a turn",
         ),
+        (("strategy.server_momentum=0.9961",), "server_momentum = 0.9961 is so near 1"),
         (("strategy.name=fedavg", "strategy.bands=2"), 'bands belongs to name = "dp_ftrl"'),
         (("strategy.weights=declared",), 'strategy.weights must be "equal"'),
     ],

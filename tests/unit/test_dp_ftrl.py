@@ -1,5 +1,6 @@
 """`dp_ftrl` from experiment to model: turns that server and sites keep, restarts, and where it comes to."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from server.state import RunState, read_rounds
 from simulations.cohort import train_cohort
 from simulations.run import simulate
 from strategies.rounds import Progress, Rounds, arranged
+from strategies.secure_grid import SecureAggregationGrid
 from tacit import config
+from tacit.audit import SERVER_FILE, Receipted, read
 from tacit.config import Federation as Members
 from tacit.encoding import encoder_of
 from tacit.errors import RunFailed, StorageError
 from tacit.population import Labels, Nodes
 from tacit.privacy.accountant import Event
 from tacit.privacy.banded import coefficients
-from tacit.privacy.central import CorrelatedNoise
 from tacit.privacy.ledger import Ledger
 from tacit.privacy.plan import SUM, PrivacyPlan
+from tacit.secagg.receipt import Receipt, aggregate_digest
 from tacit.tasks import load_task
 from tacit.update import Aggregate
 from tests.unit.quadratic_task import points_of
@@ -40,6 +43,11 @@ OFF = "secure_aggregation.enabled=false"
 
 def federation(folder: Path, *settings: str) -> Federation:
     return Federation(folder, *FTRL, "checkpoints.keep=0", *settings, text=TEXT)
+
+
+def run_id(folder: Path) -> str:
+    """Tacit's id of a run that a server was started on."""
+    return str(json.loads((folder / "run.json").read_text())["run"])
 
 
 def drawing(experiment: config.Experiment) -> Rounds:
@@ -149,43 +157,57 @@ def test_a_run_killed_in_and_after_each_round_has_the_same_noise_as_one_that_was
     assert same(whole, made.run(tmp_path / "parts", state=Killed))
 
 
-def test_a_round_that_is_made_again_by_other_sites_has_the_sum_that_was_released(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("settings", "before"), [((IDEAL,), "checkpoint"), ((), "checkpoint"), ((), "receipt")]
+)
+def test_a_round_killed_after_its_release_is_that_release_and_nobody_is_asked_or_pays_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], before: str
 ) -> None:
     class Killed(RunState):
         def save(self, progress: Progress, record: Any) -> None:
-            if progress.round == 2 and self.starts == 1:
+            if progress.round == 2:
                 raise Stopped
             super().save(progress, record)
 
-    exact: list[bytes] = []
-    added = CorrelatedNoise.added
-
-    def watched(self: CorrelatedNoise, aggregate: Aggregate, number: int) -> Aggregate:
-        if number == 2:
-            exact.append(aggregate.values.tobytes())
-        return added(self, aggregate, number)
+    def opened(self: SecureAggregationGrid, proof: str) -> None:
+        if NoiseFile(run / FILE, run_id(run)).last.round == 2:
+            raise Stopped
+        write(self, proof)
 
     def absent(message: Message, real: Any, site: int) -> Message | None:
         asked = message.metadata.message_type.startswith("train")
         return refusal(message, "busy") if asked and site == 4 else None  # whose turn is round 2
 
-    monkeypatch.setattr(CorrelatedNoise, "added", watched)
-    made, run = federation(tmp_path / "sites", IDEAL, "secure_aggregation.max_dropouts=1"), tmp_path / "run"
+    made = federation(
+        tmp_path / "sites", "secure_aggregation.max_dropouts=1", "privacy.client.reserve=0.0", *settings
+    )
+    run, write = tmp_path / "run", SecureAggregationGrid._opened
+    if before == "receipt":
+        monkeypatch.setattr(SecureAggregationGrid, "_opened", opened)
     with pytest.raises(Stopped):
-        made.run(run, state=Killed)
-    released = NoiseFile(run / FILE).released
+        made.run(run, state=Killed, app=Misbehaving(absent))
+    released = NoiseFile(run / FILE, run_id(run)).last
     assert released.round == 2
-    made.run(run, state=Killed, app=Misbehaving(absent))
-    assert len(set(exact)) == 2, "two sums came about"
+    monkeypatch.undo()
+    made.run(run)
     rows = read_rounds(run / "rounds.jsonl")
-    assert [len(row["survivors"]) for row in rows] == [4, 3, 4, 4, 3, 4]
+    assert [len(row["survivors"]) for row in rows] == [4, 3, 4, 4, 4, 4]
+    for i, rounds_paid in ((1, [2, 5]), (4, [5]), (7, [2, 5]), (10, [2, 5])):
+        with Site.open(made.sites / str(i)).ledger() as ledger:
+            assert [entry.round for entry in ledger.entries] == rounds_paid
     with made.rounds(run) as rounds:
         models = [rounds.store.model_of(number) for number in (1, 2)]  # type: ignore[attr-defined]
-        before, after = (arranged(model, made.initial()) for model in models)
+        first, second = (arranged(model, made.initial()) for model in models)
     plan, task = PrivacyPlan.of(made.experiment), load_task(made.experiment)
-    mean = encoder_of(made.experiment, plan, task, before).decode(released.total, 1e6)
-    np.testing.assert_allclose(flat(after) - flat(before), flat(mean.arrays), rtol=0, atol=1e-6)
+    mean = encoder_of(made.experiment, plan, task, first).decode(released.total, 1e6)
+    np.testing.assert_allclose(flat(second) - flat(first), flat(mean.arrays), rtol=0, atol=1e-6)
+    if not settings:
+        receipts = [Receipt.decode(bytes.fromhex(e.receipt)) for e in read(made.sites / SERVER_FILE)
+                    if isinstance(e, Receipted)]  # fmt: skip
+        assert [(r.round, len(r.survivors)) for r in receipts] == [
+            (row["round"], len(row["survivors"])) for row in rows
+        ]
+        assert receipts[1].aggregate == aggregate_digest(Aggregate(released.total.values, 3)), "of 3 vectors"
 
 
 def test_a_sum_that_was_spoilt_is_not_kept_and_the_round_can_be_made_again(tmp_path: Path) -> None:
@@ -201,7 +223,7 @@ def test_a_sum_that_was_spoilt_is_not_kept_and_the_round_can_be_made_again(tmp_p
 
     with pytest.raises(RunFailed, match="spoilt"):
         made.run(run, app=Misbehaving(garbage))
-    assert NoiseFile(run / FILE).released.round == 1
+    assert NoiseFile(run / FILE, run_id(run)).last.round == 1
     made.run(run)
     assert [row["round"] for row in read_rounds(run / "rounds.jsonl")] == [1, 2, 3, 4, 5, 6]
 
