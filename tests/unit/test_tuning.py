@@ -101,7 +101,8 @@ def test_a_folder_of_images_that_has_changed_is_noticed(base: Path, tmp_path: Pa
     images.mkdir(parents=True)
     (images / "1.png").write_bytes(b"one")
     folder = SearchFolder(tmp_path / "out")
-    experiment = config.load(base, ["data.source=images", f"data.path={images.parent}"])
+    arrays = 'data.arrays={shape=[1, 4, 4], classes=["a", "b"], images={}}'
+    experiment = config.load(base, ["data.source=images", f"data.path={images.parent}", arrays])
     cell = Cell("0001", {"seed": 1}, experiment)
     folder.note(cell)
     folder.check(cell)
