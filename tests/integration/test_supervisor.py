@@ -31,7 +31,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 def check_whole(
-    federation: Federation, run: Run, folder: Path, *overrides: str, seconds: float = 280
+    federation: Federation, run: Run, folder: Path, *overrides: str, seconds: float = 800
 ) -> None:
     """Every round once, and the model that nobody's kill has touched."""
     federation.wait_end(run, seconds)
@@ -49,7 +49,7 @@ def with_points(federation: Federation, folder: Path, repeats: int) -> None:
     for i in range(repeats):
         (federation.points / f"{len(names):03d}-before-result.{i}").touch()
     run = federation.submit(rounds)
-    check_whole(federation, run, folder, rounds, seconds=280 * repeats)
+    check_whole(federation, run, folder, rounds, seconds=800 * repeats)
     assert list(federation.points.iterdir()) == [], "every point was reached"
 
 
