@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, model_validator
 
 from tacit.data.schema import Frozen
-from tacit.privacy.banded import dies_away
 
 Rate = Annotated[float, Field(gt=0, le=1000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -101,14 +100,20 @@ class Strategy(Frozen):
                 f"min_separation = {self.min_separation} is below bands = {self.value('bands')}: "
                 "noise that two rounds share pays for a client in one of them"
             )
-        if self.name == "dp_ftrl" and not dies_away(int(self.value("bands")), self.value("server_momentum")):
+        if self.name == "dp_ftrl":
+            self._check_noise()
+        if self.weights == "declared" and self.name in ("krum", "fedmedian", "fedtrimmedavg"):
+            raise ValueError(f'name = "{self.name}" counts every update alike: weights must be "equal"')
+        return self
+
+    def _check_noise(self) -> None:
+        from tacit.privacy.banded import dies_away  # which loads numpy
+
+        if not dies_away(int(self.value("bands")), self.value("server_momentum")):
             raise ValueError(
                 f"server_momentum = {self.server_momentum} is so near 1 that noise is not taken back for good: it "
                 "must be below 0.996, or bands = 1"
             )
-        if self.weights == "declared" and self.name in ("krum", "fedmedian", "fedtrimmedavg"):
-            raise ValueError(f'name = "{self.name}" counts every update alike: weights must be "equal"')
-        return self
 
     def value(self, key: str) -> float:
         """What a key of this strategy is: as the experiment says, or the strategy's default."""
