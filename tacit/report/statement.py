@@ -151,9 +151,8 @@ def _run(record: RunRecord) -> Section:
         ("Rounds made", str(len(record.rounds))),
     ]
     simulated = (
-        "This was a simulation: the rows of all sites were on one machine, and whoever ran it could read "
-        "them. What follows is about what training releases (the updates, their sums and the models), not "
-        "about that machine."
+        "This was a simulation: the rows of all sites were on one machine, and whoever ran it could read them. What "
+        "follows is about what training releases (the updates, their sums and the models), not about that machine."
     )
     return Section("The run", (simulated,) if record.is_simulation else (), tuple(points))
 
@@ -210,10 +209,9 @@ def _meaning(entry: PrivacyEntry) -> Section:
     Odds: Kasiviswanathan and Smith 2014. Tests: false alarms f and hits h obey h <= e^epsilon f + delta and
     1 - h >= (1 - delta - f) / e^epsilon (Kairouz, Oh and Viswanath 2015, section 2).
     """
-    thing = "record" if entry.unit == "record" else "client"
-    used, was_used = "one record having been used", "was used"
-    if thing == "client":
-        used, was_used = "what one client has contributed, if anything,", "contributed"
+    thing, used, was_used = "record", "one record having been used", "was used"
+    if entry.unit == "client":
+        thing, used, was_used = "client", "what one client has contributed, if anything,", "contributed"
     factor = math.exp(entry.epsilon) if entry.epsilon < 700 else math.inf
     hits = min(0.01 * factor + entry.delta, 1 - (1 - entry.delta - 0.01) / factor)
     sentences = [
