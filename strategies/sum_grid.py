@@ -112,7 +112,8 @@ class SumGrid(WrappedGrid):
             released = central.added(total, number)
             proof = self._proof(Aggregate(released.total.values, total.num_clients))
             released = replace(released, facts=_FACTS.dump_json(self.facts).decode(), proof=proof)
-        self.facts = _FACTS.validate_json(released.facts)
+        else:
+            self.facts = _FACTS.validate_json(released.facts)
         noise = central.std or self.facts.noise_share * sqrt(released.total.num_clients)
         try:
             mean = encoder.decode(released.total, noise)

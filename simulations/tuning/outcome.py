@@ -48,7 +48,6 @@ def record_of(
     """
     cells = [search.cell(number) for number in range(len(search.values))]
     records = {number: r for number, cell in enumerate(cells) if (r := search.record(cell)) is not None}
-    metric = next((metric_of(record, tuning) for record in records.values()), "")
     rows = [
         _trial(cell.name, cell.values, records[number], tuning)
         if number in records
@@ -58,6 +57,8 @@ def record_of(
         for number, cell in enumerate(cells)
     ]
     best = best_of(records, cells_values=[cell.values for cell in cells], tuning=tuning)
+    # Of the best trial: what another one has measured, or failed to, is not to be told of a search that is counted.
+    metric = "" if best is None else metric_of(records[best], tuning)
     base = trials.best({})
     fields: dict[str, Any] = {
         "name": base.name,

@@ -197,12 +197,8 @@ class CorrelatedNoise(CentralNoise):
         """The sum with this round's noise, or what the round has released already."""
         if (known := self.released(round_number, aggregate.values.size)) is not None:
             return known
-        before, z = (
-            self.memory.last,
-            discrete_gaussian(
-                Stream(self.keys.key("correlated", round_number)), aggregate.values.size, self.scale
-            ),
-        )
+        before, stream = self.memory.last, Stream(self.keys.key("correlated", round_number))
+        z = discrete_gaussian(stream, aggregate.values.size, self.scale)
         for c, earlier in zip(self.c[1:], before.noise, strict=False):
             z -= c * earlier
         noise = (z + UNIT // 2) >> UNIT_BITS  # rounds down, as floor does

@@ -19,6 +19,7 @@ from tacit.errors import ConfigError
 from tacit.privacy.plan import PrivacyPlan
 from tacit.privacy.selection import NumTrials, epsilon_of_best
 from tacit.report.record import Final
+from tacit.report.storage import write_json
 from tests.unit.report_records import run_record
 from tests.unit.searches import BASE, PRIVATE, SPACE, lines, search, searched, tune
 
@@ -253,3 +254,19 @@ def test_what_tells_of_the_other_trials_of_a_counted_search_lies_in_one_private_
     searched(tmp_path, "trials = 2", "[tuning.space]\npartition.min_rows = [1, 500]\n")
     assert tune(base, file, "--out", out, "--jobs", 1, "--quiet") == 2
     assert 'was begun with "private"' in capfd.readouterr().err
+
+
+def test_what_is_published_of_a_counted_search_is_of_the_best_trial_alone(base: Path, tmp_path: Path) -> None:
+    """Also where another one, of which nobody is to hear, has no metric that is a number, or failed."""
+    text, out, whole = f"{PRIVATE}trials = 40", tmp_path / "out", run_record()
+    tuning, dimensions, path = searched(tmp_path, text)
+    trials = Trials(base, (), path)
+    found = search(base, out, text)
+    emptied = tuple(item.model_copy(update={"private_metrics": {}}) for item in whole.rounds)
+    for number, record in enumerate((whole.model_copy(update={"rounds": emptied}), whole)):
+        cell = found.cell(number)
+        write_json(record, out / "private" / "trials" / cell.name / "report.json")
+        found.done(number)
+    best = record_of(found, tuning, dimensions, trials, {})
+    assert best.metric == "accuracy" and best.best is not None and not best.trials
+    assert best.best.values == dict(found.values[1]) and best.best.name == ""
