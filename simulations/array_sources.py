@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tacit import config
 from tacit.data.array_schema import ArraySchema
 from tacit.data.arrays import raw_arrays
-from tacit.data.npz import SPLITS, read_npz, targets_of
-from tacit.data.schema import Schema
+from tacit.data.npz import read_npz, targets_of
+from tacit.data.schema import SPLITS, Schema
 from tacit.errors import ConfigError, DataError, MissingExtra
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from simulations.partition.library import points
 from simulations.partition.shifts import attendance, shifted
 from simulations.partition.split import held_out, latest
 from tacit.config import Data, Experiment, Federation, Partition, Population, Site
-from tacit.data.schema import Schema
+from tacit.data.schema import SPLITS, Schema
 from tacit.errors import ConfigError, DataError
 from tacit.report.record import SiteDistances
 from tacit.shifts import Duplicates
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from simulations.array_sources import ArraySet
 
-SPLITS = ("train", "test")
 MOST_LINES = 30  # of a table in the terminal
 
 

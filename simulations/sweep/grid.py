@@ -19,6 +19,7 @@ from typing import Any, Final
 from tacit import config, toml
 from tacit.config import Experiment
 from tacit.errors import ConfigError
+from tacit.report.wording import value_text
 
 MOST_CELLS: Final = 10_000
 NONE: Final = "none"
@@ -185,7 +186,7 @@ def _setting(key: str, value: Value) -> str:
 
 def told(values: Mapping[str, Value]) -> str:
     """A cell in words: "epsilon 3, seed 2"."""
-    return ", ".join(f"{short(key, values)} {shown(value)}" for key, value in values.items())
+    return ", ".join(f"{short(key, values)} {value_text(value)}" for key, value in values.items())
 
 
 def short(key: str, among: Mapping[str, Any] | Sequence[str]) -> str:
@@ -194,16 +195,9 @@ def short(key: str, among: Mapping[str, Any] | Sequence[str]) -> str:
     return key if sum(other.rpartition(".")[2] == last for other in among) > 1 else last
 
 
-def shown(value: Value) -> str:
-    """A value as it is read most easily."""
-    return (
-        f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-    )
-
-
 def _name(values: Mapping[str, Value]) -> str:
     """A folder's name that says what is in it; distinct for distinct cells."""
-    text = "_".join(f"{short(key, values)}-{shown(value)}" for key, value in values.items())
+    text = "_".join(f"{short(key, values)}-{value_text(value)}" for key, value in values.items())
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:100]
     if plain == text:
         return plain

@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from simulations.sweep.folder import SweepFolder
-from simulations.sweep.grid import Axis, Cell, short, shown
+from simulations.sweep.grid import Axis, Cell, short
 from tacit.errors import ConfigError
 from tacit.metric_names import lower_is_better
 from tacit.report import compare
 from tacit.report.record import RunRecord
 from tacit.report.storage import write_text
 from tacit.report.sweep_record import Band, Group, SweepCell, SweepRecord, Target
+from tacit.report.wording import value_text
 
 SHARE_OF_POOLED = 0.95  # the target of a sweep that states none
 
@@ -156,7 +157,7 @@ def terminal_table(record: SweepRecord) -> Table:
     for name in ["seeds", record.main or "metric", "pooled", "alone", *reach, "s/round", "gain / lose"]:
         table.add_column(Text(name), justify="right", no_wrap=name == record.main)
     for group in record.groups():
-        table.add_row(*(Text(shown(group.values[key])) for key in keys), *_figures(group, record))
+        table.add_row(*(Text(value_text(group.values[key])) for key in keys), *_figures(group, record))
     of_target = f"; to {record.target.value:.3g}: rounds until it is reached" if record.target else ""
     table.caption = Text(
         "+-: half width of the 95 % confidence interval of the mean over seeds; alone: mean of the sites' own models; "

@@ -13,7 +13,7 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
-from simulations.sweep.grid import short, shown
+from simulations.sweep.grid import short
 from simulations.tuning import counted
 from simulations.tuning.folder import SearchFolder
 from simulations.tuning.search import Search, curve, metric_of, score, value_of
@@ -23,7 +23,7 @@ from tacit.metric_names import lower_is_better
 from tacit.report.record import RunRecord
 from tacit.report.storage import write_json, write_text
 from tacit.report.tuning_record import Selection, TuningRecord, TuningTrial
-from tacit.report.wording import upper
+from tacit.report.wording import upper, value_text
 
 # Of any other source, a new one among them, only its owner can say whose data they are.
 PUBLISHED: Final = ("breast_cancer", "heart_disease", "credit_default", "digits", "medmnist")
@@ -122,7 +122,7 @@ def told_space(dimension: Dimension) -> str:
     if isinstance(dimension, Range):
         kind = "whole numbers " if dimension.is_whole else ""
         return f"{kind}{dimension.low:g} to {dimension.high:g}{', by logarithm' if dimension.log else ''}"
-    return ", ".join(shown(value) for value in dimension.values)
+    return ", ".join(value_text(value) for value in dimension.values)
 
 
 def public_of(data: Data, tuning: Tuning) -> str:
@@ -152,7 +152,7 @@ def told_best(record: TuningRecord) -> str:
     """The best trial in one line."""
     if record.best is None:
         return "no trial has a value"
-    values = ", ".join(f"{key} = {shown(value)}" for key, value in record.best.values.items())
+    values = ", ".join(f"{key} = {value_text(value)}" for key, value in record.best.values.items())
     return f"{record.metric} {record.best.value:.4g} with {values}"
 
 
@@ -198,14 +198,10 @@ def terminal_table(record: TuningRecord) -> Table:
     for name in ("trial", *(short(key, keys) for key in keys), record.metric or "metric"):
         table.add_column(Text(name), justify="right")
     for trial in rows[:MOST_ROWS]:
-        figures = (shown(_rounded(trial.values[key])) for key in keys)
+        figures = (value_text(trial.values[key], 4) for key in keys)
         table.add_row(*map(Text, (trial.name, *figures, f"{trial.value:.4f}")))
     table.caption = Text(told_cost(record))
     return table
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def told_cost(record: TuningRecord) -> str:

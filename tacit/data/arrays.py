@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from tacit.data.array_schema import ArraySchema
 from tacit.data.images import read_images
-from tacit.data.npz import SPLITS, Floats, read_npz, scaled, targets_of
+from tacit.data.npz import Floats, read_npz, scaled, targets_of
+from tacit.data.schema import SPLITS
 from tacit.data.series import read_series
 from tacit.errors import DataError
 

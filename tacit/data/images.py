@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tacit.data.array_schema import ArraySchema
-from tacit.data.npz import SPLITS
 from tacit.data.readers import MAX_BYTES
+from tacit.data.schema import SPLITS
 from tacit.errors import DataError, MissingExtra
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg")

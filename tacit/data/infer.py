@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import ValidationError
 
-from tacit.data.preprocessing import SPLITS
-from tacit.data.schema import CategoricalColumn, Column, NumericColumn, Schema, match_key
+from tacit.data.schema import SPLITS, CategoricalColumn, Column, NumericColumn, Schema, match_key
 from tacit.data.table import Numbers, Table, parse_number
 from tacit.errors import DataError
 

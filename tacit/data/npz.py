@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tacit.data.array_schema import ArraySchema
 from tacit.errors import DataError
 
-SPLITS = ("train", "test")
 Floats = NDArray[np.float32]
 
 

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tacit.data.schema import CategoricalColumn, NumericColumn, Schema, match_key
+from tacit.data.schema import SPLITS, CategoricalColumn, NumericColumn, Schema, match_key
 from tacit.data.table import Numbers, Table
 from tacit.errors import ConfigError
 
 Constants = Mapping[str, tuple[float, float]]  # (center, scale) by numeric column, in the unit of t(x)
 Mask = NDArray[np.bool_]
-SPLITS = ("train", "test")
 
 
 def transform(

@@ -16,8 +16,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from tacit.data.array_schema import ArraySchema
-from tacit.data.preprocessing import EMPTY, SPLITS, positions_of
+from tacit.data.preprocessing import EMPTY, positions_of
 from tacit.data.readers import MAX_BYTES, read_table
+from tacit.data.schema import SPLITS
 from tacit.data.series_schema import SeriesTable
 from tacit.data.table import Table
 from tacit.errors import DataError

@@ -23,7 +23,7 @@ from tacit.report.outcome_plots import Shown, shown
 from tacit.report.plots import Line, line_chart
 from tacit.report.record import ColumnShares, Round, RunRecord, SiteDistances, SiteSlice
 from tacit.report.storage import write_text
-from tacit.report.wording import protected, upper
+from tacit.report.wording import metric_text, protected, upper
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -86,14 +86,14 @@ def render_html(record: RunRecord) -> str:
     """The page as text."""
     environment = pages()
     environment.filters.update(
-        metric=_metric,
-        gain=_gain,
+        metric=metric_text,
+        gain=gain_text,
         upper=upper,
         seconds=seconds,
-        size=_size,
+        size=size_text,
         cell=_cell,
         reasons=_reasons,
-        percent=_percent,
+        percent=percent,
         scale=_scale,
     )
     return environment.get_template("report.html.j2").render(_context(record))
@@ -285,13 +285,7 @@ def _without_nothing(value: Any) -> Any:
     return [_without_nothing(item) for item in value] if isinstance(value, list) else value
 
 
-def _metric(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if math.isfinite(value) else "infinite"
-
-
-def _gain(value: float | None) -> str:
+def gain_text(value: float | None) -> str:
     """The sign is a word of its own, so that colour is never all that tells a gain from a loss."""
     if value is None:
         return "-"
@@ -305,7 +299,8 @@ def _scale(sites: Sequence[compare.SiteComparison]) -> float:
     return max([1.0, *values])
 
 
-def _percent(value: float, scale: float) -> str:
+def percent(value: float, scale: float) -> str:
+    """How much of `scale` a value is, from 0 to 100: the length of a bar."""
     return f"{100 * min(1.0, max(0.0, value / scale)):.2f}" if scale else "0"
 
 
@@ -316,7 +311,8 @@ def seconds(value: float) -> str:
     return f"{int(value // 60)} min {int(value % 60):02d} s"
 
 
-def _size(value: float | None) -> str:
+def size_text(value: float | None) -> str:
+    """A number of bytes in the unit that it is read in."""
     if value is None:
         return "-"
     for unit in ("B", "kB", "MB"):

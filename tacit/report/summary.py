@@ -10,7 +10,7 @@ from rich.text import Text
 from tacit.metric_names import lower_is_better
 from tacit.report import compare
 from tacit.report.record import RunRecord
-from tacit.report.wording import upper
+from tacit.report.wording import metric_text, upper
 
 
 def summary_table(record: RunRecord) -> Table:
@@ -25,7 +25,7 @@ def summary_table(record: RunRecord) -> Table:
         )
     table.add_column("epsilon", justify="right")
     for row in compare.comparison(record):
-        cells = [_metric(row.metrics.get(name)) for name in metrics]
+        cells = [metric_text(row.metrics.get(name)) for name in metrics]
         table.add_row(row.title, *cells, _epsilon(record) if row.key == "federated" else "not private")
     table.caption = Text(_cost(record))
     table.caption_justify = "left"
@@ -53,9 +53,3 @@ def _cost(record: RunRecord) -> str:
     if record.is_simulation:
         parts.append("figures exact: not private, local only")
     return "; ".join(parts)
-
-
-def _metric(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if math.isfinite(value) else "infinite"

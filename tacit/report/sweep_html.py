@@ -6,7 +6,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from datetime import UTC
@@ -14,14 +13,11 @@ from typing import Any, NamedTuple
 
 from tacit.errors import MissingExtra
 from tacit.metric_names import limits, lower_is_better
-from tacit.report.html import MARKS, Chart
-from tacit.report.html import _gain as gain_text
-from tacit.report.html import _metric as metric_text
-from tacit.report.html import _size as size_text
+from tacit.report.html import MARKS, Chart, gain_text, size_text
 from tacit.report.html import seconds as seconds_text
 from tacit.report.sweep_plots import SERIES, Column, Curve, Level, band_chart, dot_chart, gain_chart
 from tacit.report.sweep_record import SEED, Band, Group, SweepRecord
-from tacit.report.wording import upper
+from tacit.report.wording import metric_text, upper, value_text
 
 EPSILONS = ("privacy.record.epsilon", "privacy.client.epsilon")
 MOST_GROUPS = 60
@@ -62,7 +58,7 @@ def render_sweep(record: SweepRecord) -> str:
         size=size_text,
         band=_band,
         mean=_mean,
-        said=said,
+        said=value_text,
     )
     return environment.get_template("sweep.html.j2").render(_context(record))
 
@@ -121,14 +117,7 @@ def _number(value: Any) -> str:
 
 def told(values: dict[str, Any]) -> str:
     """A combination of values in words."""
-    return ", ".join(f"{key} = {said(value)}" for key, value in values.items()) or "all cells"
-
-
-def said(value: Any) -> str:
-    """One value of the grid in words."""
-    return (
-        value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)
-    )
+    return ", ".join(f"{key} = {value_text(value)}" for key, value in values.items()) or "all cells"
 
 
 def _row(record: SweepRecord, named: Named) -> dict[str, Any]:
@@ -189,7 +178,7 @@ def _utility(record: SweepRecord) -> tuple[Chart | None, list[str]]:
         "utility",
         curves,
         xlabel=xlabel,
-        ylabel=_drawn(record.main),
+        ylabel=drawn(record.main),
         ticks=[(places[repr(value)], _number(value)) for value in values],
         levels=_levels(record),
         limits=limits(record.main),
@@ -219,7 +208,7 @@ def _is_wide(numbers: Sequence[float]) -> bool:
     return min(numbers) > 0 and max(numbers) / min(numbers) >= 5
 
 
-def _drawn(metric: str) -> str:
+def drawn(metric: str) -> str:
     """A metric's name where it may be drawn: ours, and of plain letters; a user's own name is in the title."""
     return metric if metric.isascii() and metric.isprintable() and "$" not in metric else "metric"
 

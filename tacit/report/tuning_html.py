@@ -7,16 +7,13 @@ Guarantees:
 from __future__ import annotations
 
 from datetime import UTC
-from typing import Any
 
-from tacit.report.html import MARKS, Chart, pages
-from tacit.report.html import _metric as metric_text
-from tacit.report.html import _percent as percent
+from tacit.report.html import MARKS, Chart, pages, percent
 from tacit.report.html import seconds as seconds_text
-from tacit.report.sweep_html import _drawn, said
+from tacit.report.sweep_html import drawn
 from tacit.report.tuning_plots import number_chart, progress_chart, word_chart
 from tacit.report.tuning_record import TuningRecord
-from tacit.report.wording import upper
+from tacit.report.wording import metric_text, upper, value_text
 
 _DAY, _MINUTE = "%Y-%m-%d", "%Y-%m-%d %H:%M UTC"  # when a counted search ended says how long it took
 MOST_ROWS = 200
@@ -31,7 +28,11 @@ def render_tuning(record: TuningRecord) -> str:
     """
     environment = pages()
     environment.filters.update(
-        metric=metric_text, upper=upper, seconds=seconds_text, said=_said, percent=percent
+        metric=metric_text,
+        upper=upper,
+        seconds=seconds_text,
+        said=lambda value: value_text(value, 4),
+        percent=percent,
     )
     return environment.get_template("tuning.html.j2").render(
         record=record,
@@ -45,20 +46,16 @@ def render_tuning(record: TuningRecord) -> str:
     )
 
 
-def _said(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else said(value)
-
-
 def _progress(record: TuningRecord) -> Chart | None:
     if not record.found:
         return None
-    svg = progress_chart([t.value for t in record.trials], up=_drawn(record.metric), lower=record.lower)
+    svg = progress_chart([t.value for t in record.trials], up=drawn(record.metric), lower=record.lower)
     return Chart(f"{record.metric}, trial by trial", svg)
 
 
 def _key(record: TuningRecord, key: str) -> tuple[Chart, list[tuple[str, str]]] | None:
     """A key's chart, and what its letters stand for."""
-    found, best, up = record.found, record.best, _drawn(record.metric)
+    found, best, up = record.found, record.best, drawn(record.metric)
     if not found or best is None or best.value is None:
         return None
     name, title = f"key{list(record.space).index(key)}", f"{record.metric} by {key}"
@@ -79,4 +76,4 @@ def _key(record: TuningRecord, key: str) -> tuple[Chart, list[tuple[str, str]]] 
     ]
     at = words.index(repr(best.values[key])) if repr(best.values[key]) in words else 0
     svg = word_chart(name, columns, best.value, at, up=up)
-    return Chart(title, svg), [(c, _said(tried[w])) for c, w in zip(letters, words, strict=True)]
+    return Chart(title, svg), [(c, value_text(tried[w], 4)) for c, w in zip(letters, words, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context
 from typing import Any
@@ -138,3 +140,17 @@ def upper(bound: float, digits: int = 4) -> str:
         return "infinite"
     rounded = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(bound)))
     return f"{float(rounded):.{digits}g}"
+
+
+def value_text(value: object, digits: int = 6) -> str:
+    """A value of an experiment's key as it is read most easily."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def metric_text(value: float | None) -> str:
+    """A metric to three digits; "-" where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if math.isfinite(value) else "infinite"
