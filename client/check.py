@@ -120,7 +120,8 @@ def _data(site: Site, folder: Path, experiment: Experiment | None) -> Iterator[F
     num_rows = _num_rows(site.data, experiment)
     declared = _declared(folder)
     if declared and not declared / 2 <= num_rows <= 2 * declared:
-        yield Finding("data", "warn", f"{num_rows} rows, but {declared} are declared: enrol again")
+        again = f"tacit client enroll {folder} --rows {num_rows}"
+        yield Finding("data", "warn", f"{num_rows} rows, but {declared} are declared: {again}")
     else:
         yield Finding("data", "ok", f"{site.data}, {num_rows} rows")
 

@@ -192,7 +192,7 @@ def warnings(kit: SiteKit, today: date | None = None) -> list[str]:
 
 
 def _rows(folder: Path, data: Path | None) -> int:
-    """Counts the rows of the data file, to two digits: the number is public, and one record should not move it."""
+    """Counts the rows of the data file, to two digits: the number is public, and one record seldom moves it."""
     from client.site import Site
     from tacit.data.readers import num_rows
 

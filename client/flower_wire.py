@@ -305,9 +305,8 @@ class Wire:
             message = inflate_object_from_contents(delivery.tree.object_id, contents)
         except ObjectPullError as error:
             raise Over(str(error)) from None
-        except (
-            Lost
-        ):  # on a line that loses one request in five, a message of many parts would never come at once
+        except Lost:
+            # On a line that loses one request in five a message of many parts would never come at once.
             self._taken = taken
             raise
         except (Over, ProtocolError):

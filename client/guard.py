@@ -154,8 +154,9 @@ def _check_ceiling(
     run: Run, site: Site, ledger: Ledger, run_id: str, unit: str, events: Sequence[Event]
 ) -> None:
     ceiling, delta, experiment = site.policy.epsilon_ceiling, site.policy.delta, run.digest.hex()
-    if ceiling is None or delta is None:
+    if ceiling is None:
         return
+    assert delta is not None  # a policy with a ceiling states it
     if ledger.would_exceed(events, ceiling, delta, run=run_id, experiment=experiment, unit=unit):
         raise PrivacyBudgetExceeded(
             f"one more round would exceed epsilon {ceiling} per {unit} of {site.data_set!r}"

@@ -73,7 +73,7 @@ class Kept:
         path = self._aside(round_number)
         for folder in (self._folder.parent, self._folder):
             new_folder(folder, durable=self._durable)
-        write_file(path, save(whole), sync_name=False, durable=self._durable)
+        write_file(path, save(whole), durable=self._durable)
 
     def take_over(self, round_number: int) -> None:
         """What was put aside counts from here on; to be called when the round is paid for. Does nothing twice."""

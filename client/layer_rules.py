@@ -105,7 +105,8 @@ def embedding(layer: nn.Embedding, passed: Passed) -> Share:
     )
     if layer.padding_idx is not None:
         g = torch.where((indices == layer.padding_idx).unsqueeze(2), 0.0, g)
-    squared = _resolved(_of_equal_indices(indices, g.double()), g.double().square().sum(2))
+    exact = g.double()
+    squared = _resolved(_of_equal_indices(indices, exact), exact.square().sum(2))
 
     def add_up(divisors: Tensor, for_weight: Tensor | None, for_bias: Tensor | None) -> None:
         assert for_weight is not None

@@ -56,7 +56,7 @@ class PrivateGradients:
     """Clipped, noised gradient sums over a public normaliser (Abadi et al. 2016, algorithm 1).
 
     Args:
-        model: trained in place; wrapped once.
+        model: trained in place; wrapped once, and anew after a step that failed.
         task: gives the loss of each record.
         max_grad_norm: clip norm of one record's gradient over all parameters.
         noise_multiplier: noise standard deviation over `max_grad_norm`.

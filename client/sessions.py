@@ -163,10 +163,14 @@ class FolderSessions:
         try:
             new_folder(path.parent)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             raise StorageError(f"{path}: cannot be locked: {error.strerror}") from None
-        try:
-            yield
-        finally:
-            os.close(descriptor)
+        with os.fdopen(descriptor, "wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                raise StorageError(f"{path}: cannot be locked: {error.strerror}") from None
+            try:
+                yield
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # a process that training has forked may have it open still

@@ -158,8 +158,7 @@ class LocalTrainer:
         self.model.train()
         records = Records(job.records.features.to(self.device), job.records.targets.to(self.device))
         if not self.is_tried:
-            check_alone(self.model, self.task, records)
-            self.is_tried = True
+            self.is_tried = check_alone(self.model, self.task, records)
         mu, origin = (self.proximal_mu, arrays) if pull is None else pull
         start, shift = self._tensors(origin if mu else {}), self._tensors(correction or {})
         optimizer = self.optimizer(self._parameters(), round_number)
@@ -169,7 +168,7 @@ class LocalTrainer:
         sampling, noise = (
             stream_of(keys, purpose, job.site, round_number) for purpose in ("poisson", "noise")
         )
-        with self._own_generator(keys.key("torch", job.site, round_number)):
+        with seeded(int.from_bytes(keys.key("torch", job.site, round_number)[:8], "big"), self.device):
             # At most as many as the plan charges for.
             num_steps = self.steps.get(job.site, self.plan.steps_per_round)
             batches = poisson_batches(records, self.plan.sampling_rate, num_steps, sampling)
@@ -209,16 +208,6 @@ class LocalTrainer:
                     f"{name!r} changed in training and is no trained parameter: no noise protects it",
                     key="task",
                 )
-
-    @contextmanager
-    def _own_generator(self, key: bytes) -> Iterator[None]:
-        """Seeds torch's generators for what a model draws itself (dropout), and puts the caller's state back."""
-        seed = int.from_bytes(key[:8], "big")
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every accelerator, for 2 ms
-            if self.device.type == "cuda":
-                torch.cuda.manual_seed(seed)
-            yield
 
     def _pull_towards(self, start: list[Tensor], mu: float) -> None:
         """FedProx (Li et al. 2020, eq. 2): adds mu (w - w_global), which depends on no record."""
@@ -271,29 +260,46 @@ def record_losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     return losses
 
 
-def check_alone(model: nn.Module, task: Task, records: Records) -> None:
-    """Tries on two records whether the loss of one depends on the other; does nothing where there are fewer.
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's generators for what a model draws itself (dropout), and puts the caller's state back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every accelerator, for 2 ms
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+def check_alone(model: nn.Module, task: Task, records: Records) -> bool:
+    """Tries whether the loss of one record depends on another one.
+
+    Returns:
+        Whether it could be tried: there are two records that differ. Of a model that draws numbers otherwise than from
+        torch's generators, so that the same batch has other losses the next time, nothing can be told.
 
     Raises:
         ConfigError: it does. Then a record moves more than its own gradient, and clipping bounds nothing.
     """
-    if records.num_rows < 2:
-        return
-    pairs = (
-        Records(records.features[i], records.targets[i])
-        for i in (torch.tensor([0, -1]), torch.tensor([0, 0]))
-    )
-    losses = []
+    others = (records.features != records.features[:1]).flatten(1).any(1).nonzero().flatten()
+    if not len(others):
+        return False
+    first, losses = torch.zeros_like(others[:1]), []
     with torch.no_grad():
-        for pair in pairs:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(0)
-                losses.append(record_losses(task, model(pair.features), pair.targets)[0])
-    alone, beside = losses
-    if not torch.allclose(alone, beside, rtol=1e-4, atol=1e-6, equal_nan=True):
+        for other in (others[:1], others[:1], first):
+            pair = torch.cat([first, other])
+            with seeded(0, records.features.device):
+                outputs = model(records.features[pair])
+                losses.append(record_losses(task, outputs, records.targets[pair])[0])
+    beside, again, alone = losses
+
+    def differ(one: Tensor, two: Tensor) -> bool:
+        return not torch.allclose(one, two, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+    if differ(beside, alone) and not differ(beside, again):
         raise ConfigError(
             "the loss of a record depends on the others of its batch: none is protected", key="task"
         )
+    return True
 
 
 def poisson_batches(records: Records, rate: float, num_steps: int, stream: Stream) -> Iterator[Records]:

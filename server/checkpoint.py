@@ -23,8 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from strategies.rounds import Progress
-from tacit.durable import new_folder, write_file
-from tacit.durable import sync_folder as _sync  # the name that a test kills at
+from tacit.durable import new_folder, sync_folder, write_file
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,10 @@ class Checkpoint:
         for name, data in files.items():
             write_file(unfinished / name, data, sync_name=False, durable=durable)
         if durable:
-            _sync(unfinished)
+            sync_folder(unfinished)
         unfinished.rename(root / name_of(progress.round))
         if durable:
-            _sync(root)
+            sync_folder(root)
 
     @classmethod
     def read(cls, folder: Path, run: str) -> Checkpoint | None:

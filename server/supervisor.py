@@ -156,13 +156,12 @@ class Supervisor:
         """What there is to do now: one look around, or one run."""
         self.link.check()
         self._look(control)
-        alone = {run for run, until in self._alone.items() if until > time.monotonic()}
         for run, status in self.queue.known():
             if status is None:
                 self._complain(f"run {run.id[:8]}: status.json is damaged; it is left alone")
-            elif not status.has_ended and run.is_asked_to_stop and run.id not in alone:
+            elif not status.has_ended and run.is_asked_to_stop and run.id not in self._left_alone():
                 self._end(run, "stopped", "by tacit stop")
-        chosen = self.queue.next(alone)
+        chosen = self.queue.next(self._left_alone())
         if chosen is None:
             return
         try:
@@ -171,8 +170,17 @@ class Supervisor:
         except (ProgramEnded, ServerFailed):
             raise
         except TacitError as error:  # damaged files of this run, or what Flower refuses of it
-            self._end_serverapp(control, chosen)
+            try:
+                self._end_serverapp(control, chosen)
+            except ProgramEnded:
+                raise
+            except RunFailed as refused:
+                self._complain(f"run {chosen.id[:8]}: its ServerApp cannot be ended: {refused}")
             self._end(chosen, "failed", str(error))
+
+    def _left_alone(self) -> set[str]:
+        """Ids of the runs whose end could not be written a moment ago."""
+        return {run for run, until in self._alone.items() if until > time.monotonic()}
 
     def _complain(self, text: str) -> None:
         """Says what has to be mended by somebody, once."""

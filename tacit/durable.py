@@ -24,7 +24,8 @@ def write_file(path: Path, data: bytes, *, sync_name: bool = True, durable: bool
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with usable(path):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        temporary.unlink(missing_ok=True)  # of a process that was killed; or somebody else's, open to others
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()

@@ -1,5 +1,6 @@
-"""For every test: nothing is reported to anybody, nothing leaves this machine, and luck decides nothing."""
+"""For every test: nothing is reported, nothing leaves this machine, and neither luck nor another test decides."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -34,3 +35,13 @@ def asked_outside() -> Iterator[list[str]]:
     _asked.clear()
     yield _asked
     assert _asked == [], "a test must not ask for anything outside this machine"
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """Puts the root logger back: a command that ran in this process has given it a stream that is closed by now."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

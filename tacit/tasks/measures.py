@@ -93,7 +93,7 @@ def measured(cells: Cells, tables: Sequence[Counts], smallest_group: int, noise:
     metrics |= {} if ece is None else {"ece": ece}
     cells_each = math.prod(confusions.shape[1:]) if len(cells.classes) > 2 else 2 * cells.bins
     least = max(float(smallest_group), SIGNIFICANT * noise * math.sqrt(cells_each))
-    hidden = _hidden(confusions.reshape(len(confusions), -1).sum(1), least)
+    hidden = _hidden(confusions.reshape(len(confusions), -1).sum(1), least, exact=noise == 0)
     groups = tuple(
         Group(name, None, {}) if hide else _group(name, counts)
         for name, counts, hide in zip(cells.groups, confusions, hidden, strict=True)
@@ -182,18 +182,19 @@ def _calibration(wrong: Counts, right: Counts) -> tuple[Curve, float | None]:
     return (tuple(said.tolist()), tuple(share.tolist())), error
 
 
-def _hidden(sizes: Counts, least: float) -> list[bool]:
-    """Which groups are not shown: the small ones, and the next larger while those come to fewer than `least`.
+def _hidden(sizes: Counts, least: float, *, exact: bool) -> list[bool]:
+    """Which groups are not shown: the small ones and, of exact counts, the next larger while those are few together.
 
-    All records less the groups that are shown are those that are not (complementary suppression; Cox 1980).
+    All records less the groups that are shown are those that are not (complementary suppression; Cox 1980). Noised
+    counts need no such care.
     """
-    total, hidden = 0.0, sizes < 0
-    for group in np.argsort(sizes, kind="stable"):
+    total, hidden = 0.0, [bool(size < least) for size in sizes]
+    for group in np.argsort(sizes, kind="stable") if exact else ():
         if sizes[group] >= least and not 0 < total < least:
             break
         hidden[group] = True
         total += float(sizes[group])
-    return [bool(hide) for hide in hidden]
+    return hidden
 
 
 def _group(name: str, confusion: Counts) -> Group:

@@ -258,3 +258,13 @@ def test_a_single_hidden_group_is_not_what_is_missing_from_the_total() -> None:
     tables[3, 1, 3] = 17  # two that are small, and 20 together, hide each other
     shown = {group.name: group.records for group in measured(cells, (tables,), 20).groups}
     assert shown == {"a": 300, "b": 25, "c": None, "others": None}
+
+
+def test_noise_in_an_empty_group_hides_no_other_one() -> None:
+    """Noised counts need no second group hidden, and "others" is empty as a rule."""
+    tables = np.zeros((3, 2, 4))
+    tables[:2] = 5000
+    noise = np.random.default_rng(3).normal(0, 3.0, tables.shape)
+    found = measured(Cells(("no", "yes"), 4, ("f", "m", "others"), (0, 1)), (tables + noise,), 20, 3.0)
+    assert [group.records is not None for group in found.groups] == [True, True, False]
+    assert set(found.gaps) == {"demographic_parity", "equalised_odds", "accuracy"}

@@ -19,7 +19,7 @@ from client.bookkeeping import BookKeeping, NoRule, supports, unknown
 from client.choice import Watched, private_gradients
 from client.noised import STEPS_AHEAD, NoisedSum
 from client.private_gradients import PrivateGradients
-from client.training import Job, LocalTrainer
+from client.training import Job, LocalTrainer, check_alone
 from tacit import config
 from tacit.errors import ConfigError
 from tacit.privacy.noise import SeededKeys, Stream
@@ -223,6 +223,31 @@ def test_a_model_or_a_loss_that_ties_records_together_is_refused() -> None:
         job = Job("site", records(), 8)
         with pytest.raises(ConfigError, match="the loss of a record depends on the others of its batch"):
             one.train(read_arrays(one.model), job, 1, SeededKeys(1))
+
+
+def test_it_is_tried_on_records_that_differ_and_random_numbers_tie_nothing() -> None:
+    class Shaken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = torch.Generator().manual_seed(1)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return features + torch.randn(features.shape, generator=self.own)
+
+    several = records()
+    empty = Records(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    alike = Records(several.features[:1].repeat(3, 1), several.targets[:1].repeat(3))
+    centred = nn.Sequential(nn.Linear(4, 4), Centred())
+    assert not check_alone(centred, Classes(), alike) and not check_alone(centred, Classes(), empty)
+    last_is_first = Records(several.features[[0, 1, 0]], several.targets[[0, 1, 0]])
+    with pytest.raises(ConfigError, match="depends on the others"):
+        check_alone(centred, Classes(), last_is_first)
+    for honest in (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), nn.Sequential(nn.Linear(4, 4), Shaken())):
+        assert check_alone(honest.train(), Classes(), several)
+    one = trainer(nn.Sequential(nn.Linear(4, 4), Centred()))
+    one.train(read_arrays(one.model), Job("site", alike, 8), 1, SeededKeys(1))
+    with pytest.raises(ConfigError, match="depends on the others"):  # at the next site of the same process
+        one.train(read_arrays(one.model), Job("other", several, 8), 1, SeededKeys(1))
 
 
 def test_a_client_with_a_plain_model_does_not_load_opacus() -> None:

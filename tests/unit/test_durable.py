@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
+from select import select
 
 import numpy as np
 import pytest
@@ -97,6 +99,7 @@ def test_D6_what_a_site_goes_on_from_is_on_the_disk_with_its_name(tmp_path: Path
         assert unnamed(calls) == set()
         kept = Kept(site, "run", bytes(32))
         kept.put_aside(1, {"a": np.zeros(1, np.float32)})
+        assert unnamed(calls) == set()
         kept.take_over(1)
         assert unnamed(calls) == set()
     note_node(site, 3)  # which need not last
@@ -133,3 +136,30 @@ def test_a_full_disk_is_said_in_words_where_a_server_notes_its_attempts(tmp_path
         memory.next_attempt(1)
     with pytest.raises(StorageError, match=r"\.counters\.json\.tmp: Is a directory"):
         memory.show({1: 1})
+
+
+def test_a_file_is_its_owners_whatever_an_earlier_process_has_left(tmp_path: Path) -> None:
+    path, other = tmp_path / "secret", tmp_path / "other"
+    left = tmp_path / ".secret.tmp"
+    left.write_bytes(b"")
+    left.chmod(0o644)
+    write_file(path, b"1")
+    assert path.stat().st_mode & 0o777 == 0o600
+    other.write_bytes(b"of somebody else")
+    left.symlink_to(other)
+    write_file(path, b"2")
+    assert other.read_bytes() == b"of somebody else" and path.read_bytes() == b"2" and not path.is_symlink()
+
+
+def test_a_process_that_training_has_left_behind_does_not_keep_the_lock(tmp_path: Path) -> None:
+    sessions, (there, done) = FolderSessions(tmp_path), os.pipe()
+    with sessions.alone():
+        child = os.fork()
+        if not child:
+            select([there], [], [], 20)
+            os._exit(0)
+    began = time.monotonic()
+    with sessions.alone():
+        assert time.monotonic() - began < 5
+    os.write(done, b"1")
+    os.waitpid(child, 0)

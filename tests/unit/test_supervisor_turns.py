@@ -236,3 +236,37 @@ def test_a_run_that_has_lost_too_many_sites_says_whom_it_waits_for(
     assert "waits for 1 of 2 sites: b" in reasons
     assert reasons[-1] == "" == reasons[0]
     assert run.status.state == "running"
+
+
+def test_a_run_fails_also_where_flower_refuses_to_end_its_serverapp(supervisor: Supervisor) -> None:
+    """What cannot be ended is not worth the other runs, or the server."""
+
+    class Refusing(Flower):
+        def unfinished(self) -> list[int]:
+            raise RunFailed("the SuperLink refuses: 500")
+
+    run = supervisor.queue.submit(config.loads(EXPERIMENT))
+    control = Refusing()
+    control.problem = RunFailed("the SuperLink refuses: 400")
+    turn(supervisor, control)
+    assert run.status.state == "failed"
+    assert any("its ServerApp cannot be ended" in said for said in told(supervisor).said)
+
+
+def test_a_run_that_was_asked_to_stop_is_not_started_when_its_end_could_not_be_written(
+    supervisor: Supervisor,
+) -> None:
+    control, run = Flower(), supervisor.queue.submit(config.loads(EXPERIMENT))
+    run.ask_to_stop()
+    in_the_way = run.folder / ".status.json.tmp"
+    in_the_way.mkdir()
+    real = supervisor.queue.next
+
+    def next_run(alone: Any) -> Any:
+        if in_the_way.exists():
+            in_the_way.rmdir()  # a moment's trouble, over by then
+        return real(alone)
+
+    supervisor.queue.next = next_run  # type: ignore[method-assign]
+    turn(supervisor, control)
+    assert control.started == 0 and run.status.state == "queued"

@@ -28,7 +28,7 @@ POINTS = {
     "receipt-kept": ("server.receipts", "ReceiptFile._keep", "after", None),
     "sum-known": ("strategies.rounds", "Rounds.collect", "after", None),
     "model-made": ("strategies.rounds", "Rounds.aggregate", "after", None),
-    "checkpoint-half": ("server.checkpoint", "_sync", "before", of_a_checkpoint),
+    "checkpoint-half": ("server.checkpoint", "sync_folder", "before", of_a_checkpoint),
     "checkpoint-whole": ("server.state", "RunState._append_round", "before", None),
     "round-noted": ("server.state", "RunState._prune", "before", None),
     "before-result": ("server.state", "RunState.finish", "before", None),
