@@ -286,13 +286,7 @@ class Supervisor:
         run.set("running")
         self._watch.begins(run.id)
         epoch, seen, told = self._epoch(), starts_of(run.folder), run.num_rounds
-        try:
-            flower = self._submit(run, control)
-        except ProgramEnded:
-            raise
-        except RunFailed as error:
-            self._end(run, "failed", str(error))
-            return False
+        flower = self._submit(run, control)
         deadline, experiment = time.monotonic() + START_SECONDS, config.loads(run.experiment)
         while self._is_alive(run, seen, deadline, flower, control):
             time.sleep(POLL_SECONDS)
