@@ -23,7 +23,7 @@ from tacit.data.array_schema import ArraySchema
 
 ROWS, SIDE = 6_000, 28
 CLASSES = ("normal", "opacity")
-CONTRAST = 0.16  # of an opacity at its centre, in the grey of a chest from 0 to 1
+CONTRAST = 0.3  # of an opacity at its centre, in the grey of a chest from 0 to 1
 BODIES = tuple(product((0.9, 1.0, 1.1), (0.9, 1.0, 1.1)))
 OPACITIES = tuple(product((-1, 1), (-0.12, 0.0, 0.12), (-0.22, -0.07, 0.08, 0.22), (0.07, 0.11)))
 
