@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -39,7 +40,7 @@ class Cells:
 
     Attributes:
         classes: names, in order.
-        bins: of a probability, equally wide; an even number, so that one half is an edge.
+        bins: of a probability, see `edges`; an even number, so that one half is an edge.
         groups: names, in order; one group without a name where nobody asked for groups.
         group_features: where in a record's features the groups' one-hot block stands; empty without groups.
     """
@@ -54,6 +55,22 @@ class Cells:
         """Of each table."""
         k, g = len(self.classes), len(self.groups)
         return ((g, 2, self.bins),) if k == 2 else ((g, k, k), (2, self.bins))
+
+    @cached_property
+    def edges(self) -> Counts:
+        """Of the bins, shape (bins + 1,): equally far apart in arcsin(sqrt(p)), where shares of all sizes spread alike.
+
+        So the bins are narrow at 0 and 1, where the probabilities of a rare class are (Anscombe 1948).
+        """
+        edges: Counts = np.sin(np.linspace(0, np.pi / 2, self.bins + 1)) ** 2
+        edges[self.bins // 2] = 0.5
+        return edges
+
+    @property
+    def middles(self) -> Counts:
+        """Of the bins, shape (bins,)."""
+        middles: Counts = (self.edges[1:] + self.edges[:-1]) / 2
+        return middles
 
     @property
     def size(self) -> int:
@@ -109,7 +126,9 @@ class Cells:
         )
 
     def _bin(self, probabilities: Tensor) -> Tensor:
-        return (probabilities * self.bins).long().clamp(0, self.bins - 1)
+        import torch
+
+        return torch.bucketize(probabilities.contiguous(), torch.from_numpy(self.edges[1:-1]), right=True)
 
     def _group(self, features: Tensor) -> Tensor:
         import torch

@@ -89,7 +89,7 @@ def measured(cells: Cells, tables: Sequence[Counts], smallest_group: int, noise:
     metrics = _of_confusion(confusion)
     if len(cells.classes) == 2:
         metrics |= _of_curves(roc, histogram)
-    reliability, ece = _calibration(wrong, right)
+    reliability, ece = _calibration(wrong, right, cells.middles)
     metrics |= {} if ece is None else {"ece": ece}
     cells_each = math.prod(confusions.shape[1:]) if len(cells.classes) > 2 else 2 * cells.bins
     least = max(float(smallest_group), SIGNIFICANT * noise * math.sqrt(cells_each))
@@ -170,13 +170,13 @@ def _of_curves(roc: Curve, histogram: Counts) -> dict[str, float]:
     return found
 
 
-def _calibration(wrong: Counts, right: Counts) -> tuple[Curve, float | None]:
+def _calibration(wrong: Counts, right: Counts, middles: Counts) -> tuple[Curve, float | None]:
     """Middle of each bin and share of rights in it; and the expected calibration error (Naeini et al. 2015)."""
-    total, bins = wrong + right, len(wrong)
+    total = wrong + right
     some = total > 0
     if not some.any():
         return ((), ()), None
-    said = (np.arange(bins) + 0.5)[some] / bins
+    said = middles[some]
     share = right[some] / total[some]
     error = float(np.sum(total[some] * np.abs(share - said)) / total.sum())
     return (tuple(said.tolist()), tuple(share.tolist())), error

@@ -90,16 +90,29 @@ def test_figures_of_two_classes_are_those_of_scikit_learn(seed: int) -> None:
     }
     assert {name: found.metrics[name] for name in exact} == pytest.approx(exact)
     shares = np.stack(
-        [np.histogram(probability[truth == c], 200, (0, 1))[0] / (truth == c).sum() for c in (0, 1)]
+        [np.histogram(probability[truth == c], cells.edges)[0] / (truth == c).sum() for c in (0, 1)]
     )
     ties = 0.5 * float(np.prod(shares, axis=0).sum())  # the bound that the page states
     assert abs(found.metrics["auroc"] - sk.roc_auc_score(truth, probability)) <= ties + 1e-12
     assert found.metrics["average_precision"] == pytest.approx(
         sk.average_precision_score(truth, probability), abs=0.01
     )
-    place = np.minimum((probability * 200).astype(int), 199)
-    error = sum(abs((truth[place == b] - (b + 0.5) / 200).sum()) for b in range(200)) / len(truth)
+    place = np.digitize(probability, cells.edges[1:-1])
+    error = sum(abs((truth[place == b] - cells.middles[b]).sum()) for b in range(200)) / len(truth)
     assert found.metrics["ece"] == pytest.approx(error)
+
+
+def test_the_curves_of_a_rare_class_are_not_all_in_one_bin() -> None:
+    """Of records of which one in thirty is ill a model says two to eight per cent."""
+    rng = np.random.default_rng(5)
+    risk = rng.uniform(0.02, 0.08, 4000)
+    truth = (rng.random(4000) < (risk - 0.02) * 1.5).astype(np.int64)
+    cells = Cells(("well", "ill"), 60)
+    outputs = torch.from_numpy(np.log(np.column_stack([1 - risk, risk])))
+    found = measured(cells, tables(cells, outputs, Records(torch.zeros(4000, 1), torch.from_numpy(truth))), 1)
+    exact = sk.roc_auc_score(truth, risk)
+    assert exact > 0.65 and abs(found.metrics["auroc"] - exact) < 0.01
+    assert 0.5 in cells.edges and cells.edges[0] == 0 and cells.edges[-1] == 1
 
 
 def test_figures_of_three_classes_are_those_of_scikit_learn() -> None:
