@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tacit.data.schema import Frozen
 from tacit.errors import ConfigError
@@ -53,7 +54,7 @@ def validated(kind: type[Kind], tables: Mapping[str, Any], source: str) -> Kind:
     try:
         return kind.model_validate(tables)
     except ValidationError as error:
-        raise first_problem(error, source) from None
+        raise first_problem(error, source, kind) from None
 
 
 def override(tables: dict[str, Any], text: str) -> str:
@@ -92,18 +93,36 @@ def _key_at(text: str, error: Exception) -> str:
     return line.partition("=")[0].strip()[:60]
 
 
-def first_problem(error: ValidationError, source: str) -> ConfigError:
-    """The first problem of a validation error, in the words of the file."""
+def first_problem(error: ValidationError, source: str, kind: type[BaseModel] | None = None) -> ConfigError:
+    """The first problem of a validation error, in the words of the file; `kind` is what it should have been."""
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        message = "unknown key"
+        *place, name = problem["loc"]
+        near = get_close_matches(str(name), _keys(kind, place) if kind else (), n=1)
+        message = f"unknown key; did you mean {near[0]}?" if near else "unknown key"
     elif problem["type"] == "missing":
         message = "required key is missing"
     elif problem["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, not {_shown(problem['input'])}"
     return ConfigError(message, source=source, key=key)
+
+
+def _keys(kind: type[BaseModel], place: Sequence[object]) -> set[str]:
+    """The keys of the table at that place."""
+    tables = [kind]
+    for part in place:
+        fields = [f for t in tables for name, f in t.model_fields.items() if part in (name, f.alias)]
+        if fields:  # else it is a tag or an index
+            tables = [table for field in fields for table in _tables_in(field.annotation)]
+    return {field.alias or name for table in tables for name, field in table.model_fields.items()}
+
+
+def _tables_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [table for part in get_args(annotation) for table in _tables_in(part)]
 
 
 def _shown(value: object) -> str:

@@ -283,7 +283,7 @@ def test_ctrl_c_leaves_nothing_broken_and_the_same_command_goes_on(base: Path, t
     assert begun
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     assert [row["outcome"] for row in rows] == ["finished"] * 2 and {row["rounds"] for row in rows} == {"200"}
 
 
