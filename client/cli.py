@@ -135,12 +135,14 @@ def monitor(
 ) -> None:
     """Compare new records with this site's training data: has anything drifted? Nothing is sent.
 
-    Each column has its population stability index (PSI), by the deciles or categories of the
-    training data: by convention above 0.1 is worth a look and above 0.25 has drifted.
-    Beside it stands what chance alone gives, on average and at 99.9 %; what is not clearly
-    more is called chance. The prediction has a PSI too, and with labels AUROC and calibration error.
+    Each column has its population stability index (PSI), by the deciles or
+    categories of the training data. By convention, not law, above 0.1 is worth
+    a look ("watch") and above 0.25 has drifted. Beside it stands what chance
+    alone gives, on average and at 99.9 %; what is not clearly more is "chance".
+    The prediction has a PSI too, and with labels AUROC and calibration error.
 
-    Exit code: 0 = nothing has drifted, 1 = something has, 2 = a file or an option is wrong.
+    Exit code: 0 = nothing has drifted, 1 = something has, 2 = a file or an
+    option is wrong.
 
     \b
     tacit client monitor kits/hospital-a --model runs/my --data march.csv

@@ -252,7 +252,7 @@ def show(found: Monitored, *, as_json: bool) -> None:
     console = Console(highlight=False)
     console.print(table)
     for line in _sentences(found):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
 
 
 def _sentences(found: Monitored) -> list[str]:
