@@ -122,6 +122,41 @@ def ledger(
 
 
 @app.command()
+def monitor(
+    kit: Kit,
+    model: Annotated[
+        Path, typer.Option(metavar="RUN", help="Folder of the run that trained the model; see tacit export.")
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="New records, columns as in training; the label may be missing."),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Compare new records with this site's training data: has anything drifted? Nothing is sent.
+
+    Each column has its population stability index (PSI), by the deciles or
+    categories of the training data. By convention, not law, above 0.1 is worth
+    a look ("watch") and above 0.25 has drifted. Beside it stands what chance
+    alone gives, on average and at 99.9 %; what is not clearly more is "chance".
+    The prediction has a PSI too, and with labels AUROC and calibration error.
+
+    Exit code: 0 = nothing has drifted, 1 = something has, 2 = a file or an
+    option is wrong.
+
+    \b
+    tacit client monitor kits/hospital-a --model runs/my --data march.csv
+    tacit client monitor kits/hospital-a --model runs/my --data march.csv --json
+    """
+    from client import monitor as monitoring
+
+    found = monitoring.monitor(_folder(kit), model, data)
+    monitoring.show(found, as_json=json)
+    if found.drifted:
+        raise typer.Exit(1)
+
+
+@app.command()
 def node(
     site: Annotated[Path | None, typer.Option(help="This site's folder, with data.csv in it.")] = None,
     superlink: SuperLink = "127.0.0.1:8000",

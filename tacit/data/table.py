@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,14 @@ class Table:
         if isinstance(column, tuple):
             return column
         return tuple(None if np.isnan(x) else repr(float(x)) for x in column)
+
+    def where(self, rows: NDArray[np.bool_]) -> Table:
+        """The table of some of its rows; a mask of shape (rows,)."""
+        columns: dict[str, Numbers | Texts] = {
+            name: tuple(compress(column, rows)) if isinstance(column, tuple) else column[rows]
+            for name, column in self.columns.items()
+        }
+        return Table(self.path, self.lines[rows], columns)
 
     def error(self, message: str, *, row: int, column: str) -> DataError:
         """The error of one cell: file, line and column, never what stands there."""
