@@ -1,7 +1,7 @@
 """Whether a column still looks as it did: the population stability index, and how much of it is chance.
 
 With p and q the shares of the reference and of today in each bin, PSI = sum (q - p) ln(q / p), the two Kullback-Leibler
-divergences together (Siddiqi 2006, Credit Risk Scorecards, chapter 9). 0.1 and 0.25 are conventions for large samples.
+divergences together (Siddiqi 2006, Credit Risk Scorecards). 0.1 and 0.25 are conventions for large samples.
 
 Where nothing has changed, write p = t + a and q = t + b around the common share t: (q - p) ln(q / p) is (b - a)^2 / t
 in second order. For counts of m and n records that sum over B bins is (1/m + 1/n) times a chi-square variable of B - 1

@@ -47,11 +47,11 @@ def test_where_nothing_has_changed_psi_is_what_the_formula_says_and_one_in_a_tho
     found = [drift(*cut(draws.normal(size=m), draws.normal(size=n))) for _ in range(3000)]
     mean = np.mean([each.psi for each in found])
     assert 0.85 < mean / found[0].expected < 1.2
-    # 3 are expected; a bound of 12 is passed by chance once in 20,000 times.
+    # 3 are expected; a bound of 12 is passed by chance once in 60,000 times.
     assert sum(each.beyond_chance for each in found) <= 12
-    # ... and without the quantile half of the small files would be alarms at the convention's 0.25
+    # ... and without the quantile nearly half of the small files would be alarms at the convention's 0.25
     if n == 40:
-        assert sum(each.psi > 0.25 for each in found) > 500
+        assert sum(each.psi > 0.25 for each in found) > 1000
 
 
 def test_chance_in_a_small_file_is_not_called_drift(site: Path) -> None:
