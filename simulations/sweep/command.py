@@ -51,6 +51,7 @@ def sweep(
     from simulations.cli import find_tasks_in
     from simulations.sweep.folder import SweepFolder
     from simulations.sweep.grid import axes_of, cells_of, told
+    from simulations.sweep.metric import check_metric
     from simulations.sweep.outcome import record_of, target_of, terminal_table, write_outcome
     from simulations.sweep.running import run_cells
 
@@ -59,6 +60,8 @@ def sweep(
     cells = cells_of(experiment, ["checkpoints.keep=0", *(overrides or [])], axes)
     if any(cell.experiment.task.is_own for cell in cells):
         find_tasks_in(experiment.resolve().parent)
+    if wanted:
+        check_metric(wanted.metric, (cell.experiment for cell in cells), key="--target")
     folder = SweepFolder(out or Path("sweeps") / cells[0].experiment.name.replace(" ", "-"))
     console = Console(stderr=as_json)
     with folder.claimed():

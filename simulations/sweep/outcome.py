@@ -15,6 +15,7 @@ from rich.text import Text
 
 from simulations.sweep.folder import SweepFolder
 from simulations.sweep.grid import Axis, Cell, short
+from simulations.sweep.metric import check_known
 from tacit.errors import ConfigError
 from tacit.metric_names import lower_is_better
 from tacit.report import compare
@@ -57,11 +58,9 @@ def record_of(
     records = {i: record for i, cell in enumerate(cells) if (record := folder.record(cell)) is not None}
     main = next((names[0] for r in records.values() if (names := compare.metric_names(r))), "")
     if target is not None:
-        known = sorted({name for r in records.values() for name in r.final.metrics})
-        if known and target.metric not in known:
-            raise ConfigError(
-                f"there is no metric {target.metric!r}; there are {', '.join(known)}", key="--target"
-            )
+        known = {name for r in records.values() for name in r.final.metrics}
+        if known:
+            check_known(target.metric, known, key="--target")
     else:
         target = _of_pooled(list(records.values()), main)
     return SweepRecord(

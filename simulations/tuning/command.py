@@ -52,6 +52,7 @@ def tune(
     from rich.console import Console
 
     from simulations.cli import find_tasks_in
+    from simulations.sweep.metric import check_metric
     from simulations.sweep.running import run_cells
     from simulations.tuning import counted
     from simulations.tuning.folder import SearchFolder
@@ -67,6 +68,9 @@ def tune(
         counted.check(tuning, base, corners, source=str(search))
     if any(one.task.is_own for one in (base, *(corner for _, corner in corners))):
         find_tasks_in(experiment.resolve().parent)
+    if tuning.metric:
+        tried = [base, *(corner for _, corner in corners)]
+        check_metric(tuning.metric, tried, key="tuning.metric", source=search, summed=is_counted)
     folder = SearchFolder(out or Path("searches") / base.name.replace(" ", "-"), counted=is_counted)
     console, num_workers, silent = Console(stderr=as_json), jobs or os.cpu_count() or 1, quiet or as_json
     with folder.claimed():

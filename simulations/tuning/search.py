@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from simulations.sweep.grid import Axis, Cell
+from simulations.sweep.metric import check_known
 from simulations.tuning import counted
 from simulations.tuning.folder import SearchFolder
 from simulations.tuning.space import DEFAULT_TRIALS, Dimension, Range, Trials, Tuning, combinations
@@ -227,10 +228,8 @@ def metric_of(record: RunRecord, tuning: Tuning) -> str:
         ConfigError: there is none of that name.
     """
     known = list(dict.fromkeys(name for row in curve(record, tuning) for name in row))
-    if tuning.metric and known and tuning.metric not in known:
-        raise ConfigError(
-            f"there is no metric {tuning.metric!r}; there are {', '.join(sorted(known))}", key="tuning.metric"
-        )
+    if tuning.metric and known:
+        check_known(tuning.metric, known, key="tuning.metric")
     main = next((name for name in compare.metric_names(record) if name in known), known[0] if known else "")
     return tuning.metric or main
 

@@ -27,6 +27,7 @@ class Anomalies:
     """
 
     metric_names: tuple[str, ...] = ("error",)
+    summary_names: tuple[str, ...] = (*metric_names, "auroc")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The error of each record, shape (rows,), and of a variational autoencoder the divergence of its code.

@@ -30,6 +30,7 @@ class Classification:
     """
 
     metric_names: tuple[str, ...] = ("accuracy", "loss")
+    summary_names: tuple[str, ...] = (*metric_names, "balanced_accuracy", "auroc")
     settings: learning.Task = learning.Task()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

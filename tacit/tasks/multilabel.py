@@ -21,6 +21,7 @@ class MultiLabel:
     """
 
     metric_names: tuple[str, ...] = ("accuracy", "loss")
+    summary_names: tuple[str, ...] = (*metric_names, "auroc")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross entropy in nats, the mean over the classes of each record, shape (rows,)."""

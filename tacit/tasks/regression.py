@@ -26,6 +26,7 @@ class Regression:
     """
 
     metric_names: tuple[str, ...] = ("error", "absolute_error")
+    summary_names: tuple[str, ...] = (*metric_names, "rmse", "mae", "r2")
     target_scale: float = 1.0
     settings: learning.Task = learning.Task(kind="array_regression")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from tacit.config import Experiment
 from tacit.errors import ConfigError
@@ -63,7 +63,11 @@ class Task(Protocol):
 
 @runtime_checkable
 class Summarises(Protocol):
-    """A task that also has metrics of a whole set (AUROC, say): at the site itself and in simulation only."""
+    """A task that also has metrics of a whole set (AUROC, say): at the site itself and in simulation only.
+
+    Where it has an attribute `summary_names`, all names that `summary` may give, a search or a sweep that asks for
+    another one is refused before it runs.
+    """
 
     def summary(self, outputs: Tensor, targets: Tensor) -> Mapping[str, float]:
         """Metrics that need all outputs of a set at once."""
@@ -76,23 +80,47 @@ def load_task(experiment: Experiment) -> Task:
     Raises:
         ConfigError: the module or object does not exist, or lacks a method of `Task`.
     """
-    kind = experiment.task.kind
-    if kind == "tabular":
-        from tacit.tasks.tabular import TabularClassification
+    if experiment.task.is_own:
+        return _own_task(experiment)
+    if experiment.task.is_tabular:
+        task: Task = _built_in(experiment.task.kind).of(experiment)
+        return task
+    from tacit.tasks.arrays import array_task
 
-        return TabularClassification.of(experiment)
-    if kind == "tabular_anomaly":
-        from tacit.tasks.tabular import TabularAnomaly
+    return array_task(experiment)
 
-        return TabularAnomaly.of(experiment)
+
+def names_of_metrics(experiment: Experiment, *, summed: bool = False) -> tuple[str, ...]:
+    """Names of the metrics that a simulation's models can have; empty where a task of one's own does not tell.
+
+    Needs neither data nor a schema. Raises as `load_task` does of a task of one's own.
+
+    Args:
+        experiment: with the task.
+        summed: only those of which sums travel.
+    """
+    task = _own_task(experiment) if experiment.task.is_own else _built_in(experiment.task.kind)
+    names: tuple[str, ...] = task.metric_names
+    return names if summed or not hasattr(task, "summary") else getattr(task, "summary_names", ())
+
+
+def _built_in(kind: str) -> Any:
+    """The class of a kind of task that is Tacit's own."""
     if kind == "text_classification":
         from tacit.tasks.text import TextClassification
 
-        return TextClassification.of(experiment)
-    if not experiment.task.is_own:
-        from tacit.tasks.arrays import array_task
+        return TextClassification
+    if kind in ("tabular", "tabular_anomaly"):
+        from tacit.tasks.tabular import TabularAnomaly, TabularClassification
 
-        return array_task(experiment)
+        return TabularClassification if kind == "tabular" else TabularAnomaly
+    from tacit.tasks.arrays import KINDS
+
+    return KINDS[kind]
+
+
+def _own_task(experiment: Experiment) -> Task:
+    kind = experiment.task.kind
     module_name, _, name = kind.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), name)

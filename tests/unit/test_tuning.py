@@ -18,7 +18,7 @@ from simulations.tuning.folder import SearchFolder
 from simulations.tuning.space import Range, Trials, tuning_of
 from tacit import config
 from tacit.errors import ConfigError
-from tests.unit.searches import BASE, SPACE, finish, goodness, lines, search, searched, tune
+from tests.unit.searches import BASE, PRIVATE, SPACE, finish, goodness, lines, search, searched, tune
 
 
 @pytest.fixture
@@ -88,6 +88,22 @@ def test_a_key_that_there_is_not_is_named_before_anything_runs(base: Path, tmp_p
         _, dimensions, path = searched(tmp_path, "", space)
         with pytest.raises(ConfigError, match=words):
             Trials(base, (), path).corners(dimensions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "known"),
+    [
+        ("", "accuracy, auroc, balanced_accuracy, loss"),
+        (PRIVATE + "trials = 4\n", "accuracy, loss"),  # no more is paid for
+    ],
+)
+def test_a_metric_that_there_is_not_costs_no_trial(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: str, known: str
+) -> None:
+    *_, path = searched(tmp_path, f'{settings}metric = "aurocc"\n', "[tuning.space]\nseed = [1, 2]\n")
+    assert tune(base, path, "--out", tmp_path / "out") == 2
+    assert f"{path}: tuning.metric: there is no metric 'aurocc'; there are {known}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_base_is_not_told_by_values_that_it_has_not(base: Path, tmp_path: Path) -> None:
