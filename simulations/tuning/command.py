@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from simulations.tuning.space import Tuning
+    from tacit.config import Experiment
 
 
 def tune(
@@ -51,10 +56,7 @@ def tune(
     """
     from rich.console import Console
 
-    from simulations.cli import find_tasks_in
-    from simulations.sweep.metric import check_metric
     from simulations.sweep.running import run_cells
-    from simulations.tuning import counted
     from simulations.tuning.folder import SearchFolder
     from simulations.tuning.outcome import record_of, terminal_table, write_outcome
     from simulations.tuning.search import Search
@@ -63,14 +65,8 @@ def tune(
     tuning, dimensions = tuning_of(search)
     is_counted = tuning.accounting == "private"
     trials = Trials(experiment, overrides or [], search, round=tuning.round)
-    base, corners = trials.trial({}), trials.corners(dimensions)
-    if is_counted:
-        counted.check(tuning, base, corners, source=str(search))
-    if any(one.task.is_own for one in (base, *(corner for _, corner in corners))):
-        find_tasks_in(experiment.resolve().parent)
-    if tuning.metric:
-        tried = [base, *(corner for _, corner in corners)]
-        check_metric(tuning.metric, tried, key="tuning.metric", source=search, summed=is_counted)
+    base = trials.trial({})
+    _check(tuning, base, trials.corners(dimensions), experiment, search)
     folder = SearchFolder(out or Path("searches") / base.name.replace(" ", "-"), counted=is_counted)
     console, num_workers, silent = Console(stderr=as_json), jobs or os.cpu_count() or 1, quiet or as_json
     with folder.claimed():
@@ -91,3 +87,25 @@ def tune(
     for number, reason in failed.items():
         print(f"tacit: trial {number + 1}: {reason}", file=sys.stderr)
     raise typer.Exit(1 if failed or record.best is None else 0)
+
+
+def _check(
+    tuning: Tuning,
+    base: Experiment,
+    corners: Sequence[tuple[str, Experiment]],
+    experiment: Path,
+    search: Path,
+) -> None:
+    """What can be known to be wrong is said before the first trial."""
+    from simulations.cli import find_tasks_in
+    from simulations.sweep.metric import check_metric
+    from simulations.tuning import counted
+
+    is_counted = tuning.accounting == "private"
+    if is_counted:
+        counted.check(tuning, base, corners, source=str(search))
+    tried = [base, *(corner for _, corner in corners)]
+    if any(one.task.is_own for one in tried):
+        find_tasks_in(experiment.resolve().parent)
+    if tuning.metric:
+        check_metric(tuning.metric, tried, key="tuning.metric", source=search, summed=is_counted)

@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from simulations.sweep.grid import Axis, Cell
 from simulations.tuning.folder import SearchFolder
 from simulations.tuning.space import Range, Trials, tuning_of
 from tacit import config
 from tacit.errors import ConfigError
+from tacit.tasks.anomaly import Anomalies
+from tacit.tasks.classification import Classification
+from tacit.tasks.multilabel import MultiLabel
+from tacit.tasks.regression import Regression
 from tests.unit.searches import BASE, PRIVATE, SPACE, finish, goodness, lines, search, searched, tune
 
 
@@ -275,3 +280,11 @@ def test_ctrl_c_in_a_search_leaves_nothing_broken_and_the_same_command_goes_on(
     assert values[: len(asked)] == asked and len(values) == 3
     rows = lines(out / "tuning.csv")
     assert [row["outcome"] for row in rows] == ["finished"] * 3
+
+
+@pytest.mark.parametrize("kind", [Classification, MultiLabel, Regression, Anomalies])
+def test_a_task_tells_all_metrics_that_its_summary_gives(kind: type[Any]) -> None:
+    torch.manual_seed(1)
+    targets = {Classification: torch.arange(6) % 2, MultiLabel: torch.arange(12.0).reshape(6, 2) % 3 % 2}
+    wanted = targets.get(kind, torch.cat([torch.randn(6, 1), torch.arange(6).reshape(6, 1) % 2], dim=1))
+    assert set(kind().summary(torch.randn(6, 2), wanted)) == set(kind.summary_names)
