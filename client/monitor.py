@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from client.site import Site
-from tacit.data.drift import Cells, Drift, cut, drift
+from tacit.data.drift import Bins, Drift, cut, drift
 from tacit.data.preprocessing import EMPTY, UNSEEN, Mask, positions_of, selected_rows
 from tacit.data.readers import read_table
 from tacit.data.schema import NumericColumn, Schema
@@ -194,7 +194,7 @@ def _logits(trained: Trained, schema: Schema, table: Table) -> Tensor:
     return logits
 
 
-def _scores(then: Tensor, now: Tensor) -> tuple[Cells, Cells]:
+def _scores(then: Tensor, now: Tensor) -> tuple[Bins, Bins]:
     """Of two classes the second one's probability by deciles; of more the class that is predicted."""
     if then.shape[1] > 2:
         return then.argmax(-1).numpy(), now.argmax(-1).numpy()
@@ -202,7 +202,7 @@ def _scores(then: Tensor, now: Tensor) -> tuple[Cells, Cells]:
     return cut(old, new)
 
 
-def _truths(schema: Schema, table: Table) -> Cells:
+def _truths(schema: Schema, table: Table) -> Bins:
     """Classes by row, `EMPTY` where nobody knows yet; `DataError` for another name."""
     truths = positions_of(table.texts(schema.label), schema.classes)
     for row in np.flatnonzero(truths == UNSEEN)[:1]:
@@ -210,7 +210,7 @@ def _truths(schema: Schema, table: Table) -> Cells:
     return truths
 
 
-def _metrics(trained: Trained, logits: Tensor, truths: Cells) -> dict[str, float]:
+def _metrics(trained: Trained, logits: Tensor, truths: Bins) -> dict[str, float]:
     import torch
 
     from tacit.tasks import Records

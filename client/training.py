@@ -274,11 +274,11 @@ def check_alone(model: nn.Module, task: Task, records: Records) -> bool:
     """Tries whether the loss of one record depends on another one.
 
     Returns:
-        Whether it could be tried: there are two records that differ. Of a model that draws numbers otherwise than from
-        torch's generators, so that the same batch has other losses the next time, nothing can be told.
+        Whether it could be tried: there are two records that differ.
 
     Raises:
-        ConfigError: it does. Then a record moves more than its own gradient, and clipping bounds nothing.
+        ConfigError: it does, and then a record moves more than its own gradient, and clipping bounds nothing; or
+            the same batch has other losses the next time, and nobody can tell.
     """
     others = (records.features != records.features[:1]).flatten(1).any(1).nonzero().flatten()
     if not len(others):
@@ -295,7 +295,13 @@ def check_alone(model: nn.Module, task: Task, records: Records) -> bool:
     def differ(one: Tensor, two: Tensor) -> bool:
         return not torch.allclose(one, two, rtol=1e-4, atol=1e-6, equal_nan=True)
 
-    if differ(beside, alone) and not differ(beside, again):
+    if differ(beside, again):
+        raise ConfigError(
+            "the model draws random numbers otherwise than from torch's own generators: it cannot be tried whether"
+            " records depend on one another",
+            key="task",
+        )
+    if differ(beside, alone):
         raise ConfigError(
             "the loss of a record depends on the others of its batch: none is protected", key="task"
         )

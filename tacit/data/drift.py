@@ -24,7 +24,7 @@ CONFIDENCE: Final = 0.999  # of the chi-square quantile that chance stays below
 BINS: Final = 10
 
 State = Literal["stable", "watch", "drifted", "chance"]
-Cells = NDArray[np.int64]
+Bins = NDArray[np.int64]
 
 
 class Drift(NamedTuple):
@@ -52,7 +52,7 @@ class Drift(NamedTuple):
         return "watch" if self.psi <= DRIFTED else "drifted"
 
 
-def drift(reference: Cells, current: Cells) -> Drift:
+def drift(reference: Bins, current: Bins) -> Drift:
     """PSI of two columns that are cut into the same bins.
 
     A bin that is empty on one side counts there as half a record; one that is empty on both is none.
@@ -74,7 +74,7 @@ def drift(reference: Cells, current: Cells) -> Drift:
     return Drift(psi, (num_bins - 1) * unit, unit * quantile, beyond)
 
 
-def cut(reference: NDArray[np.float64], current: NDArray[np.float64]) -> tuple[Cells, Cells]:
+def cut(reference: NDArray[np.float64], current: NDArray[np.float64]) -> tuple[Bins, Bins]:
     """Bins of two columns of numbers: the reference's deciles, and one more, -1, for an empty cell (NaN).
 
     A value that makes up a decile or more, as zero often does, is a bin of its own: what leaves it is seen
@@ -88,7 +88,7 @@ def cut(reference: NDArray[np.float64], current: NDArray[np.float64]) -> tuple[C
         values, times = np.unique(ends, return_counts=True)
         edges = np.unique(np.concatenate([values, np.nextafter(values[times > 1], -np.inf)]))
 
-    def cells(x: NDArray[np.float64]) -> Cells:
+    def bins(x: NDArray[np.float64]) -> Bins:
         return np.where(np.isnan(x), -1, np.searchsorted(edges, x, side="left"))
 
-    return cells(reference), cells(current)
+    return bins(reference), bins(current)
