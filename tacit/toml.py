@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tacit.data.schema import Frozen
-from tacit.errors import ConfigError
+from tacit.errors import ConfigError, did_you_mean
 from tacit.shifts import SHIFT_KINDS
 
 Kind = TypeVar("Kind", bound=Frozen)
@@ -53,7 +53,7 @@ def validated(kind: type[Kind], tables: Mapping[str, Any], source: str) -> Kind:
     try:
         return kind.model_validate(tables)
     except ValidationError as error:
-        raise first_problem(error, source) from None
+        raise first_problem(error, source, kind) from None
 
 
 def override(tables: dict[str, Any], text: str) -> str:
@@ -92,18 +92,56 @@ def _key_at(text: str, error: Exception) -> str:
     return line.partition("=")[0].strip()[:60]
 
 
-def first_problem(error: ValidationError, source: str) -> ConfigError:
-    """The first problem of a validation error, in the words of the file."""
+def first_problem(error: ValidationError, source: str, kind: type[BaseModel] | None = None) -> ConfigError:
+    """The first problem of a validation error, in the words of the file.
+
+    Args:
+        error: of pydantic.
+        source: of the tables.
+        kind: what they should have been; with it an unknown key is told which one it is like.
+    """
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        message = "unknown key"
+        message = "unknown key" + did_you_mean(str(problem["loc"][-1]), _keys_at(kind, problem["loc"][:-1]))
     elif problem["type"] == "missing":
         message = "required key is missing"
     elif problem["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, not {_shown(problem['input'])}"
+        message += _choice_meant(problem.get("ctx", {}), problem["input"])
     return ConfigError(message, source=source, key=key)
+
+
+def _choice_meant(context: Mapping[str, Any], value: object) -> str:
+    """Of a value that is none of a list: the one that it is like."""
+    name = context.get("tag", value)
+    choices = re.findall("'([^']*)'", str(context.get("expected_tags", context.get("expected", ""))))
+    return did_you_mean(name, choices) if isinstance(name, str) else ""
+
+
+def _keys_at(kind: type[BaseModel] | None, place: Sequence[int | str]) -> list[str]:
+    """The keys that a table at this place may have, and behind their dots those of the tables in it."""
+    tables = [kind] if kind else []
+    for part in place:  # an index, a tag or a name of the user's own leads to no other table
+        tables = [table for one in tables for table in _below(one).get(str(part), ())] or tables
+    keys = [item for one in tables for item in _below(one).items()]
+    inner = [f"{key}.{name}" for key, found in keys for table in found for name in _below(table)]
+    return [key for key, _ in keys] + inner
+
+
+def _below(table: type[BaseModel]) -> dict[str, list[type[BaseModel]]]:
+    """Key -> the tables that its value may be, or may have in it."""
+    return {
+        field.alias or name: list(_tables(field.annotation)) for name, field in table.model_fields.items()
+    }
+
+
+def _tables(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _tables(argument)
 
 
 def _shown(value: object) -> str:

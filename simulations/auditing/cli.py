@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tacit.errors import ConfigError, RunFailed
+from tacit.errors import ConfigError, RunFailed, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +53,10 @@ def privacy(
     tacit audit privacy my.toml --set privacy=none --out audits/not-private
     """
     if method not in METHODS:
-        raise ConfigError(f"must be one of {', '.join(METHODS)}, not {method!r}", key="--method")
+        known = ", ".join(METHODS)
+        raise ConfigError(
+            f"must be one of {known}, not {method!r}{did_you_mean(method, METHODS)}", key="--method"
+        )
     if 0 < canaries < 10:
         raise ConfigError("10 canaries are the fewest that say anything", key="--canaries")
     from tacit import config

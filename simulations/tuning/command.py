@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from simulations.tuning.space import Dimension, Trials, Tuning
+    from tacit.config import Experiment
 
 
 def tune(
@@ -51,10 +57,7 @@ def tune(
     """
     from rich.console import Console
 
-    from simulations.cli import find_tasks_in
-    from simulations.sweep.metric import check_metric
     from simulations.sweep.running import run_cells
-    from simulations.tuning import counted
     from simulations.tuning.folder import SearchFolder
     from simulations.tuning.outcome import record_of, terminal_table, write_outcome
     from simulations.tuning.search import Search
@@ -63,15 +66,8 @@ def tune(
     tuning, dimensions = tuning_of(search)
     is_counted = tuning.accounting == "private"
     trials = Trials(experiment, overrides or [], search, round=tuning.round)
-    base, corners = trials.trial({}), trials.corners(dimensions)
-    if is_counted:
-        counted.check(tuning, base, corners, source=str(search))
-    if any(one.task.is_own for one in (base, *(corner for _, corner in corners))):
-        find_tasks_in(experiment.resolve().parent)
-    if tuning.metric:
-        tried = [base, *(corner for _, corner in corners)]
-        check_metric(tuning.metric, tried, key="tuning.metric", source=search, summed=is_counted)
-    folder = SearchFolder(out or Path("searches") / base.name.replace(" ", "-"), counted=is_counted)
+    name = _checked(tuning, trials, dimensions, experiment, search).name
+    folder = SearchFolder(out or Path("searches") / name.replace(" ", "-"), counted=is_counted)
     console, num_workers, silent = Console(stderr=as_json), jobs or os.cpu_count() or 1, quiet or as_json
     with folder.claimed():
         found = Search(tuning, dimensions, trials, folder)
@@ -91,3 +87,21 @@ def tune(
     for number, reason in failed.items():
         print(f"tacit: trial {number + 1}: {reason}", file=sys.stderr)
     raise typer.Exit(1 if failed or record.best is None else 0)
+
+
+def _checked(
+    tuning: Tuning, trials: Trials, dimensions: Sequence[Dimension], experiment: Path, search: Path
+) -> Experiment:
+    """What the trials begin from; `ConfigError` where one of them could not run, or be compared with the others."""
+    from simulations.cli import find_tasks_in
+    from simulations.sweep.metric import check_metric
+    from simulations.tuning import counted
+
+    base, corners = trials.trial({}), trials.corners(dimensions)
+    tried, is_counted = [base, *(corner for _, corner in corners)], tuning.accounting == "private"
+    if is_counted:
+        counted.check(tuning, base, corners, source=str(search))
+    if any(one.task.is_own for one in tried):
+        find_tasks_in(experiment.resolve().parent)
+    check_metric(tuning.metric, tried, key="tuning.metric", source=search, summed=is_counted)
+    return base

@@ -61,7 +61,12 @@ BAD_FILES = {
         '[task.model]\nname = "transformer"\nhidden = [9]', "task.model", "heads = 2 must divide",
     ),
     "dropout between no layers": (
-        '[task.model]\nname = "logistic"\ndropout = 0.5', "task.model", '"logistic" has a single one',
+        '[task.model]\nname = "logistic"\ndropout = 0.5', "task.model.dropout",
+        'no key of name = "logistic", which has none: leave it out',
+    ),
+    "a key of another model": (
+        '[task.model]\nheads = 4\nname = "gru"', "task.model.heads",
+        'no key of name = "gru", which has hidden, dropout:',
     ),
     "loss of another kind": ('[task]\nloss = "huber"', "task", "is for array_regression, not 'tabular'"),
     "weights without classes": (
