@@ -334,7 +334,7 @@ def _entry(entry: Any, number: int, source: str) -> Fault:
     try:
         return Fault.model_validate(entry)
     except ValidationError as error:
-        problem = first_problem(error, source)
+        problem = first_problem(error, source, Fault)
         key = f"fault {number}: {problem.key}" if problem.key else f"fault {number}"
         raise ConfigError(problem.reason, source=source, key=key) from None
 

@@ -441,8 +441,11 @@ class Experiment(Frozen):
         known = self._fewest_present if declared else members // separation
         if declared and not known:
             raise ValueError("federation.sites: there is a round that no site takes part in")
+        turns = (
+            f" in a turn: strategy.min_separation = {separation} makes {separation} turns of the {members} clients "
+            "(strategy.bands is its least)"
+        ) * (separation > 1)
         if known and self.training.clients_per_round > known:
-            turns = " in a turn" if separation > 1 else ""
             raise ValueError(f"training.clients_per_round is above the {known} clients there are{turns}")
         tabular, columns = self.task.is_tabular, self.data.columns
         if tabular and columns is not None and self.data.arrays is None:
@@ -455,7 +458,8 @@ class Experiment(Frozen):
             try:
                 self.secure_aggregation.check_cohort(cohort)
             except ValueError as error:
-                raise ValueError(f"secure_aggregation.{error}") from None
+                why = "" if self.training.clients_per_round else turns
+                raise ValueError(f"secure_aggregation.{error}{why}") from None
         self._check_strategy(cohort)
         self._check_evaluation()
         self._check_privacy()

@@ -7,6 +7,8 @@ refused and the process goes on), the budget's (`PrivacyBudgetExceeded`: the sit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -82,3 +84,9 @@ class StorageError(TacitError):
 
 class RunFailed(TacitError):
     """A run ended without doing what was asked."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What ends an error about an unknown name: the known one that is spelt most like it; "" where none is like it."""
+    found = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tacit.data.schema import Count, Fraction, Frozen, Positive
+from tacit.errors import did_you_mean
 
 TEXT = ("text_classification",)
 CLASSES = ("tabular", "array_classification", *TEXT)
@@ -23,6 +24,21 @@ LOSSES = {
 }
 
 Activation = Literal["relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh", "sigmoid", "softplus"]
+
+_LAYERED, _CONVOLVED = ("hidden", "activation", "dropout"), ("channels", "activation", "dropout")
+# The keys of each model beside `name`: what its size and shape depend on, and nothing else does.
+MODEL_KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "mlp": _LAYERED,
+    "logistic": (),
+    "cnn": _CONVOLVED,
+    "cnn1d": _CONVOLVED,
+    "resnet": _CONVOLVED,
+    **dict.fromkeys(("rnn", "gru", "lstm"), ("hidden", "dropout")),
+    "transformer": (*_LAYERED, "layers", "heads"),
+    "autoencoder": _LAYERED,
+    "vae": _LAYERED,
+    "embedding": _LAYERED,
+}
 
 
 class Model(Frozen):
@@ -51,14 +67,24 @@ class Model(Frozen):
     heads: Count = 2
     dropout: Fraction = 0.0
 
+    @field_validator("*")
+    @classmethod
+    def _of_its_model(cls, value: Any, info: ValidationInfo) -> Any:
+        """A key at its default passes: an experiment that is written out has them all."""
+        key, name = str(info.field_name), info.data.get("name", "")
+        if name and key not in MODEL_KEYS[name] and value != cls.model_fields[key].default:
+            known = ", ".join(MODEL_KEYS[name]) or "none"
+            raise ValueError(
+                f'is no key of name = "{name}", which has {known}: leave it out (--set task.model.{key}=none)'
+            )
+        return value
+
     @model_validator(mode="after")
     def _possible(self) -> Model:
         if self.name == "transformer" and self.hidden[-1] % self.heads:
             raise ValueError(
                 f"heads = {self.heads} must divide the width, the last of hidden: {self.hidden[-1]}"
             )
-        if self.name == "logistic" and self.dropout:
-            raise ValueError('dropout leaves out what is between layers, and "logistic" has a single one')
         return self
 
 
@@ -119,7 +145,10 @@ class Task(Frozen):
     def _known(self) -> Task:
         module, _, name = self.kind.partition(":")
         if self.is_own and not (module and name):
-            raise ValueError(f'kind must be {", ".join(BUILT_IN)} or "module:object", not {self.kind!r}')
+            raise ValueError(
+                f'kind must be {", ".join(BUILT_IN)} or "module:object", not {self.kind!r}'
+                f"{did_you_mean(self.kind, BUILT_IN)}"
+            )
         if self.loss != "auto" and self.kind not in LOSSES[self.loss]:
             raise ValueError(f'loss = "{self.loss}" is for {", ".join(LOSSES[self.loss])}, not {self.kind!r}')
         for name, value in (("class_weights", self.class_weights), ("label_smoothing", self.label_smoothing)):

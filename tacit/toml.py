@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from tacit.data.schema import Frozen
-from tacit.errors import ConfigError
+from tacit.errors import ConfigError, did_you_mean
 from tacit.shifts import SHIFT_KINDS
 
 Kind = TypeVar("Kind", bound=Frozen)
@@ -94,35 +93,55 @@ def _key_at(text: str, error: Exception) -> str:
 
 
 def first_problem(error: ValidationError, source: str, kind: type[BaseModel] | None = None) -> ConfigError:
-    """The first problem of a validation error, in the words of the file; `kind` is what it should have been."""
+    """The first problem of a validation error, in the words of the file.
+
+    Args:
+        error: of pydantic.
+        source: of the tables.
+        kind: what they should have been; with it an unknown key is told which one it is like.
+    """
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        *place, name = problem["loc"]
-        near = get_close_matches(str(name), _keys(kind, place) if kind else (), n=1)
-        message = f"unknown key; did you mean {near[0]}?" if near else "unknown key"
+        message = "unknown key" + did_you_mean(str(problem["loc"][-1]), _keys_at(kind, problem["loc"][:-1]))
     elif problem["type"] == "missing":
         message = "required key is missing"
     elif problem["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, not {_shown(problem['input'])}"
+        message += _choice_meant(problem.get("ctx", {}), problem["input"])
     return ConfigError(message, source=source, key=key)
 
 
-def _keys(kind: type[BaseModel], place: Sequence[object]) -> set[str]:
-    """The keys of the table at that place."""
-    tables = [kind]
-    for part in place:
-        fields = [f for t in tables for name, f in t.model_fields.items() if part in (name, f.alias)]
-        if fields:  # else it is a tag or an index
-            tables = [table for field in fields for table in _tables_in(field.annotation)]
-    return {field.alias or name for table in tables for name, field in table.model_fields.items()}
+def _choice_meant(context: Mapping[str, Any], value: object) -> str:
+    """Of a value that is none of a list: the one that it is like."""
+    name = context.get("tag", value)
+    choices = re.findall("'([^']*)'", str(context.get("expected_tags", context.get("expected", ""))))
+    return did_you_mean(name, choices) if isinstance(name, str) else ""
 
 
-def _tables_in(annotation: object) -> list[type[BaseModel]]:
+def _keys_at(kind: type[BaseModel] | None, place: Sequence[int | str]) -> list[str]:
+    """The keys that a table at this place may have, and behind their dots those of the tables in it."""
+    tables = [kind] if kind else []
+    for part in place:  # an index, a tag or a name of the user's own leads to no other table
+        tables = [table for one in tables for table in _below(one).get(str(part), ())] or tables
+    keys = [item for one in tables for item in _below(one).items()]
+    inner = [f"{key}.{name}" for key, found in keys for table in found for name in _below(table)]
+    return [key for key, _ in keys] + inner
+
+
+def _below(table: type[BaseModel]) -> dict[str, list[type[BaseModel]]]:
+    """Key -> the tables that its value may be, or may have in it."""
+    return {
+        field.alias or name: list(_tables(field.annotation)) for name, field in table.model_fields.items()
+    }
+
+
+def _tables(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [table for part in get_args(annotation) for table in _tables_in(part)]
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _tables(argument)
 
 
 def _shown(value: object) -> str:

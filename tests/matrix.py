@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tacit.learning import TEXT
+from tacit.learning import MODEL_KEYS, TEXT
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- what python -m tests.matrix writes -->\n", "<!-- its end -->\n"
@@ -23,8 +23,7 @@ min_rows = 4
 kind = "{kind}"
 [task.model]
 name = "{name}"
-hidden = [4]
-channels = [2, 4]
+{size}
 [training]
 rounds = 1
 local_steps = 2
@@ -77,7 +76,10 @@ class Family:
 
     def text(self, name: str, folder: Path) -> str:
         """The experiment; what it reads is written into the folder."""
-        text = EXPERIMENT.format(kind=self.kind, name=self.model or name)
+        model = self.model or name
+        sizes = {"hidden": [4], "channels": [2, 4]}
+        size = "\n".join(f"{key} = {value}" for key, value in sizes.items() if key in MODEL_KEYS[model])
+        text = EXPERIMENT.format(kind=self.kind, name=model, size=size)
         rng = np.random.default_rng(1)
         y = np.arange(120) % 2
         if self.kind in TEXT:

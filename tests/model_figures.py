@@ -21,7 +21,7 @@ TEXT = """
 name = "figures"
 [task]
 kind = "{kind}"
-model = {{name = "{name}", hidden = [16], channels = [8, 16], heads = 4}}
+model = {{name = "{name}"{heads}}}
 [training]
 rounds = 20
 local_steps = 5
@@ -64,7 +64,9 @@ def data_of(name: str) -> str:
 
 def figures(name: str, folder: Path) -> list[float]:
     """AUROC over all held-out records: pooled without privacy, then the federation under each of `PROMISES`."""
-    text = TEXT.format(kind=FAMILIES[name].kind, name=FAMILIES[name].model or name) + DATA[data_of(name)]
+    model = FAMILIES[name].model or name
+    heads = ", heads = 4" if "heads" in learning.MODEL_KEYS[model] else ""  # all else is as by default
+    text = TEXT.format(kind=FAMILIES[name].kind, name=model, heads=heads) + DATA[data_of(name)]
     found = []
     for number, promise in enumerate(PROMISES.values()):
         wanted = (promise, f"simulation.baselines={str(not number).lower()}", "checkpoints.keep=1")

@@ -15,7 +15,7 @@ import numpy as np
 
 from simulations.auditing.clients import audit_clients
 from simulations.auditing.inversion import audit_inversion
-from simulations.auditing.membership import audit_membership
+from simulations.auditing.membership import SHADOWS, audit_membership, other_scaling
 from simulations.auditing.one_run import audit_records
 from tacit.config import Experiment
 from tacit.errors import ConfigError
@@ -26,7 +26,8 @@ from tacit.report.rows import versions
 from tacit.report.storage import write_json
 from tacit.tasks import load_task
 
-METHODS: Final = ("one-run", "clients", "membership", "inversion")
+TRAININGS: Final = {"one-run": 1, "clients": 1, "membership": 1 + SHADOWS, "inversion": 0}  # of each attack
+METHODS: Final = tuple(TRAININGS)
 Method = Literal["one-run", "clients", "membership", "inversion", "all"]
 
 
@@ -98,11 +99,19 @@ def audit(
     return record
 
 
+def trainings(experiment: Experiment, method: str) -> dict[str, int]:
+    """How often each attack of `audit` trains a whole federation, by its name."""
+    names = [name for name in METHODS if not unsuited(experiment, name)] if method == "all" else [method]
+    return {name: TRAININGS[name] for name in names}
+
+
 def unsuited(experiment: Experiment, method: str) -> str:
-    """Why an attack says nothing about what this experiment claims; empty where it does."""
+    """Why an attack cannot be, or says nothing about what this experiment claims; empty where it does."""
     record, client = experiment.privacy.record is not None, experiment.privacy.client is not None
     if method == "clients" and record and not client:
         return "nothing is promised for clients; --method clients says how much of them leaks"
+    if method == "membership" and (refused := other_scaling(experiment)):
+        return refused
     if method in ("one-run", "membership") and client and not record:
         return f"nothing is promised for records; --method {method} says how much of them leaks"
     return ""

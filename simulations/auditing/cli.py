@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tacit.errors import ConfigError, RunFailed
+from tacit.errors import ConfigError, RunFailed, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +53,10 @@ def privacy(
     tacit audit privacy my.toml --set privacy=none --out audits/not-private
     """
     if method not in METHODS:
-        raise ConfigError(f"must be one of {', '.join(METHODS)}, not {method!r}", key="--method")
+        known = ", ".join(METHODS)
+        raise ConfigError(
+            f"must be one of {known}, not {method!r}{did_you_mean(method, METHODS)}", key="--method"
+        )
     if 0 < canaries < 10:
         raise ConfigError("10 canaries are the fewest that say anything", key="--canaries")
     from tacit import config
@@ -65,14 +68,17 @@ def privacy(
         )
     from rich.console import Console
 
-    from simulations.auditing.audit import audit
+    from simulations.auditing.audit import audit, trainings
     from simulations.cli import find_tasks_in
 
     if loaded.task.is_own:
         find_tasks_in(experiment.resolve().parent)
     folder = out or Path("audits") / loaded.name.replace(" ", "-")
     console = Console(stderr=as_json)
-    with progress(console, quiet=quiet or as_json) as tell:
+    planned, silent = trainings(loaded, method), quiet or as_json
+    if not silent:
+        console.print(ahead(planned, loaded.training.rounds), highlight=False, soft_wrap=True)
+    with progress(console, sum(planned.values()), quiet=silent) as tell:
         record = audit(
             loaded, folder, method=method, canaries=canaries, guesses=guesses, seed=seed, on_part=tell
         )
@@ -151,19 +157,42 @@ def table(record: AuditRecord) -> Table:
     return made
 
 
-@contextmanager
-def progress(console: Console, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Says what goes on: one living line in a terminal, else a line for each kind of part."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def ahead(planned: dict[str, int], rounds: int) -> str:
+    """How much is to be done: "18 trainings of 20 rounds (one-run 1, membership 17)"."""
+    total = sum(planned.values())
+    each = ", ".join(f"{name} {number}" for name, number in planned.items())
+    return f"{total or 'no'} training{'s' * (total != 1)} of {rounds} round{'s' * (rounds != 1)} ({each})"
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+
+@contextmanager
+def progress(console: Console, num_trainings: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Says what goes on: a bar of the trainings in a terminal, else a line for each kind of part."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     live = not quiet and console.is_terminal
     said: set[str] = set()
     with Progress(*columns, console=console, disable=not live, transient=True) as bar:
-        task = bar.add_task("starting")
+        task = bar.add_task("starting", total=num_trainings)
+        training = False
 
         def tell(part: str) -> None:
-            bar.update(task, description=part)
+            nonlocal training
+            bar.update(task, description=part, advance=int(training))  # what has begun before is over
+            training = ": training " in part
             kind = "".join(c for c in part if not c.isdigit())
             if not quiet and not live and kind not in said:
                 said.add(kind)

@@ -93,8 +93,8 @@ def audit_membership(
     Raises:
         ConfigError: the scaling of the records is itself learned from them.
     """
-    if experiment.data.columns is not None and experiment.data.columns.scaling == "federated":
-        raise ConfigError("shadow trainings need records of one scaling", key="data.schema.scaling")
+    if refused := other_scaling(experiment):
+        raise ConfigError(refused, key="data.schema.scaling")
     folder = attempt(out)
     on_part("dividing the data among sites")
     prepared = divided(experiment, out)
@@ -118,6 +118,13 @@ def audit_membership(
     return attack_of(
         "membership", plan, scores, target.coins, guesses=guesses, view=VIEW, seconds=folder.seconds
     )
+
+
+def other_scaling(experiment: Experiment) -> str:
+    """Why shadow federations would not see the records as the target does; empty where they do."""
+    columns = experiment.data.columns
+    is_learned = columns is not None and columns.scaling == "federated"
+    return "shadow trainings need records of one scaling" if is_learned else ""
 
 
 class Shadow:

@@ -21,7 +21,7 @@ from simulations.scenarios import (
 )
 from simulations.scenarios.story import Story
 from tacit import config
-from tacit.errors import ConfigError
+from tacit.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -59,7 +59,10 @@ def story(name: str) -> Story:
         ConfigError: there is none of that name; lists those that there are.
     """
     if name not in STORIES:
-        raise ConfigError(f"there is no scenario {name!r}; there are {', '.join(STORIES)}", key="NAME")
+        known = ", ".join(STORIES)
+        raise ConfigError(
+            f"there is no scenario {name!r}; there are {known}{did_you_mean(name, STORIES)}", key="NAME"
+        )
     return STORIES[name]
 
 
@@ -102,8 +105,10 @@ def generated_arrays(data: config.Data, seed: int) -> ArraySet | None:
 def _generator(data: config.Data) -> Story:
     found = STORIES.get(data.generator)
     if found is None or not (found.table or found.arrays):
-        makers = ", ".join(name for name, story in STORIES.items() if story.table or story.arrays)
+        makers = [name for name, story in STORIES.items() if story.table or story.arrays]
         raise ConfigError(
-            f"there is no generator {data.generator!r}; there are {makers}", key="data.generator"
+            f"there is no generator {data.generator!r}; there are {', '.join(makers)}"
+            f"{did_you_mean(data.generator, makers)}",
+            key="data.generator",
         )
     return found

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tacit.config import Experiment
-from tacit.errors import ConfigError
+from tacit.errors import ConfigError, did_you_mean
 from tacit.tasks import names_of_metrics
 
 
@@ -21,12 +21,14 @@ def check_metric(
     """Raises `ConfigError` where no task of these experiments computes a metric of that name.
 
     Args:
-        name: of the metric.
+        name: of the metric; "" = none is asked for.
         experiments: what would be run.
         key: that names the metric, for the error.
         source: the file with that key.
         summed: whether only metrics of which sums travel count.
     """
+    if not name:
+        return
     tasks = {
         experiment.task.model_dump_json(include={"kind", "options"}): experiment for experiment in experiments
     }
@@ -39,4 +41,4 @@ def check_known(name: str, known: Collection[str], *, key: str, source: str | Pa
     """Raises `ConfigError` where it is none of these."""
     if name not in known:
         reason = f"there is no metric {name!r}; there are {', '.join(sorted(known))}"
-        raise ConfigError(reason, source=source, key=key)
+        raise ConfigError(reason + did_you_mean(name, known), source=source, key=key)

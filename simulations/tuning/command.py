@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from simulations.tuning.space import Tuning
+    from collections.abc import Sequence
+
+    from simulations.tuning.space import Dimension, Trials, Tuning
     from tacit.config import Experiment
 
 
@@ -65,9 +66,8 @@ def tune(
     tuning, dimensions = tuning_of(search)
     is_counted = tuning.accounting == "private"
     trials = Trials(experiment, overrides or [], search, round=tuning.round)
-    base = trials.trial({})
-    _check(tuning, base, trials.corners(dimensions), experiment, search)
-    folder = SearchFolder(out or Path("searches") / base.name.replace(" ", "-"), counted=is_counted)
+    name = _checked(tuning, trials, dimensions, experiment, search).name
+    folder = SearchFolder(out or Path("searches") / name.replace(" ", "-"), counted=is_counted)
     console, num_workers, silent = Console(stderr=as_json), jobs or os.cpu_count() or 1, quiet or as_json
     with folder.claimed():
         found = Search(tuning, dimensions, trials, folder)
@@ -89,23 +89,19 @@ def tune(
     raise typer.Exit(1 if failed or record.best is None else 0)
 
 
-def _check(
-    tuning: Tuning,
-    base: Experiment,
-    corners: Sequence[tuple[str, Experiment]],
-    experiment: Path,
-    search: Path,
-) -> None:
-    """What can be known to be wrong is said before the first trial."""
+def _checked(
+    tuning: Tuning, trials: Trials, dimensions: Sequence[Dimension], experiment: Path, search: Path
+) -> Experiment:
+    """What the trials begin from; `ConfigError` where one of them could not run, or be compared with the others."""
     from simulations.cli import find_tasks_in
     from simulations.sweep.metric import check_metric
     from simulations.tuning import counted
 
-    is_counted = tuning.accounting == "private"
+    base, corners = trials.trial({}), trials.corners(dimensions)
+    tried, is_counted = [base, *(corner for _, corner in corners)], tuning.accounting == "private"
     if is_counted:
         counted.check(tuning, base, corners, source=str(search))
-    tried = [base, *(corner for _, corner in corners)]
     if any(one.task.is_own for one in tried):
         find_tasks_in(experiment.resolve().parent)
-    if tuning.metric:
-        check_metric(tuning.metric, tried, key="tuning.metric", source=search, summed=is_counted)
+    check_metric(tuning.metric, tried, key="tuning.metric", source=search, summed=is_counted)
+    return base

@@ -280,6 +280,7 @@ def _rates_and_clips(rates: Sequence[float], clips: Sequence[float]) -> tuple[Se
 
 FULL_BATCHES: Setting = (
     "task.model.name=logistic",
+    "task.model.hidden=none",
     "strategy.weights=declared",
     "training.rounds=20",
     "training.local_steps=1",
@@ -321,7 +322,11 @@ ONE_STEP: Setting = (
 )
 CREDIT_FACTORS = (
     _rates_and_clips((4.0, 8.0, 16.0), (0.5, 1.0)),
-    (("task.model.name=logistic",), ("task.model.hidden=[16]",), ("task.model.hidden=[64]",)),
+    (
+        ("task.model.name=logistic", "task.model.hidden=none"),
+        ("task.model.hidden=[16]",),
+        ("task.model.hidden=[64]",),
+    ),
     _each("training.rounds", 50, 200),
     _each("training.sampling_rate", 0.1, 1.0),
     (("training.local_steps=5", "training.rounds=20"),),
@@ -339,7 +344,11 @@ FEW_LOANS: Setting = _merged(
 )
 LOAN_FACTORS = (
     _rates_and_clips((0.3, 1.0, 3.0), (0.3, 1.0, 3.0)),
-    (("task.model.name=logistic",), ("task.model.hidden=[4]",), ("task.model.hidden=[8]",)),
+    (
+        ("task.model.name=logistic", "task.model.hidden=none"),
+        ("task.model.hidden=[4]",),
+        ("task.model.hidden=[8]",),
+    ),
     _each("task.model.activation", "tanh"),
     _each("training.rounds", 20, 100),
     _each("training.sampling_rate", 0.3),

@@ -23,7 +23,7 @@ name = "small"
 [partition]
 num_clients = 3
 [task.model]
-name = "logistic"
+name = "mlp"
 [training]
 rounds = 2
 local_steps = 1

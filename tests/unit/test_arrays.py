@@ -227,7 +227,11 @@ SHAPES = {
     "cnn": (3, 9, 7), "resnet": (3, 9, 7), "cnn1d": (2, 11), "rnn": (2, 5), "gru": (2, 5), "lstm": (2, 5),
     "transformer": (2, 5), "mlp": (2, 3), "logistic": (4,),
 }  # fmt: skip
-SMALL = {name: learning.Model(name=name, hidden=(4,), channels=(2, 4)) for name in SHAPES}  # type: ignore[arg-type]
+SIZES = {"hidden": (4,), "channels": (2, 4)}
+SMALL = {
+    name: learning.Model(name=name, **{k: v for k, v in SIZES.items() if k in learning.MODEL_KEYS[name]})  # type: ignore[arg-type]
+    for name in SHAPES
+}
 
 
 @pytest.mark.parametrize("name", SHAPES)

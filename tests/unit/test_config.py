@@ -25,8 +25,8 @@ SCHEMA = '[data.schema]\nlabel = "y"\n[data.schema.columns.age]\nkind = "numeric
 # name of the mistake -> (the file after its first line, the key that is named, what is said)
 BAD_FILES = {
     "missing key": ("[privacy.record]\ndelta = 1e-5", "privacy.record.epsilon", "required key is missing"),
-    "unknown key": ("[training]\nround = 5", "training.round", "unknown key; did you mean rounds?"),
-    "unknown table": ("[trainig]\nrounds = 5", "trainig", "unknown key; did you mean training?"),
+    "unknown key": ("[training]\nround = 5", "training.round", "unknown key; did you mean 'rounds'?"),
+    "unknown table": ("[trainig]\nrounds = 5", "trainig", "unknown key; did you mean 'training'?"),
     "unknown key below": ("[privacy.record]\nepsilon=1.0\ndelta=1e-5\nnoise=2.0", "privacy.record.noise", "unknown"),
     "a noise multiplier": ("[privacy]\nnoise_multiplier = 1.1", "privacy.noise_multiplier", "unknown key"),
     "text for a number": ('[training]\nrounds = "ten"', "training.rounds", "valid integer, not 'ten'"),
@@ -61,7 +61,12 @@ BAD_FILES = {
         '[task.model]\nname = "transformer"\nhidden = [9]', "task.model", "heads = 2 must divide",
     ),
     "dropout between no layers": (
-        '[task.model]\nname = "logistic"\ndropout = 0.5', "task.model", '"logistic" has a single one',
+        '[task.model]\nname = "logistic"\ndropout = 0.5', "task.model.dropout",
+        'no key of name = "logistic", which has none: leave it out',
+    ),
+    "a key of another model": (
+        '[task.model]\nheads = 4\nname = "gru"', "task.model.heads",
+        'no key of name = "gru", which has hidden, dropout:',
     ),
     "loss of another kind": ('[task]\nloss = "huber"', "task", "is for array_regression, not 'tabular'"),
     "weights without classes": (

@@ -225,7 +225,11 @@ def test_the_plan_of_a_run_counts_rounds_and_the_ledger_participations() -> None
         ),
         (
             ("training.clients_per_round=4",),
-            "training.clients_per_round is above the 3 clients there are in a turn",
+            "training.clients_per_round is above the 3 clients there are in a turn: strategy.min_separation = 4 makes",
+        ),
+        (
+            ("training.clients_per_round=0", "secure_aggregation.max_dropouts=1"),
+            "the threshold is 3 in a turn: strategy.min_separation = 4 makes 4 turns of the 12 clients",
         ),
         (("strategy.server_momentum=0.9961",), "server_momentum = 0.9961 is so near 1"),
         (("strategy.name=fedavg", "strategy.bands=2"), 'bands belongs to name = "dp_ftrl"'),

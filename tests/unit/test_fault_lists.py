@@ -70,6 +70,7 @@ OPEN = {**GOOD, "phase": "training"}
 IDEAL, SINGLE = 'secure_aggregation.engine="ideal"', "secure_aggregation.enabled=false"
 MISTAKES: dict[str, tuple[str, str]] = {
     "unknown key": (entry(**GOOD, where="x"), "fault 2: where: unknown key"),
+    "nearly a key": (entry(**GOOD, chanc=0.5), "fault 2: chanc: unknown key; did you mean 'chance'?"),
     "unknown table": (f"other = 1\n{entry(**GOOD)}", "other: unknown key"),
     "no TOML": ("[[fault", "not valid TOML: "),
     "nothing in it": ("", "there is no [[fault]] in it"),

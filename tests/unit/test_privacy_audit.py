@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from client.bookkeeping import BookKeeping
+from simulations.auditing.audit import METHODS, audit, trainings
 from simulations.auditing.canaries import Canaries, canaries_like
+from simulations.auditing.cli import ahead, progress
 from simulations.auditing.decoding import MOST_COORDINATES, Decoder, coordinates, gradients
 from simulations.auditing.inversion import by_ratio, shape_of, similarity
 from simulations.auditing.membership import likelihood_ratio
 from simulations.auditing.one_run import shares
+from tacit import config
 from tacit.cli import main
 from tacit.privacy.noise import Stream
 from tacit.report.audit_page import HONESTY, MARK, lower, render_audit_page
@@ -234,3 +239,46 @@ def test_a_wrong_wish_is_one_line(
         main(["audit", "privacy", str(file), *arguments])
     assert ended.value.code == 2
     assert line in capsys.readouterr().err
+
+
+NUMERIC = 'classes = ["a", "b"]\n[data.schema.columns.age]\nkind = "numeric"\nrange = [0.0, 9.0]\n'
+SMALL = """
+name = "small"
+[partition]
+num_clients = 3
+[task.model]
+name = "logistic"
+[training]
+rounds = 1
+local_steps = 1
+[secure_aggregation]
+engine = "ideal"
+"""
+
+
+def test_as_many_trainings_are_announced_as_are_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, parts = config.loads(SMALL), list[str]()
+    audit(experiment, tmp_path / "told", seed=1, on_part=parts.append)
+    made = [part.partition(":")[0] for part in parts if ": training " in part]
+    assert {name: made.count(name) for name in METHODS} == trainings(experiment, "all")
+    file = tmp_path / "small.toml"
+    file.write_text(SMALL)
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "privacy", str(file), "--method", "one-run", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("1 training of 1 round (one-run 1)\n")
+    assert (
+        ahead({"one-run": 1, "membership": 33}, 20) == "34 trainings of 20 rounds (one-run 1, membership 33)"
+    )
+    learned = config.loads(f'{SMALL}[data.schema]\nlabel = "y"\nscaling = "federated"\n{NUMERIC}')
+    assert "membership" not in trainings(learned, "all")
+
+
+def test_a_bar_counts_the_trainings_that_are_over() -> None:
+    screen = StringIO()
+    with progress(Console(file=screen, force_terminal=True, width=100), 3, quiet=False) as tell:
+        for part in ("dividing the data", "training a", "training b", "guessing"):
+            tell(f"one-run: {part}")
+    assert "2/3" in screen.getvalue() and "3/3" not in screen.getvalue()

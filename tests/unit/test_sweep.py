@@ -18,7 +18,6 @@ from simulations.kept_baselines import digest, kept
 from simulations.sweep.display import spelled
 from simulations.sweep.folder import SweepFolder
 from simulations.sweep.grid import Axis, axes_of, cells_of, told
-from simulations.sweep.metric import check_metric
 from simulations.sweep.outcome import csv_of, target_of, terminal_table
 from simulations.sweep.workers import Job, run_jobs
 from tacit import config
@@ -334,30 +333,6 @@ def test_a_target_that_no_task_computes_is_refused_before_anything_runs(
         main(["sweep", str(base), "--over", "seed=1,2", "--target", "acuracy=0.9", "--out", str(out)])
     assert "--target: there is no metric 'acuracy'; there are accuracy, auroc" in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_a_metric_of_a_task_of_ones_own_is_refused_only_where_the_task_tells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    common = "metric_names = ('hits',)\n def model(self): ...\n def read(self, path, split): ...\n"
-    common += " def loss(self, outputs, targets): ...\n def metrics(self, outputs, targets): ...\n"
-    summary = " def summary(self, outputs, targets): ...\n"
-    text = f"class Plain:\n {common}class Silent(Plain):\n{summary}"
-    (tmp_path / "tasks_of_ones_own.py").write_text(text + "class Told(Silent):\n summary_names = ('gini',)\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def check(name: str, *kinds: str) -> None:
-        kinds = tuple(f"tasks_of_ones_own:{kind}" for kind in kinds)
-        tried = [config.parse({"name": "x", "task": {"kind": kind}}, source="") for kind in kinds]
-        check_metric(name, tried, key="--target")
-
-    check("hits", "Plain")
-    check("gini", "Plain", "Told")
-    check("anything", "Plain", "Silent")
-    with pytest.raises(ConfigError, match="no metric 'hit'; there are hits"):
-        check("hit", "Plain")
-    with pytest.raises(ConfigError, match="no metric 'hits'; there are gini"):
-        check("hits", "Told")
 
 
 def test_a_length_of_time_is_said_as_one_says_it() -> None:

@@ -148,7 +148,7 @@ def test_what_cannot_be_is_refused_with_its_key(changes: tuple[str, ...], words:
 
 def test_models_of_text_and_others_are_not_taken_for_each_other() -> None:
     with pytest.raises(ConfigError, match='"cnn" reads no text; embedding, transformer do'):
-        load_task(experiment("task.model.name=cnn")).model()
+        load_task(experiment("task.model.name=cnn", "task.model.hidden=none")).model()
     with pytest.raises(ConfigError, match=r'"embedding" reads text: set task\.kind'):
         build(learning.Model(name="embedding"), 5, 2)
     bare = config.parse({"name": "x", "task": {"kind": "text_classification"}}, source="")
@@ -163,7 +163,7 @@ def padded(tokens: torch.Tensor, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["embedding", "transformer"])
 def test_what_fills_a_text_up_changes_nothing_and_order_matters_to_attention_alone(name: Any) -> None:
     torch.manual_seed(1)
-    model = build_for_text(learning.Model(name=name, hidden=(8,), layers=2), 20, 3)
+    model = build_for_text(learning.Model(name=name, hidden=(8,), layers=1 + (name == "transformer")), 20, 3)
     assert unknown(model) == ""
     tokens = torch.randint(1, 20, (5, 6))
     torch.testing.assert_close(model(padded(tokens, 6)), model(padded(tokens, 30)), rtol=1e-4, atol=1e-5)

@@ -89,6 +89,10 @@ def test_a_key_that_there_is_not_is_named_before_anything_runs(base: Path, tmp_p
             "[tuning.space]\ntraining.rounds = {low = 0, high = 3}",
             r"training\.rounds: .*in the trial rounds 0",
         ),
+        (
+            "[tuning.space]\ntask.model.heads = [2, 4]",
+            r'search\.toml: task\.model\.heads: is no key of name = "mlp"',
+        ),
     ):
         _, dimensions, path = searched(tmp_path, "", space)
         with pytest.raises(ConfigError, match=words):
