@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from strategies.coordinator import Coordinator, SumMemory
 from strategies.exchange import find_members
 from strategies.factory import make_strategy
 from strategies.grids import PlainGrid
+from strategies.overlap import AtOnce, Stoppable
 from strategies.rounds import Rounds
 from strategies.scaling import learn_scaling
 from strategies.secure_grid import SecureAggregationGrid
-from strategies.sum_grid import Agreement, IdealSumGrid
+from strategies.sum_grid import Agreement, IdealSumGrid, SumGrid
 from tacit import config
 from tacit.algorithms import SINGLE_UPDATES
 from tacit.audit import SERVER_FILE, AuditLog
@@ -53,8 +55,6 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Runs one experiment to its end, or goes on with it."""
-    from server.flower_wire import steady  # half a second of what a simulation has no use for
-
     experiment = config.loads(str(context.run_config["experiment"]), source="experiment")
     if "TACIT_STATE" not in os.environ:
         raise ConfigError("names no folder for the run", key="TACIT_STATE")
@@ -62,12 +62,12 @@ def main(grid: Grid, context: Context) -> None:
     durable = getattr(grid, "durable", True)  # a simulation's grid may say no
     state = RunState(folder, experiment.to_toml(), experiment.checkpoints.keep, durable=durable)
     try:
-        serve(steady(grid), experiment, state)
+        serve(grid, experiment, state)
     except TacitError as error:
         with suppress(StorageError):  # of a full disk, say: the first error counts
             state.fail(str(error))
             if isinstance(error, RunFailed):  # of a spoilt sum, say: opened again it would be as spoilt
-                attempts_of(state).drop()
+                attempts_of(state, next_round(state) % experiment.strategy.at_once).drop()
         raise
     finally:
         state.close()
@@ -78,23 +78,26 @@ def serve(grid: Grid, experiment: Experiment, state: RunState) -> None:
     if not experiment.federation.num_members:
         raise ConfigError("declares no sites", key="federation.sites")
     plan, task = PrivacyPlan.of(experiment), load_task(experiment)
-    log = AuditLog(audit_file(state.folder), durable=state.durable)
+    log, at_once = AuditLog(audit_file(state.folder), durable=state.durable), experiment.strategy.at_once
     check_monitor(experiment, task)
-    nodes = nodes_of(grid, experiment)
+    nodes = nodes_of(steadied(grid), experiment)
     strategy = make_strategy(experiment)
-    grid = wrap(grid, experiment, plan, strategy, nodes, state)
-    if needs_statistics(experiment) and not state.scaling:
-        state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
-    store = AuditedStore(state, state.run_id, log, attempts_of(state))
-    rounds = Rounds(experiment, plan, strategy, grid, nodes, store, state.run_id, state.scaling)
-    private = plan.max_grad_norm is not None  # record-level noise alone changes what a model may be made of
-    first, _ = first_arrays(experiment, task, private=private)
-    progress = rounds.run(first)
+    store = AuditedStore(state, state.run_id, log, lambda number: attempts_of(state, number % at_once))
+    with lanes(grid, experiment, plan, strategy, nodes, state) as grid:
+        if needs_statistics(experiment) and not state.scaling:
+            state.scaling = learn_scaling(grid, experiment, plan, nodes, state.run_id)
+        rounds = Rounds(experiment, plan, strategy, grid, nodes, store, state.run_id, state.scaling)
+        private = (
+            plan.max_grad_norm is not None
+        )  # record-level noise alone changes what a model may be made of
+        first, _ = first_arrays(experiment, task, private=private)
+        progress = rounds.run(first)
     stopped = rounds.stops(progress)
     chosen = progress.best_round if stopped else progress.round
     forget(state.folder / NOISE_FILE)  # its last model is kept: no round is to come
     state.finish(progress, "stopped early" if stopped else "finished", chosen)
-    attempts_of(state).drop()
+    for lane in range(at_once):
+        attempts_of(state, lane).drop()
 
 
 def nodes_of(grid: Grid, experiment: Experiment) -> Mapping[str, int]:
@@ -114,9 +117,22 @@ def nodes_of(grid: Grid, experiment: Experiment) -> Mapping[str, int]:
     return {label: int(registered[label]) for label in labels}
 
 
-def attempts_of(state: RunState) -> AttemptFile:
-    """What is kept of the attempt at a secure sum that a run is making."""
-    return AttemptFile(state.folder / "attempt")
+def attempts_of(state: RunState, lane: int = 0) -> AttemptFile:
+    """What is kept of the attempt at a secure sum that a run is making; where it makes several, in one of its lanes."""
+    return AttemptFile(state.folder / (f"attempt-{lane}" if lane else "attempt"))
+
+
+def sums_of(state: RunState, lane: int = 0) -> SumFile:
+    """What the server remembers of the secure sums of a run; where it makes several at a time, in one of its lanes."""
+    kit = Path(os.environ.get("TACIT_FEDERATION", "."))
+    name = f"sums-{lane}.json" if lane else "sums.json"
+    return SumFile(state.folder / name, kit / COUNTERS_FILE if is_federation() else None)
+
+
+def next_round(state: RunState) -> int:
+    """The round that a run has come to; 0 before the first."""
+    progress = state.load()
+    return 0 if progress is None else progress.round + 1
 
 
 def check_monitor(experiment: Experiment, task: Task) -> None:
@@ -127,6 +143,52 @@ def check_monitor(experiment: Experiment, task: Task) -> None:
         raise ConfigError(f"must be one of the task's: {known}", key="evaluation.monitor")
 
 
+@contextmanager
+def lanes(
+    grid: Grid,
+    experiment: Experiment,
+    plan: PrivacyPlan,
+    strategy: Strategy,
+    nodes: Mapping[str, int],
+    state: RunState,
+) -> Iterator[Grid]:
+    """The grid of a run's rounds; in a federation, where they may be under way at a time, a lane for each of these."""
+    stop, at_once = threading.Event(), experiment.strategy.at_once
+    if at_once == 1 or not is_federation():
+        yield wrap(steadied(grid), experiment, plan, strategy, nodes, state)
+        return
+    first = wrap(Stoppable(steadied(grid), stop), experiment, plan, strategy, nodes, state)
+    grids = [first]
+    for lane in range(1, at_once):
+        own = Stoppable(steadied(grid), stop)
+        if isinstance(first, SecureAggregationGrid):
+            grids.append(first.beside(own, sums_of(state, lane), attempts_of(state, lane)))
+        else:
+            grids.append(wrap(own, experiment, plan, strategy, nodes, state))
+    overlapping = AtOnce(first, grids, stop)
+    try:
+        yield overlapping
+    finally:
+        overlapping.close()
+
+
+def steadied(grid: Grid) -> Grid:
+    """See `server.flower_wire`."""
+    from server.flower_wire import (
+        steady,
+    )  # half a second of what not everybody who imports this has a use for
+
+    return steady(grid)
+
+
+def is_federation() -> bool:
+    """Whether sites are processes of their own: they come back, and answer a second time as they did.
+
+    A simulated one ends with its process.
+    """
+    return "TACIT_NODES" in os.environ
+
+
 def wrap(
     grid: Grid,
     experiment: Experiment,
@@ -134,7 +196,7 @@ def wrap(
     strategy: Strategy,
     nodes: Mapping[str, int],
     state: RunState,
-) -> Grid:
+) -> SumGrid | PlainGrid:
     """The grid that the strategy speaks to: with the secure sum inside, or without."""
     settings, noise_file = experiment.secure_aggregation, state.folder / NOISE_FILE
     central = CentralNoise.of(
@@ -146,8 +208,7 @@ def wrap(
         fewest = experiment.cohort_size - settings.max_dropouts if robust else 0
         return PlainGrid(grid, labels, settings.deadline_seconds, fewest)
     task = load_task(experiment)
-    # The sites of a federation come back, and answer a second time as they did. A simulated one ends with its process.
-    remember = "TACIT_NODES" in os.environ
+    remember = is_federation()
 
     def agreement(members: Mapping[int, Member]) -> Agreement:
         return Agreement(
@@ -165,8 +226,7 @@ def wrap(
     if settings.engine == "ideal" or not settings.enabled:
         return IdealSumGrid(grid, agreement(anyone(nodes)))
     kit = Path(os.environ.get("TACIT_FEDERATION", "."))
-    counters = kit / COUNTERS_FILE if remember else None
-    coordinator = coordinator_of(kit, SumFile(state.folder / "sums.json", counters))
+    coordinator = coordinator_of(kit, sums_of(state))
     if remember:
         coordinator = replace(coordinator, attempts=attempts_of(state))
     roster = coordinator.roster

@@ -59,6 +59,7 @@ class Checkpoint:
             "best_value": progress.best_value,
             "stale": progress.stale,
             "clip": progress.clip,
+            "cohorts": {str(number): cohort for number, cohort in progress.cohorts.items()},
             "record": self.record,
         }
         files = {
@@ -98,6 +99,7 @@ class Checkpoint:
                 best_value=counters["best_value"],
                 stale=counters["stale"],
                 clip=counters["clip"],
+                cohorts={int(number): cohort for number, cohort in counters.get("cohorts", {}).items()},
             )
             return cls(run, progress, counters["record"])
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

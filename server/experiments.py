@@ -31,6 +31,23 @@ def ready_for(experiment: Experiment, kit: Path) -> Experiment:
     return experiment
 
 
+def are_enough(experiment: Experiment, online: set[str] | frozenset[str]) -> bool:
+    """Whether a round could be made of the sites that are connected; where sites take turns, of those of each turn.
+
+    Args:
+        experiment: with its sites declared.
+        online: their labels.
+    """
+    size, secure, separation = (
+        experiment.cohort_size,
+        experiment.secure_aggregation,
+        experiment.strategy.separation,
+    )
+    fewest = min(Rules.of(secure).fewest(size), size) if secure.enabled else size
+    labels = [site.label for site in experiment.federation.sites]
+    return all(len(online.intersection(labels[turn::separation])) >= fewest for turn in range(separation))
+
+
 def roster_of(folder: Path) -> Roster:
     """The members of the epoch that counts, or while the first is being signed, of that.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,18 @@ class AuditedStore:
         store: where the run is kept.
         run: Tacit's id of the run.
         log: of this server.
-        attempts: what is kept of the round's sum; with it the sum can be opened again, without a server's own noise,
-            so it is let go of as soon as the round is kept.
+        attempts: what is kept of a round's sum, by its number; with it the sum can be opened again, without a server's
+            own noise, so it is let go of as soon as the round is kept.
     """
 
-    def __init__(self, store: Store, run: str, log: AuditLog, attempts: AttemptLog | None = None) -> None:
-        self._store, self._run, self._log = store, run, log
-        self._attempts = attempts or AttemptLog()
+    def __init__(
+        self,
+        store: Store,
+        run: str,
+        log: AuditLog,
+        attempts: Callable[[int], AttemptLog] = lambda round_number: AttemptLog(),
+    ) -> None:
+        self._store, self._run, self._log, self._attempts = store, run, log, attempts
 
     def load(self) -> Progress | None:
         """See `Store`."""
@@ -70,7 +75,7 @@ class AuditedStore:
             self._log.write(*round_events(self._run, progress, record))
         self._store.save(progress, record)
         if record is not None:
-            self._attempts.drop()
+            self._attempts(progress.round).drop()
 
 
 def round_events(run: str, progress: Progress, record: Mapping[str, Any]) -> list[Event]:
@@ -80,7 +85,8 @@ def round_events(run: str, progress: Progress, record: Mapping[str, Any]) -> lis
     ]
     model = model_digest(progress.arrays).hex()
     cohort = tuple(record["survivors"])
-    return [*refusals, Released(run, progress.round, model, cohort, spelled_epsilon(record["epsilon"]))]
+    epsilon = spelled_epsilon(record["epsilon"])
+    return [*refusals, Released(run, progress.round, model, cohort, epsilon, record["at_once"])]
 
 
 def spelled_epsilon(epsilon: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from tacit.durable import new_folder, write_file
 from tacit.errors import StorageError
 
 COUNTERS_FILE: Final = Path("state", "counters.json")  # in a coordinator's folder
+_SHOWING: Final = threading.Lock()  # rounds that are under way at a time have one file of counters
 
 
 class SumFile(SumMemory):
@@ -43,12 +45,13 @@ class SumFile(SumMemory):
 
     def show(self, counters: Mapping[int, int]) -> None:
         """See `SumMemory`."""
-        super().show(self._shown())  # another run of this federation may have shown more
-        super().show(counters)
-        if self._counters_path is not None:
-            stored = {str(index): counter for index, counter in sorted(self.counters.items())}
-            new_folder(self._counters_path.parent)
-            write_file(self._counters_path, json.dumps(stored).encode())
+        with _SHOWING:
+            super().show(self._shown())  # another run of this federation may have shown more
+            super().show(counters)
+            if self._counters_path is not None:
+                stored = {str(index): counter for index, counter in sorted(self.counters.items())}
+                new_folder(self._counters_path.parent)
+                write_file(self._counters_path, json.dumps(stored).encode())
 
     def _shown(self) -> dict[int, int]:
         """What the file says that clients were shown."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from server import bundle
+from server.experiments import are_enough
 from server.flower_wire import Control, load_key
 from server.following import round_text
 from server.runs import Queue, Run, outcome_text
@@ -30,7 +31,6 @@ from tacit import config
 from tacit.config import Experiment
 from tacit.durable import usable, write_file
 from tacit.errors import RunFailed, StorageError, TacitError
-from tacit.secagg.parameters import Rules
 
 POLL_SECONDS: Final = 0.2
 NODES_SECONDS: Final = 1.0  # between two looks at who is there, while a run waits for it; else
@@ -265,7 +265,7 @@ class Supervisor:
         labels = {site.label for site in experiment.federation.sites}
         away = sorted(labels - self._online)
         text = f"{len(away)} of {len(labels)} sites: {', '.join(away[:10])}" if away else ""
-        return text, len(labels) - len(away) >= fewest_of(experiment)
+        return text, are_enough(experiment, self._online)
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -376,13 +376,6 @@ class Supervisor:
         with Control(link) as control:
             for flower in control.unfinished():
                 control.stop(flower)
-
-
-def fewest_of(experiment: Experiment) -> int:
-    """How many sites have to be there for a round."""
-    size = experiment.cohort_size
-    secure = experiment.secure_aggregation
-    return min(Rules.of(secure).fewest(size), size) if secure.enabled else size
 
 
 class Deaths:

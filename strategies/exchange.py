@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Final
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -26,6 +26,7 @@ GONE_SECONDS, LONG_GONE_SECONDS = (
     30.0,
 )  # between two looks whether a node is back: soon at first, then rarer
 GONE: Final = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+NEVER_THERE: Final = Error(ErrorCode.NODE_UNAVAILABLE, "never connected")
 LATER: Final = "refused:rate"  # a node that has answered as many rounds within the hour as it may
 
 Again = Callable[[int], Message]
@@ -114,20 +115,22 @@ class _Waiting:
         """Sends them; how many were taken."""
         ids, count = list(self._grid.push_messages(messages)), 0
         for message_id, message in zip(ids, messages, strict=False):  # none at all, when they are too large
+            node = message.metadata.dst_node_id
             if message_id:
-                node = message.metadata.dst_node_id
                 self.nodes.setdefault(node, set()).add(message_id)
                 self._node_of[message_id] = node
                 count += 1
+            else:  # of a node that has never connected Flower takes none
+                self.gone[node] = Message(NEVER_THERE, reply_to=message)
         return count
 
     def repeat(self, again: Again, nodes: Iterable[int]) -> None:
         """Asks these nodes once more."""
         asked = sorted(nodes)
-        for start in range(0, len(asked), AT_ONCE):
-            self.push([again(node) for node in asked[start : start + AT_ONCE]])
         for node in asked:
             self.gone.pop(node, None)
+        for start in range(0, len(asked), AT_ONCE):
+            self.push([again(node) for node in asked[start : start + AT_ONCE]])
 
     def arrived(self) -> Iterator[Message]:
         """The answers that are there; who has answered is never asked for again."""

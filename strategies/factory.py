@@ -9,6 +9,7 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from strategies.buffered import FedBuff
 from strategies.scaffold import Scaffold
 from tacit.config import Experiment
 
@@ -40,6 +41,10 @@ CLASSES: Final[dict[str, tuple[type[Strategy], dict[str, str]]]] = {
     "dp_ftrl": (
         flower.FedAvgM,
         {"server_learning_rate": "server_learning_rate", "server_momentum": "server_momentum"},
+    ),
+    "fedbuff": (
+        FedBuff,
+        {"cohorts_at_once": "cohorts_at_once", "server_learning_rate": "server_learning_rate"},
     ),
     "krum": (flower.Krum, {"num_malicious_nodes": "num_malicious"}),
     "multikrum": (

@@ -11,6 +11,7 @@ from typing import Final
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from strategies.buffered import FedBuff
 from strategies.scaffold import Scaffold
 from tacit.algorithms import SINGLE_UPDATES
 from tacit.errors import ConfigError
@@ -24,7 +25,7 @@ MEAN_ONLY: Final = (
     flower.FedYogi,
 )
 
-OWN: Final = (Scaffold,)  # ours, which need nothing but the mean either
+OWN: Final = (FedBuff, Scaffold)  # ours, which need nothing but the mean either
 
 REASONS: Final = {
     "Krum": SINGLE_UPDATES["krum"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from strategies.grids import CohortGrid, RoundFacts, spelled
+from strategies.overlap import AtOnce, Replies
 from strategies.state import check_resumable, restore_state, save_state
 from tacit.config import Experiment
 from tacit.encoding import NUM_RECORDS
@@ -52,6 +54,8 @@ class Progress:
         best_value: that value.
         stale: rounds since then.
         clip: the clip norm in force for the next round; 0 where it does not adapt.
+        cohorts: of the rounds that are under way when the next one begins, where there are several at a time. Whoever
+            was ready then may not be when a run goes on, and has perhaps sent what is sent once.
     """
 
     round: int
@@ -61,6 +65,7 @@ class Progress:
     best_value: float = 0.0
     stale: int = 0
     clip: float = 0.0
+    cohorts: Mapping[int, list[str]] = field(default_factory=dict)
 
     def watched(self, value: float | None, *, lower_is_better: bool) -> Progress:
         """The same, now that the monitored metric of this model is known; None where it is not."""
@@ -111,6 +116,9 @@ class Rounds:
     ) -> None:
         self.experiment, self.plan, self.strategy = experiment, plan, strategy
         self.grid, self.nodes, self.store, self.run_id, self.scaling = grid, nodes, store, run, scaling
+        self._begun: dict[
+            int, tuple[list[str], Replies]
+        ] = {}  # rounds under way: cohort and what it will reply
 
     def run(self, initial: Arrays) -> Progress:
         """Runs all rounds that are still to do; returns the state after the last one.
@@ -126,21 +134,31 @@ class Rounds:
         return progress
 
     def next_round(self, before: Progress) -> Progress:
-        """One round: draw -> configure -> collect -> aggregate -> release."""
+        """One round: draw -> configure -> collect -> aggregate -> release; those after it may have begun by then."""
         started, number = time.perf_counter(), before.round + 1
-        cohort = self.draw(number)
-        messages = self.configure(number, cohort, before.arrays, before.clip)
-        replies = self.collect(messages)
-        arrays, sums = self.aggregate(number, replies)
+        last = min(before.round + self.experiment.strategy.at_once, self.experiment.training.rounds)
+        for begins in range(max([before.round, *self._begun]) + 1, last + 1):
+            cohort = before.cohorts.get(begins) or self.draw(begins)
+            messages = self.configure(begins, cohort, before.arrays, before.clip)
+            self._begun[begins] = cohort, self.collecting(begins, messages)
+        cohort, replies = self._begun.pop(number)
+        arrays, sums = self.aggregate(number, replies())
         return self.release(before, arrays, sums, cohort, time.perf_counter() - started)
 
     def draw(self, number: int) -> list[str]:
-        """The cohort of a round: labels in roster order, drawn by seed and round from those whom it may invite."""
+        """The cohort of a round: labels in roster order, drawn by seed and round from those whom it may invite.
+
+        Where rounds overlap, from those of them that are ready, if they are enough.
+        """
         labels = self.experiment.invited(number)
         if not isinstance(self.nodes, Nodes):
             present = set(labels)
             labels = [label for label in self.nodes if label in present]
         size = self.experiment.cohort_size
+        if self.experiment.strategy.at_once > 1:
+            ready = set(self.grid.get_node_ids())
+            found = [label for label in labels if self.nodes[label] in ready]
+            labels = found if len(found) >= size else labels
         if size >= len(labels):
             return list(labels)
         rng = np.random.Generator(np.random.PCG64([self.experiment.seed, number]))
@@ -166,6 +184,12 @@ class Rounds:
             if clip:
                 content["clip"] = ConfigRecord({"norm": clip_text(clip)})
         return messages
+
+    def collecting(self, number: int, messages: list[Message]) -> Replies:
+        """To be called for the replies; where rounds are under way at a time, they are being collected already."""
+        if isinstance(self.grid, AtOnce):
+            return self.grid.begin(number, messages, self.experiment.secure_aggregation.deadline_seconds)
+        return partial(self.collect, messages)
 
     def collect(self, messages: list[Message]) -> list[Message]:
         """Sends them; under secure aggregation one combined reply comes back."""
@@ -193,6 +217,7 @@ class Rounds:
         watched = before.watched(metrics.get(monitor), lower_is_better=lower_is_better(monitor))
         strategy, clip = save_state(self.strategy), self._next_clip(before.clip)
         after = replace(watched, round=before.round + 1, arrays=arrays, strategy=strategy, clip=clip)
+        after = self._drawn(after)
         record = self._record(after.round, cohort, metrics, seconds)
         if counts := riders(sums):
             record["counts"] = counts
@@ -204,11 +229,18 @@ class Rounds:
         check_resumable(self.strategy)
         progress = self.store.load()
         if progress is None:
-            progress = Progress(0, initial, clip=first_clip(self.experiment))
+            progress = self._drawn(Progress(0, initial, clip=first_clip(self.experiment)))
             self.store.save(progress, None)
         progress = replace(progress, arrays=arranged(progress.arrays, initial))
         restore_state(self.strategy, progress.strategy)
         return progress
+
+    def _drawn(self, progress: Progress) -> Progress:
+        """With the cohorts of the rounds that will be under way, where there are several at a time."""
+        at_once = self.experiment.strategy.at_once
+        last = min(progress.round + at_once, self.experiment.training.rounds) if at_once > 1 else 0
+        under_way = range(progress.round + 1, last + 1)
+        return replace(progress, cohorts={n: progress.cohorts.get(n) or self.draw(n) for n in under_way})
 
     def stops(self, progress: Progress) -> bool:
         """Early stopping. It reads private metrics only, and changes nothing about what was paid."""
@@ -235,6 +267,7 @@ class Rounds:
             "attempts": facts.attempts,
             "blamed": list(facts.blamed),
             "phases": dict(facts.phases),
+            "at_once": self.experiment.strategy.at_once,
         }
 
     def _next_clip(self, clip: float) -> float:

@@ -5,6 +5,7 @@ The reply carries the weighted mean and the total weight, so every strategy that
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import secrets
@@ -22,8 +23,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from strategies.attempts import Begun, Step
-from strategies.coordinator import Coordinator
+from strategies.attempts import AttemptLog, Begun, Step
+from strategies.coordinator import Coordinator, SumMemory
 from strategies.exchange import exchange
 from strategies.grids import RoundFacts, count_refusals, size_of, spelled
 from strategies.mean_only import check_mean_only
@@ -116,6 +117,13 @@ class SecureAggregationGrid(SumGrid):
         self._coordinator = coordinator
         self._machine: tuple[ServerMachine, Invitation] | None = None  # of the sum that was opened last
 
+    def beside(self, grid: Grid, memory: SumMemory, attempts: AttemptLog) -> SecureAggregationGrid:
+        """Another one, for sums of other members that are made at the same time; both have one line of receipts."""
+        other = copy.copy(self)
+        other._grid, other.facts, other._machine = grid, RoundFacts(), None
+        other._coordinator = replace(self._coordinator, memory=memory, attempts=attempts)
+        return other
+
     def _sum(
         self, messages: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder
     ) -> Aggregate:
@@ -196,11 +204,12 @@ class SecureAggregationGrid(SumGrid):
         """Writes the receipt of a sum."""
         signed, signatures = json.loads(proof)
         receipt, receipts = Receipt.decode(bytes.fromhex(signed)), self._coordinator.receipts
-        if any(written.context == receipt.context for written in receipts.receipts):
-            return  # by a process that was killed then; another run may have written more since
-        receipt = replace(receipt, number=len(receipts.receipts) + 1, previous=receipts.head)
         confirmations = {int(i): bytes.fromhex(signature) for i, signature in signatures.items()}
-        receipts.add(receipt.signed(self._coordinator.identity), confirmations)
+        with receipts.opening:
+            if any(written.context == receipt.context for written in receipts.receipts):
+                return  # by a process that was killed then; another run may have written more since
+            receipt = replace(receipt, number=len(receipts.receipts) + 1, previous=receipts.head)
+            receipts.add(receipt.signed(self._coordinator.identity), confirmations)
 
     def _begin(self, invited: list[Message], arrays: Mapping[str, NDArray[Any]], encoder: Encoder) -> Begun:
         """A new attempt, which is noted down."""
@@ -265,23 +274,21 @@ class SecureAggregationGrid(SumGrid):
     ) -> None:
         """Sends one phase's requests and takes what comes; an answer that is refused counts as none."""
         number, started, before = course.number, time.perf_counter(), course.refusals.copy()
+        shown = self._coordinator.receipts.shown(course.machine.receipt_head) if number == 0 else []
         course.number += 1
         if number < len(course.steps):
             course.replay(course.steps[number], collect)
             return
 
-        def request(index: int) -> Message:
-            model = course.models[index] if number == 0 else None
-            return self._request(f"tacit{number}", course.node(index), requests[index], model)
+        indices = {course.node(i): i for i in requests}
 
-        accepted, sizes, indices = list[bytes](), Counter[int](), {course.node(i): i for i in requests}
-        asked, deadline = map(request, requests), self._agreement.deadline_seconds
+        def request(node: int) -> Message:
+            model = course.models[indices[node]] if number == 0 else None
+            return self._request(f"tacit{number}", node, requests[indices[node]], model, shown)
+
+        accepted, sizes, deadline = list[bytes](), Counter[int](), self._agreement.deadline_seconds
         enough, needed = self._waited_for(course, number)
-
-        def again(node: int) -> Message:
-            return request(indices[node])
-
-        for answer in exchange(self._grid, asked, deadline, again, enough, needed):
+        for answer in exchange(self._grid, map(request, indices), deadline, request, enough, needed):
             if answer.has_error():
                 course.refusals.update(count_refusals([answer]))
                 continue
@@ -311,9 +318,11 @@ class SecureAggregationGrid(SumGrid):
             needed = (0, enough if is_last else 0, enough, threshold, threshold)[number]
         return enough, needed if self._agreement.waits else 0
 
-    def _request(self, step: str, node: int, body: bytes, model: Message | None) -> Message:
+    def _request(
+        self, step: str, node: int, body: bytes, model: Message | None, receipts: list[bytes]
+    ) -> Message:
         content = RecordDict({"tacit": ConfigRecord({"body": body})})
-        if model is not None and (receipts := self._coordinator.receipts.shown()):
+        if receipts:
             content.config_records["tacit"]["receipts"] = receipts
         for name in ("arrays", "scaling", "clip", VARIATE):
             if model is not None and name in model.content:

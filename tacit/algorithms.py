@@ -12,7 +12,8 @@ Rate = Annotated[float, Field(gt=0, le=1000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Literal[
     "fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi",
-    "fednova", "fedper", "fedbn", "ditto", "scaffold", "dp_ftrl", "krum", "multikrum", "fedmedian", "fedtrimmedavg",
+    "fednova", "fedper", "fedbn", "ditto", "scaffold", "dp_ftrl", "fedbuff",
+    "krum", "multikrum", "fedmedian", "fedtrimmedavg",
 ]  # fmt: skip
 
 # What a strategy does with single updates, where the mean is not enough for it.
@@ -42,6 +43,7 @@ KEYS: Final[dict[str, dict[str, Any]]] = {
     "ditto": {"personal_mu": 0.1},
     "scaffold": {"server_learning_rate": 1.0},
     "dp_ftrl": {"bands": 4, "min_separation": None, "server_learning_rate": 1.0, "server_momentum": 0.0},
+    "fedbuff": {"cohorts_at_once": 2, "server_learning_rate": 1.0},
     "krum": {"num_malicious": 1},
     "multikrum": {"num_malicious": 1, "num_selected": 2},
     "fedmedian": {},
@@ -62,6 +64,7 @@ class Strategy(Frozen):
         server_momentum: of FedAvgM and DP-FTRL.
         bands: of DP-FTRL: noise of a round takes back noise of so many rounds, its own among them; 1 = none.
         min_separation: of DP-FTRL: a member is invited at most once in so many rounds; None = as `bands`.
+        cohorts_at_once: of FedBuff: rounds under way at a time, none of which have a member in common.
         beta_1: decay of the mean of the updates, of FedAdam and FedYogi.
         beta_2: decay of the mean of their squares.
         tau: added to the root of that; the smaller, the more a coordinate's step forgets the size of its update.
@@ -79,6 +82,7 @@ class Strategy(Frozen):
     server_momentum: Decay | None = None
     bands: Annotated[int, Field(ge=1, le=1024)] | None = None
     min_separation: Annotated[int, Field(ge=1)] | None = None
+    cohorts_at_once: Annotated[int, Field(ge=1, le=64)] | None = None
     beta_1: Decay | None = None
     beta_2: Decay | None = None
     tau: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -123,7 +127,19 @@ class Strategy(Frozen):
     @property
     def separation(self) -> int:
         """A member is invited at most once in so many rounds."""
-        return int(self.min_separation or self.value("bands")) if self.name == "dp_ftrl" else 1
+        if self.name == "dp_ftrl":
+            return int(self.min_separation or self.value("bands"))
+        return self.at_once
+
+    @property
+    def turns(self) -> str:
+        """The key that says so."""
+        return "cohorts_at_once" if self.name == "fedbuff" else "min_separation"
+
+    @property
+    def at_once(self) -> int:
+        """Rounds that are under way at a time."""
+        return int(self.value("cohorts_at_once")) if self.name == "fedbuff" else 1
 
     def check_cohort(self, n: int) -> None:
         """Raises `ValueError` unless the strategy does what it promises with n updates.
@@ -142,3 +158,8 @@ class Strategy(Frozen):
             raise ValueError(
                 f"trimmed_share = {self.value('trimmed_share'):g} leaves out none of {n} updates"
             )
+
+
+def begins_from(round_number: int, at_once: int) -> int:
+    """The round whose model a round begins from, where so many are under way at a time; 0 = the first model."""
+    return max(0, round_number - at_once)

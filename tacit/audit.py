@@ -42,7 +42,7 @@ _label = _matches(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,64}")  # as a roster ha
 
 # field -> whether a value may stand there
 FORMS: Final[Mapping[str, Callable[[object], bool]]] = {
-    **dict.fromkeys(("round", "attempt", "epoch", "index"), _is_number),
+    **dict.fromkeys(("round", "attempt", "epoch", "index", "at_once"), _is_number),
     **dict.fromkeys(("model", "config", "ctx0", "ctx2", "roster"), _hash),
     **dict.fromkeys(("what", "step", "reason", "outcome"), _code),
     **dict.fromkeys(("run", "version"), _label),
@@ -161,7 +161,11 @@ class Receipted(Event):
 
 @dataclass(frozen=True)
 class Released(Event):
-    """The model after a round, before anybody hears of it."""
+    """The model after a round, before anybody hears of it.
+
+    Attributes:
+        at_once: rounds that are under way at a time: a round begins from the model of so many rounds before.
+    """
 
     NAME: ClassVar = "release"
     run: str
@@ -169,6 +173,7 @@ class Released(Event):
     model: str
     cohort: tuple[str, ...]
     epsilon: str
+    at_once: int = 1
 
 
 EVENTS: Final[Mapping[str, type[Event]]] = {

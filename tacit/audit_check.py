@@ -185,11 +185,13 @@ def _other_attempts(site: Side, server: Side) -> list[str]:
 
 def _other_models(site: Side, server: Side) -> list[str]:
     """Rounds that a site was asked to begin with another model than the server released before."""
-    released = {(event.run, event.round): event.model for event in server.of(Released)}
+    releases = server.of(Released)
+    released = {(event.run, event.round): event.model for event in releases}
+    at_once = {event.run: event.at_once for event in releases}
     return [
         f"{event.run!r} round {event.round}: {site.path} was given a model that {server.path} did not release"
         for event in site.of(Requested)
-        if released.get((event.run, event.round - 1), event.model) != event.model
+        if released.get((event.run, event.round - at_once.get(event.run, 1)), event.model) != event.model
     ]
 
 

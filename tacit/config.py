@@ -436,14 +436,15 @@ class Experiment(Frozen):
         members = declared or self.partition.num_clients * self.partition.is_counted
         if members and separation > members:
             raise ValueError(
-                f"strategy.min_separation = {separation} needs as many clients to take turns, and there are {members}"
+                f"strategy.{self.strategy.turns} = {separation} needs as many clients to take turns, and there are "
+                f"{members}"
             )
         known = self._fewest_present if declared else members // separation
         if declared and not known:
             raise ValueError("federation.sites: there is a round that no site takes part in")
         turns = (
-            f" in a turn: strategy.min_separation = {separation} makes {separation} turns of the {members} clients "
-            "(strategy.bands is its least)"
+            f" in a turn: strategy.{self.strategy.turns} = {separation} makes {separation} turns of the {members} "
+            "clients" + " (strategy.bands is its least)" * (self.strategy.name == "dp_ftrl")
         ) * (separation > 1)
         if known and self.training.clients_per_round > known:
             raise ValueError(f"training.clients_per_round is above the {known} clients there are{turns}")
@@ -503,6 +504,11 @@ class Experiment(Frozen):
             raise ValueError(
                 "evaluation.patience releases the model of an earlier round; "
                 f'what sites keep with strategy.name = "{name}" goes with the last one'
+            )
+        if name == "fedbuff" and evaluation.patience:
+            raise ValueError(
+                'evaluation.patience goes by the model that a round begins from, and with strategy.name = "fedbuff" '
+                "later ones are under way by then"
             )
         if name == "fedbn" and record is not None:
             raise ValueError(
@@ -576,6 +582,11 @@ class Experiment(Frozen):
             raise ValueError(
                 'strategy.name = "dp_ftrl" takes back noise of earlier rounds, which counted in units of the clip norm '
                 "in force then: leave privacy.client.target_quantile at 0"
+            )
+        if self.strategy.name == "fedbuff" and client.target_quantile:
+            raise ValueError(
+                'strategy.name = "fedbuff" begins a round before the clip norm of the one before it is known: leave '
+                "privacy.client.target_quantile at 0"
             )
         if client.target_quantile and not client.clip_range[0] <= secure.update_clip <= client.clip_range[1]:
             raise ValueError("secure_aggregation.update_clip is outside privacy.client.clip_range")

@@ -32,7 +32,7 @@ class ClientPlan:
         epsilon_replaced: the same where a neighbour has another vector instead of none: 2 C instead of C.
         target_epsilon: what was asked for; `epsilon` is just below it.
         delta: of both.
-        rounds: how many rounds one client can take part in: all of the run, or with `dp_ftrl` one in `separation`.
+        rounds: that one client can take part in: all of the run, or where members take turns one in `separation`.
         debits: these plus reserve for repeated attempts; what the noise is calibrated for.
         placement: who adds the noise: each client its share ("distributed"), or the server ("central").
         noise_multiplier: z; the noise of the sum over C; with `dp_ftrl` over what C becomes in all rounds together.

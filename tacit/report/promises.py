@@ -90,6 +90,8 @@ def _client(
             f"{clipped}, and each client adds discrete Gaussian noise to its own; the noise of "
             f"{plan.num_shares} clients is counted, which is what is left when all that may vanish or collude do"
         )
+    if strategy.name == "fedbuff":
+        how += f". A client is in a sum at most once in {strategy.separation} rounds, which sites enforce"
     return PrivacyEntry(
         unit="client",
         relation=RELATIONS["client"],

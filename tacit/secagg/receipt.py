@@ -7,6 +7,7 @@ a server that was put back from a backup is found out, and two receipts with one
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -107,19 +108,24 @@ class ReceiptChain:
 
     Attributes:
         receipts: all of them, in order.
+        opening: held while a sum is given its place in them.
     """
 
     def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
         self.receipts = list(receipts)
+        self.opening = threading.Lock()
 
     @property
     def head(self) -> bytes:
         """Digest of the last receipt, 32 bytes; zeros where there is none."""
         return self.receipts[-1].digest if self.receipts else NO_HEAD
 
-    def shown(self) -> list[bytes]:
-        """What travels beside M0: the newest receipts, in order."""
-        return [receipt.encode() for receipt in self.receipts[-SHOWN:]]
+    def shown(self, head: bytes) -> list[bytes]:
+        """What travels beside M0: in order, the newest receipts up to the one with this digest, which M0 names."""
+        known = list(self.receipts)
+        while known and known[-1].digest != head:  # of sums that were opened since
+            known.pop()
+        return [receipt.encode() for receipt in known[-SHOWN:]]
 
     def add(self, receipt: Receipt, confirmations: Mapping[int, bytes]) -> None:
         """Adds the next receipt; returns when it is kept.

@@ -176,6 +176,11 @@ class ServerMachine:
         return self._invitation.length
 
     @property
+    def receipt_head(self) -> bytes:
+        """Digest of the last receipt that the invitation knows, 32 bytes."""
+        return self._invitation.receipt_head
+
+    @property
     def survivors(self) -> tuple[int, ...]:
         """U3, once `confirm_requests` has been called."""
         return self._survivors

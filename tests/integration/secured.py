@@ -33,7 +33,10 @@ class Federation:
         prepared = three_sites(folder / "data", *overrides)
         self.experiment = prepared.experiment
         rows = {site.label: site.rows for site in self.experiment.federation.sites}
-        rules = {"max_dropouts": self.experiment.secure_aggregation.max_dropouts}
+        rules = {
+            "max_dropouts": self.experiment.secure_aggregation.max_dropouts,
+            "min_clients": self.experiment.cohort_size,
+        }
         self.kit = enrolled(folder, rows, address=address or f"localhost:{free_port()}", rules=rules)
         signed(self.kit)
         accepted(self.kit)

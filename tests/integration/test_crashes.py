@@ -148,9 +148,9 @@ def test_D3_a_client_killed_twenty_times_at_each_named_point(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(20))
 def test_D2_the_server_killed_two_hundred_times_at_random_moments(tmp_path: Path, seed: int) -> None:
-    random_kills(tmp_path, 100 + seed, 20, 20, "server", overrides=(PATIENT,))
+    random_kills(tmp_path, 100 + seed, 10, 20, "server", overrides=(PATIENT,))
 
 
 @pytest.mark.slow
@@ -163,4 +163,4 @@ def test_D4_server_and_sites_killed_together_twenty_times(tmp_path: Path, privac
 @UNITS
 def test_D4_anybody_killed_at_random_moments(tmp_path: Path, privacy: tuple[str, ...]) -> None:
     everybody = ("server", *(f"site-{i + 1}" for i in range(4)))
-    random_kills(tmp_path, 4, 40, 60, *everybody, overrides=(PATIENT, *privacy))
+    random_kills(tmp_path, 4, 40, 120, *everybody, overrides=(PATIENT, *privacy))

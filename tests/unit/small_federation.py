@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 
 from client import participant
 from client.app import app as client_app
-from server.app import wrap
+from server.app import lanes
 from server.state import RunState
 from simulations.local_grid import Cohort, Executor, LocalGrid
 from simulations.run import environment, one_thread, prepare
@@ -103,8 +103,8 @@ class Federation:
                 known = make_strategy(
                     self.experiment
                 )  # of `chosen` the grid may not know that the mean is enough
-                wrapped = wrap(nodes, self.experiment, plan, known, members, store)
-                yield Rounds(self.experiment, plan, chosen, wrapped, members, store, store.run_id)
+                with lanes(nodes, self.experiment, plan, known, members, store) as wrapped:
+                    yield Rounds(self.experiment, plan, chosen, wrapped, members, store, store.run_id)
             finally:
                 store.close()
 

@@ -16,7 +16,7 @@ from strategies.rounds import Progress
 from tacit.errors import ConfigError, RunFailed
 from tests.unit.small_federation import Federation
 
-RECORD = {"round": 1, "refusals": {}, "survivors": ["a"], "epsilon": None}
+RECORD = {"round": 1, "refusals": {}, "survivors": ["a"], "epsilon": None, "at_once": 1}
 
 
 def play(folder: Path, monkeypatch: pytest.MonkeyPatch, round_one: Any) -> None:

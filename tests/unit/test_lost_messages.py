@@ -270,6 +270,22 @@ def test_E5_who_may_answer_later_is_waited_for_only_while_too_few_have_answered(
         assert grid.asked == {2: 1, 3: 3 if came else 1}
 
 
+def test_E5_a_node_that_has_never_connected_is_waited_for_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower takes no message to it: there is no id."""
+    monkeypatch.setattr(exchange_module, "GONE_SECONDS", 0.05)
+
+    class NotYet(Nodes):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            ids = super().push_messages(messages)
+            return [number if number in self.ready else "" for number in ids]
+
+    for enough, came in ((1, False), (2, True)):
+        grid = NotYet({2: 1, 3: 3})
+        answers = list(exchange(grid, map(to, grid.answers), 60, to, enough, enough))  # type: ignore[arg-type]
+        assert [answer.has_error() for answer in answers] == [False, not came]
+        assert grid.asked == {2: 1, 3: 3 if came else 1}
+
+
 def test_a_refusal_is_final_and_not_one_of_those_that_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """With too many of them, nobody else is waited for beyond the deadline."""
     grid = Failing({2: 1, 3: 2, 4: 2}, Error(1000, "refused:budget-spent"))

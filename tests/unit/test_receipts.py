@@ -97,9 +97,19 @@ def test_receipts_that_do_not_lead_to_the_head_are_refused(case: str) -> None:
 
 def test_the_newest_receipts_are_shown_and_lead_to_the_head() -> None:
     whole = ReceiptChain(chain(SHOWN + 3))
-    seen = check_shown(whole.head, whole.shown(), SERVER.public)
+    seen = check_shown(whole.head, whole.shown(whole.head), SERVER.public)
     assert [r.number for r in seen] == list(range(4, SHOWN + 4))
-    assert check_shown(ReceiptChain().head, ReceiptChain().shown(), SERVER.public) == ()
+    assert check_shown(NO_HEAD, ReceiptChain().shown(NO_HEAD), SERVER.public) == ()
+
+
+def test_receipts_of_sums_that_were_opened_since_are_not_shown() -> None:
+    """Where rounds overlap, the head of an invitation is not the newest when M0 is sent."""
+    whole = ReceiptChain(chain(5))
+    for known in range(5):
+        head = whole.receipts[known - 1].digest if known else NO_HEAD
+        assert [r.number for r in check_shown(head, whole.shown(head), SERVER.public)] == [
+            *range(1, known + 1)
+        ]
 
 
 # -- what a client remembers

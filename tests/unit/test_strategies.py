@@ -129,6 +129,16 @@ class TestDpFtrl(StrategyConformance):
         return 0.8 * delta
 
 
+class TestFedBuff(StrategyConformance):
+    """With one round at a time; `test_fedbuff.py` has the rest."""
+
+    settings = ("strategy.name=fedbuff", "strategy.cohorts_at_once=1", "strategy.server_learning_rate=0.8")
+    until = ((), 20, 2e-4)
+
+    def server(self, delta: Vector) -> Vector:
+        return 0.8 * delta
+
+
 class TestKrum(StrategyConformance):
     settings = ("strategy.name=krum",)
     num_selected: ClassVar[int] = 1
