@@ -127,7 +127,8 @@ class Task(Frozen):
 
     Attributes:
         kind: "tabular" (classes of table rows), "array_classification", "array_multilabel", "array_regression",
-            "array_ranking", "tabular_anomaly", "array_anomaly", "text_classification", or "module:object" of a task of your own.
+            "array_ranking", "tabular_anomaly", "array_anomaly", "text_classification", or "module:object" of a task
+            of your own.
         loss: by name; "auto" = cross_entropy for classes, squared for numbers, what a task of your own has.
         class_weights: how much a record of each class counts in the loss, in the order of the classes; public.
         label_smoothing: share of the target of cross_entropy that goes to all classes alike.

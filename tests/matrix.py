@@ -95,7 +95,9 @@ class Family:
         targets = 'classes = ["low", "high"]'
         if self.kind in RANKING:  # the first feature tells; lists have from one item up
             items = self.shape[-1]
-            y = np.where(np.arange(items) <= np.arange(120)[:, None] % items, np.clip(x[:, 0].round(), 0, 3), -1)
+            y = np.where(
+                np.arange(items) <= np.arange(120)[:, None] % items, np.clip(x[:, 0].round(), 0, 3), -1
+            )
             targets = "grades = 3"
         np.savez(folder / "data.npz", x=x.astype(np.float32), y=y)
         return text + ARRAYS.format(path=folder / "data.npz", shape=list(self.shape), targets=targets)

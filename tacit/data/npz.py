@@ -1,8 +1,8 @@
 """Reads one site's arrays from a NumPy archive: `x`, `y` and `split`. Nothing in a file is run.
 
 x      shape (rows, *shape), integers or floating-point numbers; NaN is an empty place
-y      shape (rows,), positions among the classes; (rows, classes), 0 or 1 for each; (rows,) or (rows, outputs), numbers;
-       (rows, items), the relevance of each, NaN or -1 where there is none
+y      shape (rows,), positions among the classes; (rows, classes), 0 or 1 for each; (rows,) or (rows, outputs),
+       numbers; (rows, items), the relevance of each, NaN or -1 where there is none
 split  shape (rows,), "train" or "test"; without it every record is for training
 """
 

@@ -105,7 +105,7 @@ class Predictor:
         return found
 
     def score(self, numbers: NDArray[np.float32], targets: Tensor) -> tuple[str, float]:
-        """What outputs are worth: their accuracy, root mean squared error, NDCG, or the mean loss of a user's own task."""
+        """What outputs are worth: accuracy, root mean squared error, NDCG, or the mean loss of a user's own task."""
         if self.classes:
             return "accuracy", float((numbers.argmax(-1) == targets.numpy()).mean())
         if isinstance(self._task, ArrayRegression):

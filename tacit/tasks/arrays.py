@@ -110,7 +110,9 @@ class ArrayRanking(Ranking, Arrays):
     def read(self, path: Path, split: str) -> Records:
         """Scaled records of shape (rows, items, features), and relevances; raises as `Arrays.read`."""
         records = super().read(path, split)
-        return Records(records.features.reshape(-1, *self.schema.input_shape).mT.contiguous(), records.targets)
+        return Records(
+            records.features.reshape(-1, *self.schema.input_shape).mT.contiguous(), records.targets
+        )
 
 
 KINDS: Final[

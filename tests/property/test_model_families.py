@@ -53,7 +53,13 @@ def problems(draw: Any, name: str) -> tuple[nn.Module, Any, Records]:
     channels = tuple(draw(st.lists(st.integers(2, 5), min_size=1, max_size=3)))
     activation = draw(st.sampled_from(list(ACTIVATIONS)))
     layers = draw(st.integers(1, 2))
-    sizes = {"hidden": hidden, "channels": channels, "activation": activation, "layers": layers, "heads": heads}
+    sizes = {
+        "hidden": hidden,
+        "channels": channels,
+        "activation": activation,
+        "layers": layers,
+        "heads": heads,
+    }
     family = {**TEXT, **LISTS}.get(name, name)
     own = {key: value for key, value in sizes.items() if key in learning.MODEL_KEYS[family]}
     model = learning.Model.model_validate({"name": family, **own})
@@ -66,7 +72,11 @@ def problems(draw: Any, name: str) -> tuple[nn.Module, Any, Records]:
     if name in LISTS:  # some have an item fewer, or none
         size_in, items = draw(SIZES), draw(SIZES)
         lists = torch.randn(rows, items, size_in).double() * draw(st.sampled_from([0.1, 1.0, 10.0]))
-        return build_to_rank(model, size_in).double(), Ranking(), Records(lists, torch.randint(-1, 4, (rows, items)))
+        return (
+            build_to_rank(model, size_in).double(),
+            Ranking(),
+            Records(lists, torch.randint(-1, 4, (rows, items))),
+        )
     shape = (draw(SIZES), *(draw(st.integers(3, 9)) for _ in range(axes - 1)))
     features = torch.randn(rows, *shape).double() * draw(st.sampled_from([0.1, 1.0, 10.0]))
     if name in GIVES_BACK:

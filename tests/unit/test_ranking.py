@@ -108,7 +108,9 @@ def test_an_archive_has_relevances_and_minus_one_or_nothing_where_there_is_no_it
     assert read_arrays(path, schema_of(), "train")[1].tolist() == [[0, 3, -1], [1, -1, 2]]
     for bad in (np.array([[0, 4, 0]] * 2), np.array([[0, 0.5, 0]] * 2), np.zeros((2, 2)), np.zeros(2)):
         np.savez(path, x=x, y=bad)
-        with pytest.raises(DataError, match="key 'y': must be whole numbers from 0 to 3, the relevance of each"):
+        with pytest.raises(
+            DataError, match="key 'y': must be whole numbers from 0 to 3, the relevance of each"
+        ):
             read_arrays(path, schema_of(), "train")
 
 
@@ -142,7 +144,9 @@ def test_ranks_and_other_tasks_are_not_taken_for_each_other() -> None:
 
 
 # Few numbers, so that many are equal; some of an item that is not there.
-ITEMS = st.lists(st.tuples(st.sampled_from([-1.5, 0.0, 0.25, 3.0]), st.integers(-1, 4)), min_size=2, max_size=9)
+ITEMS = st.lists(
+    st.tuples(st.sampled_from([-1.5, 0.0, 0.25, 3.0]), st.integers(-1, 4)), min_size=2, max_size=9
+)
 
 
 @given(ITEMS, st.integers(1, 10))
