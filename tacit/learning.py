@@ -188,6 +188,8 @@ class Training(Frozen):
         optimizer: of torch.optim; a fresh one in each round, so that nothing of it outlives the round.
         max_batch: most records that pass the model at once; 0 = the whole batch. It bounds memory, and no sum
             depends on it.
+        precision: of the layers in training; gradients per record, their clipping, sums and noise are in float32
+            always, and so is evaluation.
         l1: pull of every weight towards 0, added to the gradient times the weight's sign.
         schedule: learning rate over rounds: constant; cosine (to 0 after the last round); step
             (multiplied by `gamma` every `step_rounds` rounds); exponential (the same, little by little).
@@ -200,6 +202,7 @@ class Training(Frozen):
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     local_steps: Annotated[int, Field(ge=1, le=100_000)] = 5
     max_batch: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
     learning_rate: Positive = 0.1
     momentum: Fraction = 0.0
@@ -210,6 +213,16 @@ class Training(Frozen):
     warmup_rounds: Annotated[int, Field(ge=0)] = 0
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
     step_rounds: Count = 10
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _without_scale(cls, value: Any) -> Any:
+        if value in ("float16", "fp16", "half"):
+            raise ValueError(
+                f'"{value}" needs a loss scaled by how large the records\' gradients are (GradScaler), and no noise '
+                'protects that scale: take "bfloat16", which needs none'
+            )
+        return value
 
     @model_validator(mode="after")
     def _meant(self) -> Training:
