@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from client.layer_rules import RULES, Passed, trained
 from client.noised import NoisedSum
+from client.precision import layers_in, widened
 from client.training import portions, record_losses
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
@@ -59,6 +60,7 @@ class BookKeeping:
         max_grad_norm: clip norm of one record's gradient over all parameters.
         noise_multiplier: noise standard deviation over `max_grad_norm`.
         max_batch: most records that pass at once; 0 = the whole batch.
+        precision: of the layers, "float32" or "bfloat16".
 
     Raises:
         ValueError: `unknown` finds something.
@@ -68,6 +70,7 @@ class BookKeeping:
     Guarantees:
         Adding or removing one record moves the gradient sum before noise by at most max_grad_norm, where no loss
             of a record depends on another record.
+        In either precision a record's contribution, in float32, is no longer than max_grad_norm.
         A record contributes nothing where its gradient, or its norm, is not finite.
         An empty batch is a step of noise alone.
     """
@@ -81,10 +84,11 @@ class BookKeeping:
         max_grad_norm: float,
         noise_multiplier: float,
         max_batch: int = 0,
+        precision: str = "float32",
     ) -> None:
         if reason := unknown(model):
             raise ValueError(reason)
-        self.max_batch = max_batch
+        self.max_batch, self.precision = max_batch, precision
         self.task, self.max_grad_norm, self.noise_multiplier = task, max_grad_norm, noise_multiplier
         self.model = model
         self.stack = stack(model) if supports(model) else []
@@ -115,14 +119,16 @@ class BookKeeping:
         features, inputs, outputs = batch.features, [], []
         if isinstance(self.model, Classifier):
             self.model.check_width(features)
-        for layer in self.stack:
-            if isinstance(layer, nn.Linear):
-                inputs.append(features.detach())
-                outputs.append(features := layer(features))
-            else:
-                features = layer(features)
+        with layers_in(self.precision, features.device):
+            for layer in self.stack:
+                if isinstance(layer, nn.Linear):
+                    inputs.append(features.detach())
+                    outputs.append(features := layer(features))
+                else:
+                    features = layer(features)
         loss = record_losses(self.task, features, batch.targets).sum()
-        return [Passed(a, g) for a, g in zip(inputs, torch.autograd.grad(loss, outputs), strict=True)]
+        gradients = torch.autograd.grad(loss, outputs)
+        return [Passed(widened(a), widened(g)) for a, g in zip(inputs, gradients, strict=True)]
 
     def _pass(self, batch: Records) -> list[Passed | None]:
         """Through any model, watched by hooks; None for a layer that this batch does not call."""
@@ -131,7 +137,9 @@ class BookKeeping:
             layer.register_forward_hook(_watch(own)) for layer, own in zip(self.layers, calls, strict=True)
         ]
         try:
-            losses = record_losses(self.task, self.model(batch.features), batch.targets)
+            with layers_in(self.precision, batch.features.device):
+                outputs = self.model(batch.features)
+            losses = record_losses(self.task, outputs, batch.targets)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -211,9 +219,9 @@ def _merged(
             raise NoRule(f"the input of a {kind} has other than one entry for each record")
     if len(used) > 1 and type(layer) is not nn.Linear:
         raise NoRule(f"a {kind} is called more than once")
+    columns = [widened(call.inputs) for call, _ in used], [widened(g) for _, g in used]
     if len(used) < 2:
-        return Passed(used[0][0].inputs, used[0][1]) if used else None
-    columns = [call.inputs for call, _ in used], [g for _, g in used]
+        return Passed(columns[0][0], columns[1][0]) if used else None
     return Passed(*(torch.cat([x.reshape(num_rows, -1, x.shape[-1]) for x in xs], 1) for xs in columns))
 
 

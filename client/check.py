@@ -127,11 +127,11 @@ def _data(site: Site, folder: Path, experiment: Experiment | None) -> Iterator[F
 
 
 def _num_rows(path: Path, experiment: Experiment | None) -> int:
-    """Records; of a table whose rows become series only the experiment knows how many those are."""
+    """Records; of a table of series or lists only the experiment knows how many those are."""
     from tacit.data import arrays, readers
 
     schema = experiment.data.arrays if experiment is not None else None
-    if schema is None or schema.series is None or path.suffix.lower() == ".npz":
+    if schema is None or not schema.in_table or path.suffix.lower() == ".npz":
         return readers.num_rows(path)
     return len(arrays.raw_arrays(path, schema)["y"])
 

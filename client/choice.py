@@ -21,14 +21,19 @@ LOG: Final = logging.getLogger(__name__)
 
 
 def private_gradients(
-    model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float, max_batch: int = 0
+    model: nn.Module,
+    task: Task,
+    max_grad_norm: float,
+    noise_multiplier: float,
+    max_batch: int = 0,
+    precision: str = "float32",
 ) -> Gradients:
-    """The fastest way that is exact for this model; no more than `max_batch` records at once, if it is not 0.
+    """The fastest way that is exact for this model; see `BookKeeping` for the arguments.
 
     Raises:
         ConfigError: there is none; names the layer.
     """
-    bounds = max_grad_norm, noise_multiplier, max_batch
+    bounds = max_grad_norm, noise_multiplier, max_batch, precision
     if supports(model):
         return told(BookKeeping(model, task, *bounds))
     if reason := unknown(model):
@@ -40,9 +45,15 @@ class Watched:
     """Book-keeping, until the model's forward pass does what there is no rule for; from then on Opacus."""
 
     def __init__(
-        self, model: nn.Module, task: Task, max_grad_norm: float, noise_multiplier: float, max_batch: int
+        self,
+        model: nn.Module,
+        task: Task,
+        max_grad_norm: float,
+        noise_multiplier: float,
+        max_batch: int,
+        precision: str,
     ) -> None:
-        self._arguments = model, task, max_grad_norm, noise_multiplier, max_batch
+        self._arguments = model, task, max_grad_norm, noise_multiplier, max_batch, precision
         self.gradients: Gradients = BookKeeping(*self._arguments)
 
     @property
@@ -65,13 +76,14 @@ def by_opacus(
     max_grad_norm: float,
     noise_multiplier: float,
     max_batch: int,
+    precision: str,
     *,
     reason: str,
 ) -> Gradients:
     """Gradients by Opacus, which is loaded only here: it costs a device its memory."""
     from client.private_gradients import PrivateGradients
 
-    return told(PrivateGradients(model, task, max_grad_norm, noise_multiplier, max_batch, reason))
+    return told(PrivateGradients(model, task, max_grad_norm, noise_multiplier, max_batch, precision, reason))
 
 
 def told(gradients: Gradients) -> Gradients:

@@ -16,13 +16,23 @@ import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
-from torch import nn
+from torch import Tensor, nn
 
 from client.noised import NoisedSum
+from client.precision import layers_in, widened
 from client.training import portions, record_losses
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
+
+
+class WideGradients(GradSampleModule):  # type: ignore[misc]
+    """Opacus' gradients per record, in float32 also where the layers were in bfloat16: so no norm is taken in that."""
+
+    def rearrange_grad_samples(self, **what: Any) -> tuple[list[Tensor], Tensor]:
+        """What passed a layer: its inputs, and the gradient at its output."""
+        activations, backprops = super().rearrange_grad_samples(**what)
+        return [widened(activation) for activation in activations], widened(backprops)
 
 
 class StreamNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -61,6 +71,7 @@ class PrivateGradients:
         max_grad_norm: clip norm of one record's gradient over all parameters.
         noise_multiplier: noise standard deviation over `max_grad_norm`.
         max_batch: most records that pass at once; 0 = the whole batch.
+        precision: of the layers, "float32" or "bfloat16".
         reason: why book-keeping would not do.
 
     Raises:
@@ -69,6 +80,7 @@ class PrivateGradients:
     Guarantees:
         Adding or removing one record moves the gradient sum before noise by at most max_grad_norm, where no loss
             of a record depends on another record.
+        In either precision a record's contribution, in float32, is no longer than max_grad_norm.
         An empty batch is a step of noise alone.
         A step that fails leaves no gradient, and nothing of it is in a later one.
     """
@@ -80,9 +92,10 @@ class PrivateGradients:
         max_grad_norm: float,
         noise_multiplier: float,
         max_batch: int = 0,
+        precision: str = "float32",
         reason: str = "",
     ) -> None:
-        self.task, self.max_batch = task, max_batch
+        self.task, self.max_batch, self.precision = task, max_batch, precision
         self.engine = f"per record by opacus{reason and f': {reason}'}"
         self.model = model
         if problems := list(unsupported(model)):
@@ -96,7 +109,7 @@ class PrivateGradients:
         """Hangs Opacus on the model, as if it never had been there."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that noise is not from torchcsprng: it is not used
-            self.module = GradSampleModule(self.model, loss_reduction="sum")
+            self.module = WideGradients(self.model, loss_reduction="sum")
             self.optimizer = StreamNoiseOptimizer(
                 torch.optim.SGD(
                     self.model.parameters(), lr=0.0
@@ -135,7 +148,9 @@ class PrivateGradients:
         """Gradients per record of a part of the batch."""
         with warnings.catch_warnings():  # the first layer's hook fires although its input needs no gradient
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            losses = record_losses(self.task, self.module(part.features), part.targets)
+            with layers_in(self.precision, part.features.device):
+                outputs = self.module(part.features)
+            losses = record_losses(self.task, outputs, part.targets)
             losses.sum().backward()  # type: ignore[no-untyped-call]
 
     def _fill_unused(self, num_rows: int) -> None:

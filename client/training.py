@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.normalised import factors
+from client.precision import check_precision, layers_in, widened
 from tacit.config import Experiment
 from tacit.errors import ConfigError
 from tacit.learning import Training
@@ -78,6 +79,7 @@ class PlainGradients:
     model: nn.Module
     task: Task
     max_batch: int = 0
+    precision: str = "float32"
     engine: str = "of the whole batch"
 
     def fill(self, batch: Records, normaliser: float, noise: Stream) -> None:
@@ -86,7 +88,9 @@ class PlainGradients:
             # Zeros, not None: the rest of the step is the same whether a batch is empty or not.
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         for part in portions(batch, self.max_batch):
-            losses = record_losses(self.task, self.model(part.features), part.targets)
+            with layers_in(self.precision, part.features.device):
+                outputs = self.model(part.features)
+            losses = record_losses(self.task, outputs, part.targets)
             (losses.sum() / normaliser).backward()  # type: ignore[no-untyped-call]
 
 
@@ -105,6 +109,7 @@ class LocalTrainer:
         self.steps = {site.label: site.steps for site in experiment.federation.sites if site.steps}
         self.factors = factors(experiment)
         self.device = pick_device(experiment.device)
+        check_precision(self.settings.precision, self.device)
         self.model = build_model(task, private=plan.max_grad_norm is not None).to(self.device)
         self.gradients = self._gradients()
         # Tacit's own are known not to mix records.
@@ -112,16 +117,18 @@ class LocalTrainer:
 
     def _gradients(self) -> Gradients:
         if self.plan.max_grad_norm is None:
-            return PlainGradients(self.model, self.task, self.settings.max_batch)
+            return PlainGradients(self.model, self.task, self.settings.max_batch, self.settings.precision)
         from client.choice import private_gradients
 
         bounds = self.plan.max_grad_norm, self.plan.noise_multiplier
-        return private_gradients(self.model, self.task, *bounds, self.settings.max_batch)
+        passes = self.settings.max_batch, self.settings.precision
+        return private_gradients(self.model, self.task, *bounds, *passes)
 
     @property
     def engine(self) -> str:
         """How the gradients of a step are made, as far as the steps so far tell."""
-        return self.gradients.engine
+        precision = self.settings.precision
+        return self.gradients.engine + ("" if precision == "float32" else f", layers in {precision}")
 
     def train(self, arrays: Arrays, job: Job, round_number: int, keys: Keys) -> Deltas:
         """One round of local steps from `arrays`; returns trained minus received, per array; see `normalised` too.
@@ -246,13 +253,13 @@ class LocalTrainer:
 
 
 def record_losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The task's loss of each record, shape (rows,).
+    """The task's loss of each record, shape (rows,); in float32 also where the layers were in bfloat16.
 
     Raises:
         ConfigError: it has another shape. A mean over the batch, say, would scale each record's gradient by how
             many others there are, and so tie it to them.
     """
-    losses = task.loss(outputs, targets)
+    losses = task.loss(widened(outputs), targets)
     if losses.shape != (len(targets),):
         raise ConfigError(
             f"loss must be one number per record, not of shape {tuple(losses.shape)}", key="task"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROW = "row"  # the column that says which record a row stands for
 SIDES = ("low", "high")  # of the declared centre: what stands for classes where numbers are predicted
-ANY = ("none", "some")  # of several classes that a record may have
+ANY = ("none", "some")  # of several classes that a record may have, or of relevant items
 MEDMNIST_PARTS = ("train", "val", "test")
 
 
@@ -36,7 +36,8 @@ class ArraySet:
 
     Attributes:
         x: shape (rows, *schema.shape).
-        y: class positions of shape (rows,), 0 and 1 of shape (rows, classes), or numbers of shape (rows, outputs).
+        y: class positions of shape (rows,), 0 and 1 of shape (rows, classes), numbers of shape (rows, outputs), or
+            relevances of shape (rows, items).
         schema: shape, scaling and targets.
         site: shape (rows,), the site's label; None where a partition has to make sites.
         split: shape (rows,), "train" or "test"; None where the split is drawn.
@@ -59,8 +60,8 @@ class ArraySet:
         import pandas as pd
 
         classes: tuple[str, ...] = ANY
-        if self.schema.several:
-            labels = np.array(classes)[self.y.any(axis=1).astype(int)]
+        if self.schema.several or self.schema.grades:
+            labels = np.array(classes)[(self.y > 0).any(axis=1).astype(int)]
         elif self.schema.classes:
             classes = self.schema.classes
             labels = np.array(classes)[self.y]
@@ -134,7 +135,7 @@ def load_own(data: config.Data) -> ArraySet:
             path=path,
             key="x",
         )
-    if data.arrays.classes:
+    if data.arrays.classes or data.arrays.grades:
         targets_of(found["y"], rows, data.arrays, path)
     site = found.get("site")
     if site is not None and (site.shape != (rows,) or site.dtype.kind not in "Uiu"):

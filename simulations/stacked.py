@@ -29,6 +29,7 @@ from simulations.workers import PATIENCE, WorkersTrainer, no_workers
 from tacit.algorithms import KEEPING
 from tacit.encoding import STATISTICS_ROUND
 from tacit.errors import ConfigError
+from tacit.learning import RANKING
 from tacit.privacy.noise import Keys
 from tacit.privacy.streams import Normals
 from tacit.secagg.messages import SetupRequest
@@ -280,6 +281,10 @@ def obstacle_to_stacking(run: Run) -> str:
         return "each site begins with what it has kept"
     if any(site.steps for site in run.experiment.federation.sites):
         return "the sites take different numbers of steps"
+    if (precision := run.experiment.training.precision) != "float32":
+        return f"layers in {precision}, which save time in models that do not stack"
+    if run.experiment.task.kind in RANKING:
+        return "a record is a list of items"
     return unstackable(run.trainer.model)
 
 

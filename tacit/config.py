@@ -71,8 +71,8 @@ class Data(Frozen):
             raise ValueError(f'source = "{self.source}" needs path')
         if self.source == "images" and (self.arrays is None or self.arrays.images is None):
             raise ValueError('source = "images" needs the table data.arrays.images; it may be empty')
-        if self.source in ("csv", "parquet") and self.arrays and not self.arrays.series:
-            raise ValueError(f'source = "{self.source}" with data.arrays needs data.arrays.series')
+        if self.source in ("csv", "parquet") and self.arrays and not self.arrays.in_table:
+            raise ValueError(f'source = "{self.source}" with data.arrays needs data.arrays.series or lists')
         if (self.source == "generated") != bool(self.generator):
             raise ValueError('source = "generated" and generator belong together')
         return self

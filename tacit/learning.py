@@ -14,7 +14,8 @@ CLASSES = ("tabular", "array_classification", *TEXT)
 NUMBERS = ("array_regression",)
 ANOMALY = ("tabular_anomaly", "array_anomaly")
 LABELS = ("array_multilabel",)
-BUILT_IN = (*CLASSES, *NUMBERS, *ANOMALY, *LABELS)  # kinds of task that are Tacit's own
+RANKING = ("array_ranking",)
+BUILT_IN = (*CLASSES, *NUMBERS, *ANOMALY, *LABELS, *RANKING)  # kinds of task that are Tacit's own
 LOSSES = {
     "cross_entropy": CLASSES,
     "focal": CLASSES,
@@ -126,10 +127,12 @@ class Task(Frozen):
 
     Attributes:
         kind: "tabular" (classes of table rows), "array_classification", "array_multilabel", "array_regression",
-            "tabular_anomaly", "array_anomaly", "text_classification", or "module:object" of a task of your own.
+            "array_ranking", "tabular_anomaly", "array_anomaly", "text_classification", or "module:object" of a task
+            of your own.
         loss: by name; "auto" = cross_entropy for classes, squared for numbers, what a task of your own has.
         class_weights: how much a record of each class counts in the loss, in the order of the classes; public.
         label_smoothing: share of the target of cross_entropy that goes to all classes alike.
+        ndcg_at: how many places of a ranking the metric `ndcg` looks at.
         options: passed to your own task as keyword arguments.
     """
 
@@ -137,6 +140,7 @@ class Task(Frozen):
     loss: Literal["auto", "cross_entropy", "focal", "squared", "absolute", "huber"] = "auto"
     class_weights: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
     label_smoothing: Fraction = 0.0
+    ndcg_at: Count = 10
     model: Model = Model()
     start: Start = Start()
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
@@ -154,6 +158,8 @@ class Task(Frozen):
         for name, value in (("class_weights", self.class_weights), ("label_smoothing", self.label_smoothing)):
             if value and self.kind not in CLASSES:
                 raise ValueError(f"{name} is for {', '.join(CLASSES)}, not {self.kind!r}")
+        if self.ndcg_at != Task.model_fields["ndcg_at"].default and self.kind not in RANKING:
+            raise ValueError(f"ndcg_at is for {', '.join(RANKING)}, not {self.kind!r}")
         if self.is_own and self.start.file:
             raise ValueError("start is for Tacit's own models: a task of your own begins as its model() says")
         if self.label_smoothing and self.loss == "focal":
@@ -182,6 +188,8 @@ class Training(Frozen):
         optimizer: of torch.optim; a fresh one in each round, so that nothing of it outlives the round.
         max_batch: most records that pass the model at once; 0 = the whole batch. It bounds memory, and no sum
             depends on it.
+        precision: of the layers in training; gradients per record, their clipping, sums and noise are in float32
+            always, and so is evaluation.
         l1: pull of every weight towards 0, added to the gradient times the weight's sign.
         schedule: learning rate over rounds: constant; cosine (to 0 after the last round); step
             (multiplied by `gamma` every `step_rounds` rounds); exponential (the same, little by little).
@@ -194,6 +202,7 @@ class Training(Frozen):
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     local_steps: Annotated[int, Field(ge=1, le=100_000)] = 5
     max_batch: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
     learning_rate: Positive = 0.1
     momentum: Fraction = 0.0
@@ -204,6 +213,16 @@ class Training(Frozen):
     warmup_rounds: Annotated[int, Field(ge=0)] = 0
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
     step_rounds: Count = 10
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _without_scale(cls, value: Any) -> Any:
+        if value in ("float16", "fp16", "half"):
+            raise ValueError(
+                f'"{value}" needs a loss scaled by how large the records\' gradients are (GradScaler), and no noise '
+                'protects that scale: take "bfloat16", which needs none'
+            )
+        return value
 
     @model_validator(mode="after")
     def _meant(self) -> Training:

@@ -7,7 +7,9 @@ from typing import Final
 
 # A metric counts as "lower is better" when one of these is a word of its name.
 LOWER_IS_BETTER: Final = frozenset({"loss", "error", "brier", "mae", "mse", "rmse", "ece"})
-SHARES: Final = frozenset({"auroc", "accuracy", "precision", "recall", "f1"})  # likewise; from 0 to 1
+SHARES: Final = frozenset(
+    {"auroc", "accuracy", "precision", "recall", "f1", "ndcg", "map"}
+)  # likewise; from 0 to 1
 
 
 def lower_is_better(metric: str) -> bool:

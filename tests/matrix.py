@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tacit.learning import MODEL_KEYS, TEXT
+from tacit.learning import MODEL_KEYS, RANKING, TEXT
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- what python -m tests.matrix writes -->\n", "<!-- its end -->\n"
@@ -47,7 +47,7 @@ source = "npz"
 path = "{path}"
 [data.arrays]
 shape = {shape}
-classes = ["low", "high"]
+{targets}
 """
 
 
@@ -70,6 +70,8 @@ class Family:
         """In words."""
         if self.kind in TEXT:
             return "text"
+        if self.kind in RANKING:
+            return "lists, `[features, items]`"
         return {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}[
             len(self.shape)
         ]
@@ -90,11 +92,18 @@ class Family:
         if not self.shape:
             return text
         x = rng.normal(size=(120, *self.shape)) + y.reshape(-1, *[1] * len(self.shape))
+        targets = 'classes = ["low", "high"]'
+        if self.kind in RANKING:  # the first feature tells; lists have from one item up
+            items = self.shape[-1]
+            y = np.where(
+                np.arange(items) <= np.arange(120)[:, None] % items, np.clip(x[:, 0].round(), 0, 3), -1
+            )
+            targets = "grades = 3"
         np.savez(folder / "data.npz", x=x.astype(np.float32), y=y)
-        return text + ARRAYS.format(path=folder / "data.npz", shape=list(self.shape))
+        return text + ARRAYS.format(path=folder / "data.npz", shape=list(self.shape), targets=targets)
 
 
-IMAGES, SERIES = (1, 6, 6), (2, 9)
+IMAGES, SERIES, LISTS = (1, 6, 6), (2, 9), (3, 5)
 FAMILIES = {
     "logistic": Family("tabular"),
     "mlp": Family("tabular"),
@@ -109,6 +118,8 @@ FAMILIES = {
     "transformer": Family("array_classification", SERIES),
     "embedding": Family("text_classification"),
     "transformer of text": Family("text_classification", model="transformer"),
+    "logistic of lists": Family("array_ranking", LISTS, model="logistic"),
+    "mlp of lists": Family("array_ranking", LISTS, model="mlp"),
 }
 PROMISES = {
     "none": "privacy=none",
@@ -120,11 +131,9 @@ EXECUTORS = ("serial", "stacked", "workers")
 
 def refusal(name: str, executor: str) -> str:
     """Why the executor does not take the family; empty if it does. No promise makes a difference."""
-    return (
-        "not a plain stack"
-        if executor == "stacked" and name not in ("logistic", "mlp", "autoencoder")
-        else ""
-    )
+    if executor != "stacked" or name in ("logistic", "mlp", "autoencoder"):
+        return ""
+    return "a record is a list" if FAMILIES[name].kind in RANKING else "not a plain stack"
 
 
 def table() -> str:

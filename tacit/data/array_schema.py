@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from tacit.data.list_schema import ListTable
 from tacit.data.schema import Frozen, Text, check_names
 from tacit.data.series_schema import SeriesTable
 
@@ -33,11 +34,13 @@ class ArraySchema(Frozen):
 
     Attributes:
         series: how rows of a table become such arrays; None = they stand in an archive (.npz).
+        lists: how rows of a table become lists of items to rank.
         images: how a folder's images do.
-        shape: of one record: (features,), (channels, time) or (channels, height, width).
+        shape: of one record: (features,), (channels, time), (channels, height, width) or, to rank, (features, items).
         classes: names of the classes in order, where a class is predicted; a target is a position among them.
         several: whether a record may have several of the classes, or none; then a target is 0 or 1 for each of them.
         outputs: how many numbers a target has, where numbers are predicted.
+        grades: the highest relevance, where items are ranked; then a target is a relevance for each of them.
         center: subtracted; one number, or one per channel (per feature).
         scale: divided by; likewise, above 0.
         clip: largest absolute value after scaling.
@@ -48,11 +51,13 @@ class ArraySchema(Frozen):
     """
 
     series: SeriesTable | None = None
+    lists: ListTable | None = None
     images: ImageFolder | None = None
     shape: Annotated[tuple[Size, ...], Field(strict=False, min_length=1, max_length=3)]
     classes: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     several: bool = False
     outputs: Size = 1
+    grades: Annotated[int, Field(ge=0, le=30)] = 0
     center: Channels = 0.0
     scale: Channels = 1.0
     clip: Annotated[float, Field(gt=0, le=1e6)] = 5.0
@@ -75,6 +80,7 @@ class ArraySchema(Frozen):
             raise ValueError("several needs classes, the names of what a record may have")
         check_names(self.classes, "classes")
         self._check_series()
+        self._check_grades()
         if self.images is not None and (
             self.series
             or self.several
@@ -105,6 +111,23 @@ class ArraySchema(Frozen):
             raise ValueError("outputs must be series.horizon, and 1 where a label is predicted")
         if self.classes and self.series.horizon:
             raise ValueError("series.horizon forecasts numbers: state no classes")
+
+    def _check_grades(self) -> None:
+        if self.grades and (
+            len(self.shape) != 2 or self.classes or self.outputs > 1 or self.series or self.images
+        ):
+            raise ValueError(
+                "grades need shape = [features, items], and neither classes nor outputs, series or images"
+            )
+        if self.lists is not None and not (self.grades and self.shape[0] == len(self.lists.features)):
+            raise ValueError(
+                "lists need grades and shape = [features, items], with as many features as lists.features names"
+            )
+
+    @property
+    def in_table(self) -> bool:
+        """Whether records are made of the rows of a table, several to one."""
+        return self.series is not None or self.lists is not None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

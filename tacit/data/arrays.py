@@ -1,4 +1,4 @@
-"""One site's records as arrays, wherever they stand: an archive, a table of series, or a folder of images.
+"""One site's records as arrays, wherever they stand: an archive, a table of series or lists, or a folder of images.
 
 Each kind has a reader that gives the raw arrays of `tacit.data.npz`; from there on all are one.
 """
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tacit.data.array_schema import ArraySchema
 from tacit.data.images import read_images
+from tacit.data.lists import read_lists
 from tacit.data.npz import Floats, read_npz, scaled, targets_of
 from tacit.data.schema import SPLITS
 from tacit.data.series import read_series
@@ -25,8 +26,8 @@ def read_arrays(path: Path, schema: ArraySchema, split: str) -> tuple[Floats, ND
     """Scaled records of one split, and their targets.
 
     Returns:
-        Records of shape (rows, *schema.input_shape), float32; and class positions of shape (rows,), int64, or 0 and 1
-        of shape (rows, classes) or scaled numbers of shape (rows, outputs), float32.
+        Records of shape (rows, *schema.input_shape), float32; and class positions of shape (rows,), int64, or float32:
+        0 and 1 of shape (rows, classes), scaled numbers of shape (rows, outputs), or relevances of shape (rows, items).
 
     Raises:
         DataError: names the file, and the key, or line and column.
@@ -56,6 +57,8 @@ def raw_arrays(path: Path, schema: ArraySchema) -> dict[str, NDArray[Any]]:
     """
     if path.suffix.lower() != ".npz" and schema.series is not None:
         return read_series(path, schema)
+    if path.suffix.lower() != ".npz" and schema.lists is not None:
+        return read_lists(path, schema)
     if path.suffix.lower() != ".npz" and schema.images is not None:
         return read_images(path, schema)
     return read_npz(path, KEYS)

@@ -1,7 +1,8 @@
 """Reads one site's arrays from a NumPy archive: `x`, `y` and `split`. Nothing in a file is run.
 
 x      shape (rows, *shape), integers or floating-point numbers; NaN is an empty place
-y      shape (rows,), positions among the classes; (rows, classes), 0 or 1 for each; (rows,) or (rows, outputs), numbers
+y      shape (rows,), positions among the classes; (rows, classes), 0 or 1 for each; (rows,) or (rows, outputs),
+       numbers; (rows, items), the relevance of each, NaN or -1 where there is none
 split  shape (rows,), "train" or "test"; without it every record is for training
 """
 
@@ -60,6 +61,8 @@ def targets_of(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> N
     Raises:
         DataError: it says something else.
     """
+    if schema.grades:
+        return _relevances(y, rows, schema, path)
     kind = _several if schema.several else _classes if schema.classes else _numbers_of
     return kind(y, rows, schema, path)
 
@@ -115,6 +118,25 @@ def _numbers_of(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> 
         )
     z = (y.astype(np.float64) - schema.target_center) / schema.target_scale
     return np.clip(z, -schema.clip, schema.clip).astype(np.float32)
+
+
+def is_relevance(values: NDArray[Any], grades: int) -> NDArray[np.bool_]:
+    """Whether each is a whole number from 0 to the highest grade."""
+    found: NDArray[np.bool_] = (values >= 0) & (values <= grades) & (values == np.floor(values))
+    return found
+
+
+def _relevances(y: NDArray[Any], rows: int, schema: ArraySchema, path: Path) -> Floats:
+    fits = y.shape == (rows, schema.shape[1]) and y.dtype.kind in "biuf"
+    found = np.where(np.isnan(y.astype(np.float32)), -1, y) if fits else y
+    if not fits or not ((found == -1) | is_relevance(found, schema.grades)).all():
+        raise DataError(
+            f"must be whole numbers from 0 to {schema.grades}, the relevance of each of {schema.shape[1]} items, NaN "
+            f"or -1 where there is none, for each of the {rows} records",
+            path=path,
+            key="y",
+        )
+    return found.astype(np.float32)
 
 
 def _why(error: Exception) -> str:

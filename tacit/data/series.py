@@ -50,19 +50,13 @@ def read_series(path: Path, schema: ArraySchema) -> dict[str, NDArray[Any]]:
     assert series is not None
     time = schema.shape[1]
     table = read_table(path, _columns(series, series.length or time))
-    of_rows, first = _long_rows(table, series) if series.form == "long" else _wide_rows(table)
+    of_rows, first = rows_by(table, series.id) if series.form == "long" else _wide_rows(table)
     if series.form == "long":
         steps = _steps(table, series)
         x = _from_long(table, series, of_rows, steps, None if series.horizon else time)
     else:
         x = _from_wide(table, series, series.length or time)
-    said = {
-        name: np.array(_said(table, column, of_rows, first))
-        for name, column in (("split", series.split), ("site", series.site))
-        if column and column in table.columns
-    }
-    if "split" in said and (other := np.flatnonzero(~np.isin(said["split"], SPLITS))).size:
-        raise table.error('is neither "train" nor "test"', row=int(first[other[0]]), column=series.split)
+    said = whole_of(table, series.split, series.site, of_rows, first)
     if series.horizon:
         return _windows(x, said, series, time, path)
     return {"x": x, "y": _labels(table, schema, series.label, of_rows, first), **said}
@@ -77,13 +71,17 @@ def _columns(series: SeriesTable, steps: int) -> Columns:
     return Columns((*texts, *numbers), (series.site,), frozenset(numbers))
 
 
-def _long_rows(table: Table, series: SeriesTable) -> tuple[Numbers, Numbers]:
-    """Which series each row is of, shape (rows,), and the first row of each, in the order of the file."""
+def rows_by(table: Table, column: str) -> tuple[Numbers, Numbers]:
+    """Which record each row is of by a column that names it, shape (rows,), and the first row of each, in file order.
+
+    Raises:
+        DataError: a row names none.
+    """
     numbers: dict[str, int] = {}
     of_rows = np.empty(table.num_rows, dtype=np.int64)
-    for row, name in enumerate(table.texts(series.id)):
+    for row, name in enumerate(table.texts(column)):
         if name is None:
-            raise table.error("is empty", row=row, column=series.id)
+            raise table.error("is empty", row=row, column=column)
         of_rows[row] = numbers.setdefault(name, len(numbers))
     return of_rows, np.unique(of_rows, return_index=True)[1]
 
@@ -135,8 +133,26 @@ def _from_wide(table: Table, series: SeriesTable, steps: int) -> Floats:
     return np.moveaxis(np.array(columns, dtype=np.float32), 2, 0)
 
 
+def whole_of(
+    table: Table, split: str, site: str, of_rows: Numbers, first: Numbers
+) -> dict[str, NDArray[Any]]:
+    """What these columns, as far as they are named and there, say of each record: `split` and `site`.
+
+    Raises:
+        DataError: nothing, or not the same in each of its rows; or another split than there is.
+    """
+    said = {
+        name: np.array(_said(table, column, of_rows, first))
+        for name, column in (("split", split), ("site", site))
+        if column and column in table.columns
+    }
+    if "split" in said and (other := np.flatnonzero(~np.isin(said["split"], SPLITS))).size:
+        raise table.error('is neither "train" nor "test"', row=int(first[other[0]]), column=split)
+    return said
+
+
 def _said(table: Table, column: str, of_rows: Numbers, first: Numbers) -> list[str]:
-    """What a column says of each series.
+    """What a column says of each record.
 
     Raises:
         DataError: nothing, or not the same in each of its rows.
@@ -146,7 +162,7 @@ def _said(table: Table, column: str, of_rows: Numbers, first: Numbers) -> list[s
         if cells[row] is None:
             raise table.error("is empty", row=row, column=column)
         if cells[row] != cells[first[number]]:
-            raise table.error("is not what an earlier row of the same series says", row=row, column=column)
+            raise table.error("is not what an earlier row of the same record says", row=row, column=column)
     return [str(cells[row]) for row in first]
 
 

@@ -152,7 +152,7 @@ class ArrayInputs:
     """One input "x" of shape (rows, *schema.shape), as it stands in the file; NaN is an empty place."""
 
     def __init__(self, schema: ArraySchema, *, flat: bool) -> None:
-        self._schema, self._flat = schema, flat
+        self._schema, self._flat = schema, flat and not schema.grades
         self.inputs: tuple[Input, ...] = (Input("x", "FP32", schema.shape),)
 
     def features(self) -> nn.Module:
@@ -174,7 +174,7 @@ class ArrayInputs:
             raise DataError("has no record", path=path)
         arrays = raw_arrays(path, self._schema)
         chosen = arrays["split"] == split if "split" in arrays else slice(None)
-        if not self._schema.classes:
+        if not self._schema.classes and not self._schema.grades:
             targets = targets * self._schema.target_scale + self._schema.target_center
         return {"x": arrays["x"][chosen].astype(np.float32)}, torch.from_numpy(targets)
 
@@ -267,6 +267,7 @@ class _Array(nn.Module):
         super().__init__()
         self._clip, self._indicator = schema.clip, schema.missing == "indicator"
         self._flat = math.prod(schema.input_shape) if flat else 0
+        self._items_first = bool(schema.grades)
         along = (-1, *[1] * (len(schema.shape) - 1))
         for name in ("center", "scale"):
             constants = torch.tensor(getattr(schema, name), dtype=torch.float32).reshape(along)
@@ -278,6 +279,8 @@ class _Array(nn.Module):
         z = torch.where(empty, 0.0, torch.clamp((x - self.center) / self.scale, -self._clip, self._clip))
         if self._indicator:
             z = torch.cat([z, empty.to(torch.float32)], dim=1)
+        if self._items_first:
+            return z.mT
         return z.reshape(-1, self._flat) if self._flat else z
 
 

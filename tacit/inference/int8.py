@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from tacit.errors import RunFailed
 from tacit.inference.export import export_onnx, quiet, run_onnx, whole
 from tacit.inference.predictor import Predictor, largest_difference
+from tacit.metric_names import lower_is_better
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Comparison:
 
     @property
     def lost(self) -> float:
-        """How much worse the integers are: of accuracy the difference, of an error the share of it."""
-        if self.metric == "accuracy":
+        """How much worse the integers are: of accuracy or NDCG the difference, of an error the share of it."""
+        if not lower_is_better(self.metric):
             return self.exact - self.int8
         return self.int8 / self.exact - 1 if self.exact > 0 else float(self.int8 > 0)
 

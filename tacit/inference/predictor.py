@@ -2,6 +2,7 @@
 
 classes    "probabilities" of shape (rows, classes), float32, and "class": the name of the most probable one
 numbers    "prediction" of shape (rows, outputs), float32, in the target's own unit
+ranks      "scores" of shape (rows, items), float32; of a place without an item it says nothing
 own task   "outputs", as the task's model gives them
 
 An output whose name is a column's has "_" behind it.
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from tacit.errors import ConfigError
 from tacit.inference.inputs import Input, Raw, inputs_of
 from tacit.inference.trained import Trained
-from tacit.learning import CLASSES, NUMBERS, TEXT
-from tacit.tasks.arrays import ArrayClassification, ArrayRegression
+from tacit.learning import CLASSES, NUMBERS, RANKING, TEXT
+from tacit.tasks.arrays import ArrayClassification, ArrayRanking, ArrayRegression
 from tacit.tasks.tabular import TabularClassification
 
 
@@ -47,9 +48,9 @@ class Predictor:
 
     def __init__(self, trained: Trained, example: Path | None = None) -> None:
         task = trained.experiment.task
-        if not (task.is_own or task.kind in (*CLASSES, *NUMBERS)):
+        if not (task.is_own or task.kind in (*CLASSES, *NUMBERS, *RANKING)):
             raise ConfigError(
-                f'"{task.kind}" predicts neither a class nor numbers: its model is not exported or served',
+                f'"{task.kind}" predicts neither a class, numbers nor ranks: its model is not exported or served',
                 key="task.kind",
             )
         if task.kind in TEXT:
@@ -73,6 +74,8 @@ class Predictor:
             )
         if isinstance(trained.task, ArrayRegression):
             return (Output(self._free("prediction"), "FP32", (trained.task.schema.outputs,)),)
+        if isinstance(trained.task, ArrayRanking):
+            return (Output("scores", "FP32", trained.task.schema.shape[1:]),)
         rows = torch.zeros(2, *self.inputs[0].shape)
         with torch.inference_mode():
             return (Output("outputs", "FP32", tuple(self.module(rows).shape[1:])),)
@@ -102,11 +105,13 @@ class Predictor:
         return found
 
     def score(self, numbers: NDArray[np.float32], targets: Tensor) -> tuple[str, float]:
-        """What outputs are worth: their accuracy, root mean squared error, or the mean loss of a user's own task."""
+        """What outputs are worth: accuracy, root mean squared error, NDCG, or the mean loss of a user's own task."""
         if self.classes:
             return "accuracy", float((numbers.argmax(-1) == targets.numpy()).mean())
         if isinstance(self._task, ArrayRegression):
             return "rmse", float(np.sqrt(np.mean((numbers - targets.numpy()) ** 2)))
+        if isinstance(self._task, ArrayRanking):
+            return "ndcg", self._task.summary(torch.from_numpy(numbers), targets)["ndcg"]
         return "loss", float(self._task.loss(torch.from_numpy(numbers), targets).double().mean())
 
     def named(self) -> dict[str, Any]:
@@ -126,6 +131,7 @@ class Whole(nn.Module):
         super().__init__()
         self.prepare, self.model = prepare, trained.model
         self._classes = bool(_classes(trained))
+        self._ranks = isinstance(trained.task, ArrayRanking)
         self._affine = (1.0, 0.0)
         if isinstance(trained.task, ArrayRegression):
             self._affine = (trained.task.schema.target_scale, trained.task.schema.target_center)
@@ -135,6 +141,8 @@ class Whole(nn.Module):
         outputs: Tensor = self.model(self.prepare(*inputs))
         if self._classes:
             return outputs.softmax(-1)
+        if self._ranks:
+            return outputs.squeeze(-1)
         scale, center = self._affine
         return outputs if self._affine == (1.0, 0.0) else outputs * scale + center
 

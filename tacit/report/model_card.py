@@ -133,6 +133,8 @@ def _columns(record: RunRecord) -> Section:
         return Section("What it reads", (f"Numbers are scaled {scaling}.",), tuple(points))
     if arrays:
         target = _listed(arrays.get("classes") or ()) or f"{arrays.get('outputs', 1)} numbers"
+        if arrays.get("grades"):
+            target = f"a score for each item, learned from relevances of 0 to {arrays['grades']}"
         shape = " x ".join(map(str, arrays.get("shape", ())))
         return Section("What it reads", (), (("One record", f"an array of {shape}"), ("Predicted", target)))
     return Section("")

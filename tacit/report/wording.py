@@ -28,6 +28,8 @@ def _one_record(experiment: Mapping[str, Any]) -> str:
     data, kind = experiment.get("data") or {}, str((experiment.get("task") or {}).get("kind", "tabular"))
     arrays = data.get("arrays") or {}
     series = arrays.get("series")
+    if arrays.get("grades"):
+        return "one whole list of one site, a query with all its items, their features and relevances"
     if series is None:
         is_array = bool(arrays) or kind.startswith("array")
         return "one array, an image say, of one site" if is_array else "one row of one site's table"

@@ -1,4 +1,4 @@
-"""The built-in tasks for images, series and vectors: classes or numbers that are predicted, and anomalies."""
+"""The built-in tasks for images, series and vectors: classes or numbers that are predicted, anomalies, ranks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tacit.errors import ConfigError, DataError
 from tacit.tasks.anomaly import Anomalies, with_labels
 from tacit.tasks.classification import Classification, check_weights
 from tacit.tasks.multilabel import MultiLabel
+from tacit.tasks.ranking import Ranking
 from tacit.tasks.regression import Regression
 from tacit.tasks.task import Records, Task
 
@@ -96,11 +97,32 @@ class ArrayAnomaly(Anomalies, Arrays):
         return Records(records.features, with_labels(*records))
 
 
-KINDS: Final[Mapping[str, type[ArrayClassification | ArrayMultiLabel | ArrayRegression | ArrayAnomaly]]] = {
+class ArrayRanking(Ranking, Arrays):
+    """`[task] kind = "array_ranking"`: a record is a list of items, each scored by the same model."""
+
+    def model(self) -> nn.Module:
+        """A fresh model, weights drawn from torch's global generator."""
+        from tacit.tasks.models import build_to_rank
+        from tacit.tasks.transfer import started
+
+        return started(build_to_rank(self._model, self.schema.input_shape[0]), self.settings.start)
+
+    def read(self, path: Path, split: str) -> Records:
+        """Scaled records of shape (rows, items, features), and relevances; raises as `Arrays.read`."""
+        records = super().read(path, split)
+        return Records(
+            records.features.reshape(-1, *self.schema.input_shape).mT.contiguous(), records.targets
+        )
+
+
+KINDS: Final[
+    Mapping[str, type[ArrayClassification | ArrayMultiLabel | ArrayRegression | ArrayAnomaly | ArrayRanking]]
+] = {
     "array_classification": ArrayClassification,
     "array_multilabel": ArrayMultiLabel,
     "array_regression": ArrayRegression,
     "array_anomaly": ArrayAnomaly,
+    "array_ranking": ArrayRanking,
 }
 
 
@@ -113,7 +135,10 @@ def array_task(experiment: config.Experiment) -> Task:
     schema, kind = experiment.data.arrays, experiment.task.kind
     if schema is None:
         raise ConfigError(f'kind = "{kind}" needs the shape of its records', key="data.arrays")
-    if (kind not in learning.NUMBERS) != bool(schema.classes):
+    if (kind in learning.RANKING) != bool(schema.grades):
+        wanted = "needs the highest relevance" if not schema.grades else "ranks no items"
+        raise ConfigError(f'kind = "{kind}" {wanted}', key="data.arrays.grades")
+    if (kind not in (*learning.NUMBERS, *learning.RANKING)) != bool(schema.classes):
         wanted = "needs the names of its classes" if not schema.classes else "predicts numbers, not classes"
         raise ConfigError(f'kind = "{kind}" {wanted}', key="data.arrays.classes")
     if (kind in learning.LABELS) != schema.several:

@@ -11,7 +11,7 @@ from tacit import config
 from tacit.errors import ConfigError
 from tacit.inference.predictor import Predictor
 from tacit.inference.trained import Trained
-from tacit.learning import ANOMALY, BUILT_IN, CLASSES, LABELS, NUMBERS, TEXT
+from tacit.learning import ANOMALY, BUILT_IN, CLASSES, LABELS, NUMBERS, RANKING, TEXT
 
 EXPERIMENT = """
 name = "kind"
@@ -36,7 +36,7 @@ ARRAYS = """[data]
 source = "npz"
 path = "{path}"
 [data.arrays]
-shape = [4]
+shape = {shape}
 {outputs}
 """
 
@@ -64,11 +64,15 @@ def experiment(kind: str, folder: Path) -> config.Experiment:
         **dict.fromkeys((*CLASSES, *ANOMALY), y),
         **dict.fromkeys(NUMBERS, x[:, :2]),
         **dict.fromkeys(LABELS, (x[:, :3] > 0).astype(np.int64)),
+        **dict.fromkeys(RANKING, np.clip(x.round(), -1, 3)),
     }
+    x = x[:, None].repeat(2, axis=1) if kind in RANKING else x
     np.savez(folder / "data.npz", x=x, y=targets[kind])
     outputs = "outputs = 2" if kind in NUMBERS else 'classes = ["a", "b", "c"]'
+    outputs = "grades = 3" if kind in RANKING else outputs
     outputs += "\nseveral = true" if kind in LABELS else ""
-    data = "" if kind.startswith("tabular") else ARRAYS.format(path=folder / "data.npz", outputs=outputs)
+    own = {"path": folder / "data.npz", "outputs": outputs, "shape": list(x.shape[1:])}
+    data = "" if kind.startswith("tabular") else ARRAYS.format(**own)
     model = "autoencoder" if kind in ANOMALY else "mlp"
     return config.loads(EXPERIMENT.format(kind=kind, data=data, model=model))
 
@@ -84,8 +88,8 @@ def test_every_kind_of_task_has_a_report_and_what_it_predicts_leaves_as_what_it_
         tmp_path / "run" / "model-card.md"
     ).is_file()
     trained = Trained.open(tmp_path / "run")
-    if kind not in (*CLASSES, *NUMBERS):
-        with pytest.raises(ConfigError, match=rf'task\.kind: "{kind}" predicts neither a class nor numbers'):
+    if kind not in (*CLASSES, *NUMBERS, *RANKING):
+        with pytest.raises(ConfigError, match=rf'task\.kind: "{kind}" predicts neither a class, numbers nor'):
             Predictor(trained)
         return
     if kind in TEXT:
@@ -93,4 +97,5 @@ def test_every_kind_of_task_has_a_report_and_what_it_predicts_leaves_as_what_it_
             Predictor(trained)
         return
     outputs = [output.name for output in Predictor(trained).outputs]
-    assert outputs == (["probabilities", "class"] if kind in CLASSES else ["prediction"])
+    named = {CLASSES: ["probabilities", "class"], NUMBERS: ["prediction"], RANKING: ["scores"]}
+    assert outputs == next(names for kinds, names in named.items() if kind in kinds)

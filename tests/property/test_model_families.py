@@ -17,13 +17,23 @@ from tacit.privacy.noise import SeededKeys, Stream
 from tacit.tasks import Records
 from tacit.tasks.anomaly import Anomalies, with_labels
 from tacit.tasks.classification import Classification
-from tacit.tasks.models import ACTIVATIONS, AXES, GIVES_BACK, build_for, build_for_text, build_to_give_back
+from tacit.tasks.models import (
+    ACTIVATIONS,
+    AXES,
+    GIVES_BACK,
+    build_for,
+    build_for_text,
+    build_to_give_back,
+    build_to_rank,
+)
 from tacit.tasks.models.autoencoder import VAE
+from tacit.tasks.ranking import Ranking
 from tacit.tasks.regression import Regression
 
 TEXT = {"embedding": "embedding", "transformer of text": "transformer"}
 NAMES = learning.Model.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
-FAMILIES = (*(name for name in NAMES if name not in TEXT), *TEXT)
+LISTS = {"logistic of lists": "logistic", "mlp of lists": "mlp"}
+FAMILIES = (*(name for name in NAMES if name not in TEXT), *TEXT, *LISTS)
 SIZES = st.integers(1, 4)
 LOSSES = [
     {},
@@ -47,19 +57,26 @@ def problems(draw: Any, name: str) -> tuple[nn.Module, Any, Records]:
         "hidden": hidden,
         "channels": channels,
         "activation": activation,
-        "heads": heads,
         "layers": layers,
+        "heads": heads,
     }
-    own = learning.MODEL_KEYS[TEXT.get(name, name)]
-    model = learning.Model.model_validate(
-        {"name": TEXT.get(name, name)} | {key: size for key, size in sizes.items() if key in own}
-    )
+    family = {**TEXT, **LISTS}.get(name, name)
+    own = {key: value for key, value in sizes.items() if key in learning.MODEL_KEYS[family]}
+    model = learning.Model.model_validate({"name": family, **own})
     rows, axes = draw(st.integers(1, 7)), AXES.get(name, 1)
     if name in TEXT:  # token 0 fills up: some texts are short, some empty
         tokens, used = torch.randint(1, 6, (rows, 7)), torch.randint(0, 8, (rows, 1))
         tokens = torch.where(torch.arange(7) < used, tokens, 0)
         made = build_for_text(model, 6, 3).double()
         return made, Classification(), Records(tokens, torch.randint(0, 3, (rows,)))
+    if name in LISTS:  # some have an item fewer, or none
+        size_in, items = draw(SIZES), draw(SIZES)
+        lists = torch.randn(rows, items, size_in).double() * draw(st.sampled_from([0.1, 1.0, 10.0]))
+        return (
+            build_to_rank(model, size_in).double(),
+            Ranking(),
+            Records(lists, torch.randint(-1, 4, (rows, items))),
+        )
     shape = (draw(SIZES), *(draw(st.integers(3, 9)) for _ in range(axes - 1)))
     features = torch.randn(rows, *shape).double() * draw(st.sampled_from([0.1, 1.0, 10.0]))
     if name in GIVES_BACK:

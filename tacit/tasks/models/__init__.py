@@ -2,7 +2,7 @@
 
 | name | for records of shape | module |
 |---|---|---|
-| mlp, logistic | (features,) | `mlp` |
+| mlp, logistic | (features,), or (items, features) to rank | `mlp` |
 | autoencoder, vae | (features,) | `autoencoder` |
 | cnn, resnet | (channels, height, width) | `convolution` |
 | cnn1d | (channels, time) | `convolution` |
@@ -19,6 +19,7 @@ from tacit.tasks.models.families import (
     build_for,
     build_for_text,
     build_to_give_back,
+    build_to_rank,
 )
 from tacit.tasks.models.mlp import ACTIVATIONS, Classifier
 
@@ -27,6 +28,7 @@ __all__ = [
     "build_for",
     "build_for_text",
     "build_to_give_back",
+    "build_to_rank",
     "AXES",
     "FLAT",
     "GIVES_BACK",

@@ -114,6 +114,19 @@ def build_to_give_back(model: learning.Model, inputs: int) -> nn.Module:
     return GIVES_BACK[model.name](model, inputs)
 
 
+def build_to_rank(model: learning.Model, features: int) -> Classifier:
+    """A fresh model that scores each item of a list by its own features, its weights from torch's global generator.
+
+    Raises:
+        ConfigError: the family scores no items.
+    """
+    if model.name not in FLAT:
+        raise ConfigError(
+            f'"{model.name}" does not score items one by one; {", ".join(FLAT)} do', key="task.model.name"
+        )
+    return FLAT[model.name](model, features, 1)
+
+
 def _check_predicts(model: learning.Model) -> None:
     if model.name in TOKENS and model.name not in AXES:
         raise ConfigError(
