@@ -9,6 +9,7 @@
 | rnn, gru, lstm | (channels, time) | `recurrent` |
 | transformer | (channels, time), or tokens | `attention` |
 | embedding | tokens | `embedding` |
+| gan | rows that it makes up, with a class | `gan` |
 """
 
 from tacit.tasks.models.families import (
@@ -19,6 +20,7 @@ from tacit.tasks.models.families import (
     build_for,
     build_for_text,
     build_to_give_back,
+    build_to_make_up,
 )
 from tacit.tasks.models.mlp import ACTIVATIONS, Classifier
 
@@ -27,6 +29,7 @@ __all__ = [
     "build_for",
     "build_for_text",
     "build_to_give_back",
+    "build_to_make_up",
     "AXES",
     "FLAT",
     "GIVES_BACK",
