@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tacit.errors import ConfigError
 from tacit.inference.inputs import Input, Raw, inputs_of
 from tacit.inference.trained import Trained
-from tacit.learning import CLASSES, NUMBERS, TEXT
+from tacit.learning import CLASSES, NUMBERS, SYNTHESIS, TEXT
 from tacit.tasks.arrays import ArrayClassification, ArrayRegression
 from tacit.tasks.tabular import TabularClassification
 
@@ -47,6 +47,10 @@ class Predictor:
 
     def __init__(self, trained: Trained, example: Path | None = None) -> None:
         task = trained.experiment.task
+        if task.kind in SYNTHESIS:
+            raise ConfigError(
+                f'"{task.kind}" predicts nothing: tacit synthesize RUN makes rows up', key="task.kind"
+            )
         if not (task.is_own or task.kind in (*CLASSES, *NUMBERS)):
             raise ConfigError(
                 f'"{task.kind}" predicts neither a class nor numbers: its model is not exported or served',

@@ -64,6 +64,8 @@ def trusted(unit: Unit, *, noise: str = "", secure: SecureSum | None = None) -> 
     return "no single party; at most the stated number of clients may collude with the coordinating server"
 
 
+MADE_UP = "what follows from the final model: however many rows there are, they are as private as it is, and no more"
+
 # Of what a site keeps for itself, which is in nothing that leaves it: by unit of privacy and strategy.
 KEPT: dict[tuple[Unit, str], str] = {
     ("record", "fedper"): (
