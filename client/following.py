@@ -32,7 +32,8 @@ class Following:
     """
 
     def __init__(self, task: Follows, model: nn.Module) -> None:
-        self.task, self.model = task, model.requires_grad_(False)
+        # Nothing in it draws from torch's own generator, whose place tells how many records a batch had.
+        self.task, self.model = task, model.requires_grad_(False).eval()
         self.part = task.follower(model)
         self._own = list(self.part.parameters())
         own = {id(parameter) for parameter in self._own}

@@ -39,7 +39,7 @@ MODEL_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "autoencoder": _LAYERED,
     "vae": _LAYERED,
     "embedding": _LAYERED,
-    "gan": ("hidden", "activation", "latent"),
+    "gan": (*_LAYERED, "latent"),
 }
 
 
@@ -55,7 +55,7 @@ class Model(Frozen):
             normalised by itself says nothing where it is a single number.
         layers: blocks of a transformer.
         heads: attentions side by side in each of them.
-        dropout: chance of each number between layers to be left out in training.
+        dropout: chance of each number between layers to be left out in training; of a gan, in its discriminator.
         latent: random numbers that a gan makes a row of.
     """
 

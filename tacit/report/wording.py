@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context
 from typing import Any
 
+from tacit.learning import SYNTHESIS
 from tacit.report.record import PrivacyEntry, RunRecord, SecureSum, Unit
 
 RELATIONS: dict[Unit, str] = {
@@ -43,6 +44,13 @@ def _one_record(experiment: Mapping[str, Any]) -> str:
     )
 
 
+def received(experiment: Mapping[str, Any]) -> str:
+    """What recipients of the final model see."""
+    if str((experiment.get("task") or {}).get("kind")) in SYNTHESIS:
+        return "the final model. However many rows it makes up, they are as private as it is, and no more"
+    return "the final model"
+
+
 def trusted(unit: Unit, *, noise: str = "", secure: SecureSum | None = None) -> str:
     """Who must be trusted for the promise to hold.
 
@@ -63,8 +71,6 @@ def trusted(unit: Unit, *, noise: str = "", secure: SecureSum | None = None) -> 
         return "the coordinating server and the clients, to follow the protocol"
     return "no single party; at most the stated number of clients may collude with the coordinating server"
 
-
-MADE_UP = "what follows from the final model: however many rows there are, they are as private as it is, and no more"
 
 # Of what a site keeps for itself, which is in nothing that leaves it: by unit of privacy and strategy.
 KEPT: dict[tuple[Unit, str], str] = {

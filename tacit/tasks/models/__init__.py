@@ -16,6 +16,7 @@ from tacit.tasks.models.families import (
     AXES,
     FLAT,
     GIVES_BACK,
+    MAKES_UP,
     build,
     build_for,
     build_for_text,
@@ -33,6 +34,7 @@ __all__ = [
     "AXES",
     "FLAT",
     "GIVES_BACK",
+    "MAKES_UP",
     "ACTIVATIONS",
     "Classifier",
 ]

@@ -38,7 +38,8 @@ class Generator(nn.Module):
         self.layout, self.latent = tuple(layout), model.latent
         self.sizes = [_outputs(part) for part in layout]
         widths = (model.latent + classes, *reversed(model.hidden))
-        self.layers = nn.Sequential(*hidden_layers(model, widths), nn.Linear(widths[-1], sum(self.sizes)))
+        whole = model.model_copy(update={"dropout": 0.0})
+        self.layers = nn.Sequential(*hidden_layers(whole, widths), nn.Linear(widths[-1], sum(self.sizes)))
 
     def forward(self, classes: Tensor, draws: torch.Generator | None = None) -> Tensor:
         """Features of shape (rows, features).
