@@ -23,6 +23,7 @@ class Following:
     Args:
         task: says which part follows, and by which loss.
         model: of the same kind as the one that records train, with other tensors.
+        every: steps of the others to each one of the part.
 
     Attributes:
         names: arrays of the part.
@@ -31,10 +32,10 @@ class Following:
         Given the weights that records have trained, what follows depends on no record.
     """
 
-    def __init__(self, task: Follows, model: nn.Module) -> None:
+    def __init__(self, task: Follows, model: nn.Module, every: int = 1) -> None:
         # Nothing in it draws from torch's own generator, whose place tells how many records a batch had.
         self.task, self.model = task, model.requires_grad_(False).eval()
-        self.part = task.follower(model)
+        self.part, self.every = task.follower(model), every
         self._own = list(self.part.parameters())
         own = {id(parameter) for parameter in self._own}
         self.names = {name for name, parameter in model.named_parameters() if id(parameter) in own}
@@ -45,13 +46,19 @@ class Following:
         self.optimizer = make_optimizer(self._own) if self._own else None
         self.draws = torch.Generator().manual_seed(seed)
 
-    def step(self, model: nn.Module, rate: float) -> None:
-        """Takes the trained weights out of `model`, makes a step, and puts the part that follows into it."""
+    def step(self, model: nn.Module, number: int, rate: float) -> None:
+        """Takes the trained weights out of `model`, makes a step if one is due, and puts the part into it.
+
+        Args:
+            model: that records have trained; whatever else a step did to the part is written over.
+            number: of the step, from 0.
+            rate: its learning rate.
+        """
         theirs, ours = floats(model), floats(self.model)
         for name, tensor in ours.items():
             if name not in self.names:
                 tensor.copy_(theirs[name])
-        if self.optimizer is not None:
+        if self.optimizer is not None and (number + 1) % self.every == 0:
             self._move(self.optimizer, rate)
         for name in self.names:
             theirs[name].copy_(ours[name])

@@ -105,7 +105,6 @@ class LocalTrainer:
         self.proximal_mu = experiment.strategy.proximal_mu
         self.steps = {site.label: site.steps for site in experiment.federation.sites if site.steps}
         self.factors = factors(experiment)
-        self.follow_every = experiment.task.generator_every
         self.device = pick_device(experiment.device)
         self.model = build_model(task, private=plan.max_grad_norm is not None).to(self.device)
         self.gradients = self._gradients()
@@ -126,7 +125,7 @@ class LocalTrainer:
         if experiment.task.is_own or not hasattr(self.task, "follower"):
             return None
         other = build_model(self.task, private=self.plan.max_grad_norm is not None).to(self.device)
-        return Following(cast("Follows", self.task), other)
+        return Following(cast("Follows", self.task), other, experiment.task.generator_every)
 
     @property
     def engine(self) -> str:
@@ -193,8 +192,8 @@ class LocalTrainer:
                 if self.settings.schedule_by == "step":
                     set_rate(optimizer, learning_rate(self.settings, round_number, step))
                 optimizer.step()
-                if self.following is not None and (step + 1) % self.follow_every == 0:
-                    self.following.step(self.model, learning_rate(self.settings, round_number, step))
+                if self.following is not None:
+                    self.following.step(self.model, step, learning_rate(self.settings, round_number, step))
         if self.plan.max_grad_norm is not None:
             self._check_unchanged(fixed)
         trained = read_arrays(self.model)

@@ -62,7 +62,13 @@ def problems(draw: Any, name: str) -> tuple[nn.Module, Any, Records]:
     channels = tuple(draw(st.lists(st.integers(2, 5), min_size=1, max_size=3)))
     activation = draw(st.sampled_from(list(ACTIVATIONS)))
     layers = draw(st.integers(1, 2))
-    sizes = {"hidden": hidden, "channels": channels, "activation": activation, "heads": heads, "layers": layers}
+    sizes = {
+        "hidden": hidden,
+        "channels": channels,
+        "activation": activation,
+        "heads": heads,
+        "layers": layers,
+    }
     own = learning.MODEL_KEYS[TEXT.get(name, name)]
     model = learning.Model.model_validate(
         {"name": TEXT.get(name, name)} | {key: size for key, size in sizes.items() if key in own}
