@@ -8,6 +8,7 @@ Figures are of raw records: they stay where the records are.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tacit.data.schema import Schema
+from tacit.data.preprocessing import positions_of
+from tacit.data.rows import DIGITS
+from tacit.data.schema import NumericColumn, Schema
 from tacit.data.table import Table
 from tacit.inference.fidelity import Features, features_of
 
 MOST_ROWS: Final = 5000  # of each table, drawn: distances between all pairs take time
 _AT_ONCE: Final = 512
-_DECIMALS: Final = 4  # of features, to which two rows are called equal
 _CHANCE: Final = 0.001
 
 
@@ -56,7 +58,7 @@ def closeness(made: Table, trained_on: Table, held_out: Table, schema: Schema) -
     called a member. The advantage is Kolmogorov and Smirnov's one-sided distance between the two sets of distances.
     """
     m, t, h = (_points(table, schema) for table in (made, trained_on, held_out))
-    copies, copies_held_out = _equal(m, t), _equal(h, t)
+    copies, copies_held_out = (_copies(table, trained_on, schema) for table in (made, held_out))
     draws = np.random.default_rng(0)
     m, t, h = (draws.permutation(points)[:MOST_ROWS] for points in (m, t, h))
     members, others = np.sort(nearest(t, m)), np.sort(nearest(h, m))
@@ -93,8 +95,18 @@ def _points(table: Table, schema: Schema) -> Features:
     return np.column_stack([features, np.eye(len(schema.classes), dtype=np.float32)[classes]])
 
 
-def _equal(points: Features, others: Features) -> float:
-    """Share of points that some other one equals."""
-    one, other = (np.round(x, _DECIMALS) + np.float32(0.0) for x in (points, others))
-    known = {row.tobytes() for row in other}
-    return sum(row.tobytes() in known for row in one) / len(one)
+def _copies(table: Table, others: Table, schema: Schema) -> float:
+    """Share of rows that some other row equals, cell by cell."""
+    known = set(_cells(others, schema))
+    return sum(row in known for row in _cells(table, schema)) / table.num_rows
+
+
+def _cells(table: Table, schema: Schema) -> Iterator[tuple[str | int, ...]]:
+    """Rows as numbers in the digits that are made up, and places among names."""
+    columns: list[Iterable[str | int]] = [positions_of(table.texts(schema.label), schema.classes).tolist()]
+    for name, column in schema.columns.items():
+        if isinstance(column, NumericColumn):
+            columns.append(format(x + 0.0, f".{DIGITS}g") for x in table.numbers(name))
+        else:
+            columns.append(positions_of(table.texts(name), column.categories).tolist())
+    return zip(*columns, strict=True)

@@ -187,6 +187,19 @@ def test_what_follows_is_the_same_the_next_time_and_other_in_another_round_or_si
     assert all(np.any(same[name] != other[name]) for other in others for name in same)
 
 
+def test_a_model_that_is_loaded_between_rounds_goes_on_to_the_same_one() -> None:
+    """A resumed run, or another process for each client: nothing of a trainer is in what the next one makes."""
+    experiment, task = made("training.local_steps=3")
+    at_once = trained(trainer_of(experiment, task), first(task), 3)
+    arrays = first(task)
+    for number in (1, 2, 3):
+        delta = trainer_of(experiment, task).train(
+            arrays, Job("north", records(), 600), number, SeededKeys(1)
+        )
+        arrays = {name: arrays[name] + delta[name] for name in arrays}
+    assert all(np.array_equal(arrays[name], array) for name, array in at_once.items())
+
+
 def of_file(task: TabularSynthesis, arrays: Arrays, folder: Path) -> Fidelity:
     """How like other rows of the same kind those are that a model makes up."""
     experiment, model = made()[0], task.model()
@@ -197,14 +210,14 @@ def of_file(task: TabularSynthesis, arrays: Arrays, folder: Path) -> Fidelity:
     return fidelity(read_table(path, task.schema), real, None, task.schema)
 
 
-@pytest.mark.parametrize(("promise", "least"), [("privacy=none", 2.0), (PRIVATE, 1.5)])
-def test_made_up_rows_become_like_the_records(promise: str, least: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("promise", ["privacy=none", PRIVATE])
+def test_made_up_rows_become_like_the_records(promise: str, tmp_path: Path) -> None:
     experiment, task = made(promise, "task.class_shares=[0.6, 0.4]", "insecure_seeded_noise=true")
     arrays = first(task)
     before = of_file(task, arrays, tmp_path)
-    after = of_file(task, trained(trainer_of(experiment, task), arrays, 20), tmp_path)
+    after = of_file(task, trained(trainer_of(experiment, task), arrays, 9), tmp_path)
     mean = [sum(found.columns.values()) / len(found.columns) for found in (before, after)]
-    assert mean[1] < mean[0] / least
+    assert mean[1] < mean[0] / 2
     assert after.correlation < before.correlation
     assert after.auroc_synthetic is not None and after.auroc_synthetic > 0.95
 
