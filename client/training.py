@@ -17,13 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.following import Following
 from client.normalised import factors
 from client.precision import check_precision, layers_in, widened
 from tacit.config import Experiment
@@ -32,7 +33,7 @@ from tacit.learning import Training
 from tacit.privacy.noise import Keys, Stream
 from tacit.privacy.plan import PrivacyPlan
 from tacit.privacy.streams import stream_of
-from tacit.tasks import Records, Task
+from tacit.tasks import Follows, Records, Task
 from tacit.tasks.weights import Arrays, build_model, load_arrays, read_arrays
 
 _RECORDS: Final = 1 << 14  # whose draws are made at a time
@@ -112,6 +113,7 @@ class LocalTrainer:
         check_precision(self.settings.precision, self.device)
         self.model = build_model(task, private=plan.max_grad_norm is not None).to(self.device)
         self.gradients = self._gradients()
+        self.following = self._following(experiment)
         # Tacit's own are known not to mix records.
         self.is_tried = plan.max_grad_norm is None or not experiment.task.is_own
 
@@ -123,6 +125,13 @@ class LocalTrainer:
         bounds = self.plan.max_grad_norm, self.plan.noise_multiplier
         passes = self.settings.max_batch, self.settings.precision
         return private_gradients(self.model, self.task, *bounds, *passes)
+
+    def _following(self, experiment: Experiment) -> Following | None:
+        """What follows, of Tacit's own tasks: nobody knows what another one keeps of records for it."""
+        if experiment.task.is_own or not hasattr(self.task, "follower"):
+            return None
+        other = build_model(self.task, private=self.plan.max_grad_norm is not None).to(self.device)
+        return Following(cast("Follows", self.task), other, experiment.task.generator_every)
 
     @property
     def engine(self) -> str:
@@ -170,12 +179,15 @@ class LocalTrainer:
         start, shift = self._tensors(origin if mu else {}), self._tensors(correction or {})
         optimizer = self.optimizer(self._parameters(), round_number)
         normaliser = self.plan.sampling_rate * job.declared_rows
+        if self.following is not None:
+            seed = _seed(keys, "follow", job.site, round_number)
+            self.following.begin(arrays, lambda own: self.optimizer(own, round_number), seed)
         fixed = {name: tensor.detach().clone() for name, tensor in self._untrained()}
         # One stream for all steps of a round: each reads on where the one before has stopped.
         sampling, noise = (
             stream_of(keys, purpose, job.site, round_number) for purpose in ("poisson", "noise")
         )
-        with seeded(int.from_bytes(keys.key("torch", job.site, round_number)[:8], "big"), self.device):
+        with seeded(_seed(keys, "torch", job.site, round_number), self.device):
             # At most as many as the plan charges for.
             num_steps = self.steps.get(job.site, self.plan.steps_per_round)
             batches = poisson_batches(records, self.plan.sampling_rate, num_steps, sampling)
@@ -187,6 +199,8 @@ class LocalTrainer:
                 if self.settings.schedule_by == "step":
                     set_rate(optimizer, learning_rate(self.settings, round_number, step))
                 optimizer.step()
+                if self.following is not None:
+                    self.following.step(self.model, step, learning_rate(self.settings, round_number, step))
         if self.plan.max_grad_norm is not None:
             self._check_unchanged(fixed)
         trained = read_arrays(self.model)
@@ -203,9 +217,10 @@ class LocalTrainer:
         return (p for p in self.model.parameters() if p.requires_grad)
 
     def _untrained(self) -> Iterator[tuple[str, Tensor]]:
-        """All of the model that no gradient moves: buffers, and parameters that are frozen."""
+        """All of the model that no step moves: buffers, and parameters that are frozen and follow nothing."""
         named = chain(self.model.named_buffers(), self.model.named_parameters())
-        return ((name, tensor) for name, tensor in named if not tensor.requires_grad)
+        follow = self.following.names if self.following is not None else ()
+        return ((name, tensor) for name, tensor in named if not tensor.requires_grad and name not in follow)
 
     def _check_unchanged(self, fixed: Mapping[str, Tensor]) -> None:
         """Raises `ConfigError` where records have reached the model otherwise than by a noised gradient."""
@@ -265,6 +280,10 @@ def record_losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
             f"loss must be one number per record, not of shape {tuple(losses.shape)}", key="task"
         )
     return losses
+
+
+def _seed(keys: Keys, purpose: str, site: str, round_number: int) -> int:
+    return int.from_bytes(keys.key(purpose, site, round_number)[:8], "big")
 
 
 @contextmanager

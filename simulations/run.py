@@ -39,7 +39,8 @@ FAULTS, DRAWN = "faults.toml", "faults-drawn.toml"
 ROUNDS_PER_HOUR = 10**9  # more than any simulated hour has: nobody counts them
 REPORTS = (
     "report.json", "report.html", "privacy-statement.md", "model-card.md", "ledger.jsonl", "model.safetensors",
-    "scaling.json", "model.onnx", "model.pt2",  # what was exported of an earlier run is not this one's
+    # What was exported of an earlier run is not this one's.
+    "scaling.json", "model.onnx", "model.pt2", "synthetic.csv", "synthetic.json",
 )  # fmt: skip
 
 

@@ -48,8 +48,8 @@ def heart_disease() -> Schema:
     millimetres.
     """
 
-    def number(center: float, scale: float, low: float, high: float) -> NumericColumn:
-        return NumericColumn(kind="numeric", center=center, scale=scale, range=(low, high))
+    def number(center: float, scale: float, low: float, high: float, decimals: int = 0) -> NumericColumn:
+        return NumericColumn(kind="numeric", center=center, scale=scale, range=(low, high), decimals=decimals)
 
     flag = number(0.0, 1.0, 0.0, 1.0)
     columns: dict[str, Column] = {
@@ -62,7 +62,7 @@ def heart_disease() -> Schema:
         "restecg": CategoricalColumn(kind="categorical", categories=("0", "1", "2")),
         "thalach": number(140.0, 25.0, 50.0, 220.0),
         "exang": flag,
-        "oldpeak": number(1.0, 1.0, -3.0, 7.0),
+        "oldpeak": number(1.0, 1.0, -3.0, 7.0, decimals=1),
     }
     return Schema(label="target", columns=columns, site="site", missing_rows="drop")
 
@@ -75,18 +75,21 @@ def credit_default() -> Schema:
     of ten, so they are scaled by their logarithm: credit lines of 10 thousand to 1 million, bills likewise.
     """
     columns: dict[str, Column] = {
-        "LIMIT_BAL": NumericColumn(kind="numeric", transform="log", range=(1e4, 1e6)),
+        "LIMIT_BAL": NumericColumn(kind="numeric", transform="log", range=(1e4, 1e6), decimals=0),
         "SEX": CategoricalColumn(kind="categorical", categories=("1", "2")),
         "EDUCATION": CategoricalColumn(kind="categorical", categories=("1", "2", "3", "4")),
         "MARRIAGE": CategoricalColumn(kind="categorical", categories=("1", "2", "3")),
-        "AGE": NumericColumn(kind="numeric", center=40.0, scale=15.0, range=(18.0, 90.0)),
+        "AGE": NumericColumn(kind="numeric", center=40.0, scale=15.0, range=(18.0, 90.0), decimals=0),
     }
     for month in (0, 2, 3, 4, 5, 6):
-        columns[f"PAY_{month}"] = NumericColumn(kind="numeric", center=0.0, scale=2.0, range=(-2.0, 9.0))
-    amount = NumericColumn(kind="numeric", transform="log", center=8.0, scale=4.0, range=(-1e6, 1e6))
+        columns[f"PAY_{month}"] = NumericColumn(
+            kind="numeric", center=0.0, scale=2.0, range=(-2.0, 9.0), decimals=0
+        )
+    log = {"kind": "numeric", "transform": "log", "scale": 4.0, "decimals": 0}
+    amount = NumericColumn.model_validate({**log, "center": 8.0, "range": (-1e6, 1e6)})
     for month in range(1, 7):
         columns[f"BILL_AMT{month}"] = amount
-    payment = NumericColumn(kind="numeric", transform="log", center=6.0, scale=4.0, range=(0.0, 1e6))
+    payment = NumericColumn.model_validate({**log, "center": 6.0, "range": (0.0, 1e6)})
     for month in range(1, 7):
         columns[f"PAY_AMT{month}"] = payment
     return Schema(label="default_next_month", columns=columns)

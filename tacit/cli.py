@@ -44,6 +44,10 @@ COMMANDS = {
         "tacit.inference.command:export",
         "Write a run's model for other runtimes: ONNX, torch.export.",
     ),
+    "synthesize": (
+        "tacit.inference.synthesize:synthesize",
+        "Write a table of rows that a run's generator makes up.",
+    ),
     "serve": ("tacit.inference.command:serve", "Answer requests for predictions over gRPC."),
     "audit": ("tacit.audit_cli:app", "Look into audit logs, and attack a training to test its privacy."),
     "doctor": ("tacit.doctor:doctor", "Say what is installed, and what is missing for which use."),

@@ -468,6 +468,11 @@ class Experiment(Frozen):
 
     def _check_strategy(self, cohort: int) -> None:
         name, secure, training = self.strategy.name, self.secure_aggregation, self.training
+        if self.task.generator_every > training.local_steps:
+            raise ValueError(
+                f"task.generator_every is above training.local_steps = {training.local_steps}: "
+                "the generator would make no step"
+            )
         said = [*self.partition.steps, *(site.steps or 0 for site in self.federation.sites)]
         if max(said, default=0) > training.local_steps:
             raise ValueError(

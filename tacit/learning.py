@@ -15,7 +15,8 @@ NUMBERS = ("array_regression",)
 ANOMALY = ("tabular_anomaly", "array_anomaly")
 LABELS = ("array_multilabel",)
 RANKING = ("array_ranking",)
-BUILT_IN = (*CLASSES, *NUMBERS, *ANOMALY, *LABELS, *RANKING)  # kinds of task that are Tacit's own
+SYNTHESIS = ("tabular_synthesis",)
+BUILT_IN = (*CLASSES, *NUMBERS, *ANOMALY, *LABELS, *RANKING, *SYNTHESIS)  # kinds of task that are Tacit's own
 LOSSES = {
     "cross_entropy": CLASSES,
     "focal": CLASSES,
@@ -39,6 +40,7 @@ MODEL_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "autoencoder": _LAYERED,
     "vae": _LAYERED,
     "embedding": _LAYERED,
+    "gan": (*_LAYERED, "latent"),
 }
 
 
@@ -49,17 +51,18 @@ class Model(Frozen):
         name: see docs/models.md.
         hidden: widths of an mlp's layers, and of an autoencoder's or vae's from the record down to the code; the last
             one is the width of a transformer's steps and of an rnn's, gru's or lstm's state. Of an embedding the first
-            one is the width of a token.
+            one is the width of a token. Of a gan those of the discriminator, and backwards of the generator.
         channels: of a cnn's or cnn1d's layers, and of a resnet's blocks; two or more, because a channel that is
             normalised by itself says nothing where it is a single number.
         layers: blocks of a transformer.
         heads: attentions side by side in each of them.
-        dropout: chance of each number between layers to be left out in training.
+        dropout: chance of each number between layers to be left out in training; of a gan, in its discriminator.
+        latent: random numbers that a gan makes a row of.
     """
 
     name: Literal[
         "mlp", "logistic", "cnn", "cnn1d", "resnet", "rnn", "gru", "lstm", "transformer", "autoencoder", "vae",
-        "embedding",
+        "embedding", "gan",
     ] = "mlp"  # fmt: skip
     hidden: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (16,)
     channels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False, min_length=1)] = (8, 16)
@@ -67,6 +70,7 @@ class Model(Frozen):
     layers: Annotated[int, Field(ge=1, le=100)] = 1
     heads: Count = 2
     dropout: Fraction = 0.0
+    latent: Count = 16
 
     @field_validator("*")
     @classmethod
@@ -127,12 +131,14 @@ class Task(Frozen):
 
     Attributes:
         kind: "tabular" (classes of table rows), "array_classification", "array_multilabel", "array_regression",
-            "array_ranking", "tabular_anomaly", "array_anomaly", "text_classification", or "module:object" of a task
-            of your own.
+            "array_ranking", "tabular_anomaly", "array_anomaly", "text_classification", "tabular_synthesis" (a generator
+            of rows), or "module:object" of a task of your own.
         loss: by name; "auto" = cross_entropy for classes, squared for numbers, what a task of your own has.
         class_weights: how much a record of each class counts in the loss, in the order of the classes; public.
         label_smoothing: share of the target of cross_entropy that goes to all classes alike.
         ndcg_at: how many places of a ranking the metric `ndcg` looks at.
+        class_shares: of made-up rows, in the order of the classes; public. All alike, if not given.
+        generator_every: steps of a discriminator to each one of its generator.
         options: passed to your own task as keyword arguments.
     """
 
@@ -141,6 +147,8 @@ class Task(Frozen):
     class_weights: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
     label_smoothing: Fraction = 0.0
     ndcg_at: Count = 10
+    class_shares: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+    generator_every: Count = 1
     model: Model = Model()
     start: Start = Start()
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
@@ -160,6 +168,13 @@ class Task(Frozen):
                 raise ValueError(f"{name} is for {', '.join(CLASSES)}, not {self.kind!r}")
         if self.ndcg_at != Task.model_fields["ndcg_at"].default and self.kind not in RANKING:
             raise ValueError(f"ndcg_at is for {', '.join(RANKING)}, not {self.kind!r}")
+        if self.kind not in SYNTHESIS:
+            for name, is_set in (
+                ("class_shares", self.class_shares),
+                ("generator_every", self.generator_every > 1),
+            ):
+                if is_set:
+                    raise ValueError(f"{name} is for {', '.join(SYNTHESIS)}, not {self.kind!r}")
         if self.is_own and self.start.file:
             raise ValueError("start is for Tacit's own models: a task of your own begins as its model() says")
         if self.label_smoothing and self.loss == "focal":
@@ -174,7 +189,7 @@ class Task(Frozen):
     @property
     def is_tabular(self) -> bool:
         """Whether its records are rows of a table, by their columns or their text."""
-        return self.kind in ("tabular", "tabular_anomaly", *TEXT)
+        return self.kind in ("tabular", "tabular_anomaly", *TEXT, *SYNTHESIS)
 
 
 class Training(Frozen):

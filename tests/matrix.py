@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tacit.learning import MODEL_KEYS, RANKING, TEXT
+from tacit.learning import MODEL_KEYS, RANKING, SYNTHESIS, TEXT
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- what python -m tests.matrix writes -->\n", "<!-- its end -->\n"
@@ -72,6 +72,8 @@ class Family:
             return "text"
         if self.kind in RANKING:
             return "lists, `[features, items]`"
+        if self.kind in SYNTHESIS:
+            return "table rows"
         return {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}[
             len(self.shape)
         ]
@@ -109,6 +111,7 @@ FAMILIES = {
     "mlp": Family("tabular"),
     "autoencoder": Family("tabular_anomaly"),
     "vae": Family("tabular_anomaly"),
+    "gan": Family("tabular_synthesis"),
     "cnn": Family("array_classification", IMAGES),
     "resnet": Family("array_classification", IMAGES),
     "cnn1d": Family("array_classification", SERIES),

@@ -64,6 +64,7 @@ class NumericColumn(Frozen):
         clip: largest absolute value after scaling.
         missing: x that stands for an empty cell; when not stated the feature is 0, the center.
         indicator: add a feature that is 1 where the cell was empty.
+        decimals: places behind the point, 0 = whole; for rows that are made up, nothing that is read changes.
     """
 
     kind: Literal["numeric"]
@@ -74,6 +75,7 @@ class NumericColumn(Frozen):
     clip: Annotated[float, Field(gt=0, le=1e6)] = 3.0
     missing: float | None = None
     indicator: bool = False
+    decimals: Annotated[int, Field(ge=0, le=12)] | None = None
 
     @model_validator(mode="after")
     def _has_scaling(self) -> NumericColumn:

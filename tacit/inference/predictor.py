@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tacit.errors import ConfigError
 from tacit.inference.inputs import Input, Raw, inputs_of
 from tacit.inference.trained import Trained
-from tacit.learning import CLASSES, NUMBERS, RANKING, TEXT
+from tacit.learning import CLASSES, NUMBERS, RANKING, SYNTHESIS, TEXT
 from tacit.tasks.arrays import ArrayClassification, ArrayRanking, ArrayRegression
 from tacit.tasks.tabular import TabularClassification
 
@@ -48,6 +48,10 @@ class Predictor:
 
     def __init__(self, trained: Trained, example: Path | None = None) -> None:
         task = trained.experiment.task
+        if task.kind in SYNTHESIS:
+            raise ConfigError(
+                f'"{task.kind}" predicts nothing: tacit synthesize RUN makes rows up', key="task.kind"
+            )
         if not (task.is_own or task.kind in (*CLASSES, *NUMBERS, *RANKING)):
             raise ConfigError(
                 f'"{task.kind}" predicts neither a class, numbers nor ranks: its model is not exported or served',

@@ -12,6 +12,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tacit.learning import SYNTHESIS
 from tacit.metric_names import lower_is_better
 from tacit.report import compare
 from tacit.report.record import Metrics, Outcomes, RunRecord
@@ -250,7 +251,15 @@ def _files(record: RunRecord) -> Section:
             "model.safetensors",
             "its arrays; with experiment.toml (and scaling.json, if there) they rebuild it",
         ),
+        *_uses(str((record.experiment.get("task") or {}).get("kind", ""))),
+    )
+    return Section("Files", (), points)
+
+
+def _uses(kind: str) -> tuple[tuple[str, str], ...]:
+    if kind in SYNTHESIS:
+        return (("tacit synthesize RUN", "a table of rows that it makes up"),)
+    return (
         ("tacit export RUN", "one file for other runtimes, with its preprocessing"),
         ("tacit serve RUN", "predictions over gRPC"),
     )
-    return Section("Files", (), points)

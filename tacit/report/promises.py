@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from tacit.config import Experiment
+from tacit.learning import SYNTHESIS
 from tacit.privacy.client_plan import ClientPlan
 from tacit.privacy.ledger import Entry
 from tacit.privacy.plan import SUM, PrivacyPlan
@@ -55,6 +56,13 @@ def _with_kept(unit: Unit, experiment: Experiment, simulation: bool) -> tuple[st
     return (*not_covered(unit, simulation=simulation), *([kept] if kept else []))
 
 
+_DP_SGD = "DP-SGD: Poisson-sampled, clipped per record, Gaussian noise at the site in every step"
+_FOLLOWS = (
+    ". So the discriminator is trained; the generator is trained by it alone, sees no record and costs nothing "
+    "(post-processing)"
+)
+
+
 def _record(experiment: Experiment, plan: PrivacyPlan, debits: int | None, simulation: bool) -> PrivacyEntry:
     return PrivacyEntry(
         unit="record",
@@ -67,7 +75,7 @@ def _record(experiment: Experiment, plan: PrivacyPlan, debits: int | None, simul
         debits=plan.debits,
         trusted=trusted("record"),
         not_covered=_with_kept("record", experiment, simulation),
-        mechanism="DP-SGD: Poisson-sampled, clipped per record, Gaussian noise at the site in every step",
+        mechanism=_DP_SGD + _FOLLOWS * (experiment.task.kind in SYNTHESIS),
         epsilon_spent=None if debits is None else plan.epsilon_after(debits),
     )
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tacit.report import federation
 from tacit.report.record import PrivacyEntry, RunRecord
 from tacit.report.storage import write_text
-from tacit.report.wording import RELATIONS, all_not_covered, protected, upper
+from tacit.report.wording import RELATIONS, all_not_covered, protected, received, upper
 
 # Two computations of the same epsilon may differ in the last digits; that is no broken promise.
 _ROUNDING = 1 + 1e-6
@@ -280,7 +280,7 @@ def _views(record: RunRecord) -> Section:
     points = [
         ("Each site", "its own rows, and the model of each round"),
         ("Coordinating server", f"{server}; who takes part, when, and how much is sent"),
-        ("Recipients of the final model", "the final model"),
+        ("Recipients of the final model", received(record.experiment)),
     ]
     if any(item.private_metrics for item in record.rounds):
         noised = "with noise that the budget pays for" if record.is_private else "without noise that protects"

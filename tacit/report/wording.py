@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context
 from typing import Any
 
+from tacit.learning import SYNTHESIS
 from tacit.report.record import PrivacyEntry, RunRecord, SecureSum, Unit
 
 RELATIONS: dict[Unit, str] = {
@@ -43,6 +44,13 @@ def _one_record(experiment: Mapping[str, Any]) -> str:
         f"{min(shared, most) if most else shared} windows, and a person's series makes {most or 'as many as fit'}: "
         "with r windows the exposure is r times epsilon"
     )
+
+
+def received(experiment: Mapping[str, Any]) -> str:
+    """What recipients of the final model see."""
+    if str((experiment.get("task") or {}).get("kind")) in SYNTHESIS:
+        return "the final model. However many rows it makes up, they are as private as it is, and no more"
+    return "the final model"
 
 
 def trusted(unit: Unit, *, noise: str = "", secure: SecureSum | None = None) -> str:

@@ -11,6 +11,7 @@ from tacit.config import Experiment
 from tacit.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -74,6 +75,23 @@ class Summarises(Protocol):
         ...
 
 
+@runtime_checkable
+class Follows(Protocol):
+    """A task of Tacit's own with a part of the model that records do not train: it follows the rest.
+
+    After a step of training it makes a step of its own, from weights and random numbers. Neither method is given a
+    record, and the model that they are given is one that no record has passed through (`client.following`).
+    """
+
+    def follower(self, model: nn.Module) -> nn.Module:
+        """The part. Its parameters ask for no gradient when the model is made."""
+        ...
+
+    def follower_loss(self, model: nn.Module, draws: torch.Generator) -> Tensor:
+        """What its step makes smaller: one number, of the model's weights and of draws from `draws`."""
+        ...
+
+
 def load_task(experiment: Experiment) -> Task:
     """The task that `[task] kind` names.
 
@@ -110,6 +128,10 @@ def _built_in(kind: str) -> Any:
         from tacit.tasks.text import TextClassification
 
         return TextClassification
+    if kind == "tabular_synthesis":
+        from tacit.tasks.synthesis import TabularSynthesis
+
+        return TabularSynthesis
     if kind in ("tabular", "tabular_anomaly"):
         from tacit.tasks.tabular import TabularAnomaly, TabularClassification
 

@@ -11,7 +11,7 @@ from tacit import config
 from tacit.errors import ConfigError
 from tacit.inference.predictor import Predictor
 from tacit.inference.trained import Trained
-from tacit.learning import ANOMALY, BUILT_IN, CLASSES, LABELS, NUMBERS, RANKING, TEXT
+from tacit.learning import ANOMALY, BUILT_IN, CLASSES, LABELS, NUMBERS, RANKING, SYNTHESIS, TEXT
 
 EXPERIMENT = """
 name = "kind"
@@ -61,7 +61,7 @@ def experiment(kind: str, folder: Path) -> config.Experiment:
     y = np.arange(120) % 3
     x = (rng.normal(size=(120, 4)) + y[:, None]).astype(np.float32)
     targets: dict[str, Any] = {
-        **dict.fromkeys((*CLASSES, *ANOMALY), y),
+        **dict.fromkeys((*CLASSES, *ANOMALY, *SYNTHESIS), y),
         **dict.fromkeys(NUMBERS, x[:, :2]),
         **dict.fromkeys(LABELS, (x[:, :3] > 0).astype(np.int64)),
         **dict.fromkeys(RANKING, np.clip(x.round(), -1, 3)),
@@ -73,7 +73,7 @@ def experiment(kind: str, folder: Path) -> config.Experiment:
     outputs += "\nseveral = true" if kind in LABELS else ""
     own = {"path": folder / "data.npz", "outputs": outputs, "shape": list(x.shape[1:])}
     data = "" if kind.startswith("tabular") else ARRAYS.format(**own)
-    model = "autoencoder" if kind in ANOMALY else "mlp"
+    model = "autoencoder" if kind in ANOMALY else "gan" if kind in SYNTHESIS else "mlp"
     return config.loads(EXPERIMENT.format(kind=kind, data=data, model=model))
 
 
@@ -88,6 +88,10 @@ def test_every_kind_of_task_has_a_report_and_what_it_predicts_leaves_as_what_it_
         tmp_path / "run" / "model-card.md"
     ).is_file()
     trained = Trained.open(tmp_path / "run")
+    if kind in SYNTHESIS:
+        with pytest.raises(ConfigError, match=r"task\.kind: .* predicts nothing: tacit synthesize RUN"):
+            Predictor(trained)
+        return
     if kind not in (*CLASSES, *NUMBERS, *RANKING):
         with pytest.raises(ConfigError, match=rf'task\.kind: "{kind}" predicts neither a class, numbers nor'):
             Predictor(trained)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from client.bookkeeping import BookKeeping, unknown
 from client.private_gradients import PrivateGradients
 from tacit import learning
+from tacit.data.rows import Names, Number
+from tacit.data.schema import Schema
 from tacit.privacy.noise import SeededKeys, Stream
 from tacit.tasks import Records
 from tacit.tasks.anomaly import Anomalies, with_labels
@@ -21,20 +23,29 @@ from tacit.tasks.models import (
     ACTIVATIONS,
     AXES,
     GIVES_BACK,
+    MAKES_UP,
     build_for,
     build_for_text,
     build_to_give_back,
+    build_to_make_up,
     build_to_rank,
 )
 from tacit.tasks.models.autoencoder import VAE
+from tacit.tasks.models.gan import GAN
 from tacit.tasks.ranking import Ranking
 from tacit.tasks.regression import Regression
+from tacit.tasks.synthesis import TabularSynthesis
 
 TEXT = {"embedding": "embedding", "transformer of text": "transformer"}
 NAMES = learning.Model.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
 LISTS = {"logistic of lists": "logistic", "mlp of lists": "mlp"}
 FAMILIES = (*(name for name in NAMES if name not in TEXT), *TEXT, *LISTS)
 SIZES = st.integers(1, 4)
+COLUMN = st.one_of(
+    st.builds(Number, st.just(-1.0), st.just(2.0), st.just(0.5), st.booleans(), st.booleans()),
+    st.builds(Names, SIZES, st.booleans()),
+)
+LAYOUTS = st.lists(COLUMN, min_size=1, max_size=4)
 LOSSES = [
     {},
     {"class_weights": (0.5, 1.0, 4.0)},
@@ -47,6 +58,7 @@ LOSSES = [
 @st.composite
 def problems(draw: Any, name: str) -> tuple[nn.Module, Any, Records]:
     """A model, a loss and records for them, in float64: what differs then is no rounding."""
+    task: Any
     torch.manual_seed(draw(st.integers(0, 2**31)))
     heads = draw(st.integers(1, 2))
     hidden = (*draw(st.lists(SIZES, max_size=2)), heads * draw(SIZES))
@@ -85,11 +97,17 @@ def problems(draw: Any, name: str) -> tuple[nn.Module, Any, Records]:
             Anomalies(),
             Records(features, with_labels(features, torch.arange(rows))),
         )
+    if name in MAKES_UP:
+        gan = build_to_make_up(model, draw(LAYOUTS), 3).double()
+        classes = torch.randint(0, 3, (rows,))
+        features = torch.randn(rows, gan.features).double() * draw(st.sampled_from([0.1, 1.0, 10.0]))
+        task = TabularSynthesis(Schema(label="y", classes=("a", "b", "c")), model)
+        return gan, task, Records(torch.cat([features, torch.eye(3)[classes]], 1), classes)
     made, chosen = (
         build_for(model, shape, 3).double(),
         learning.Task.model_validate(draw(st.sampled_from(LOSSES))),
     )
-    task: Any = Regression() if chosen.kind == "array_regression" else Classification()
+    task = Regression() if chosen.kind == "array_regression" else Classification()
     task.settings = chosen
     targets = torch.randn(rows, 3).double() if isinstance(task, Regression) else torch.randint(0, 3, (rows,))
     return made, task, Records(features, targets)
@@ -102,10 +120,11 @@ def filled(kind: Any, model: nn.Module, task: Any, records: Records, clip: float
 
 
 def one_at_a_time(model: nn.Module, task: Any, records: Records, clip: float) -> list[Tensor]:
-    sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sums = [torch.zeros_like(parameter) for parameter in trained]
     for x, y in zip(records.features, records.targets, strict=True):
         loss = task.loss(model(x[None]), y[None]).sum()
-        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        gradient = torch.autograd.grad(loss, trained)
         length = math.sqrt(sum(float(g.square().sum()) for g in gradient))
         sums = [s + g * min(1.0, clip / (length + 1e-6)) / 2.0 for s, g in zip(sums, gradient, strict=True)]
     return sums
@@ -113,8 +132,14 @@ def one_at_a_time(model: nn.Module, task: Any, records: Records, clip: float) ->
 
 @pytest.fixture(autouse=True)
 def drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a variational autoencoder draws for a record is the same, whoever is in the batch with it."""
+    """What a model draws for a record is the same, whoever is in the batch with it."""
     monkeypatch.setattr(VAE, "draw", lambda self, mean: (9 * mean.detach()).sin())
+
+    def rows(self: GAN, classes: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.generator(c[None], torch.Generator().manual_seed(0)) for c in classes])
+
+    monkeypatch.setattr(GAN, "draw", rows)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -92,6 +92,12 @@ EXPLAINED = {
     "report": ["its privacy statement anew", "First digits of its id; the newest without."],
     "audit": ["verify", "privacy"],
     "export": ["tacit export runs/my --int8 --data holdout.csv", "Folder of a finished run", "NaN and"],
+    "synthesize": [
+        "tacit synthesize runs/my --data holdout.csv --train data.csv",
+        "they cost nothing more, however many there are",
+        "CSV, or Parquet by its name. [default: (RUN/synthetic.csv)]",
+        "figures are of raw records: do this at the site",
+    ],
     "serve": ["tacit serve runs/my --insecure-loopback", "Open Inference Protocol", "readable by you alone"],
     "doctor": ["Exit code 0: a client can run here.", "--json"],
 }

@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from tacit import config, learning
+from tacit.data.rows import Names, Number
 from tacit.errors import ConfigError
-from tacit.tasks.models import AXES, GIVES_BACK, build_for, build_to_give_back
+from tacit.tasks.models import (
+    AXES,
+    GIVES_BACK,
+    MAKES_UP,
+    build_for,
+    build_to_give_back,
+    build_to_make_up,
+)
 from tacit.tasks.models.families import build_for_text
 
 OTHERWISE = {
@@ -17,6 +25,7 @@ OTHERWISE = {
     "layers": 2,
     "heads": 4,
     "dropout": 0.5,
+    "latent": 5,
 }
 
 
@@ -25,6 +34,10 @@ def _outputs(model: learning.Model) -> torch.Tensor:
     axes = {0: (5,), 2: (2, 5), 3: (2, 5, 5)}[AXES.get(model.name, 0)]
     if model.name == "embedding":
         return build_for_text(model, 7, 3)(torch.tensor([[1, 4, 2]]))  # type: ignore[no-any-return]
+    if model.name in MAKES_UP:
+        layout = (Number(-1.0, 1.0, 0.0, indicator=False, may_be_empty=False), Names(2, may_be_empty=True))
+        gan = build_to_make_up(model, layout, 2)
+        return gan.train()(torch.cat([torch.randn(4, 3), torch.eye(2)[[0, 1, 0, 1]]], 1))  # type: ignore[no-any-return]
     made = build_to_give_back(model, 5) if model.name in GIVES_BACK else build_for(model, axes, 3)
     return made.train()(torch.randn(4, *axes))  # type: ignore[no-any-return]
 

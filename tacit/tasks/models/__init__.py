@@ -9,16 +9,19 @@
 | rnn, gru, lstm | (channels, time) | `recurrent` |
 | transformer | (channels, time), or tokens | `attention` |
 | embedding | tokens | `embedding` |
+| gan | rows that it makes up, with a class | `gan` |
 """
 
 from tacit.tasks.models.families import (
     AXES,
     FLAT,
     GIVES_BACK,
+    MAKES_UP,
     build,
     build_for,
     build_for_text,
     build_to_give_back,
+    build_to_make_up,
     build_to_rank,
 )
 from tacit.tasks.models.mlp import ACTIVATIONS, Classifier
@@ -28,10 +31,12 @@ __all__ = [
     "build_for",
     "build_for_text",
     "build_to_give_back",
+    "build_to_make_up",
     "build_to_rank",
     "AXES",
     "FLAT",
     "GIVES_BACK",
+    "MAKES_UP",
     "ACTIVATIONS",
     "Classifier",
 ]

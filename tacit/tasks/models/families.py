@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from torch import nn
 
 from tacit import learning
+from tacit.data.rows import Names, Number
 from tacit.errors import ConfigError
 from tacit.tasks.models.attention import text_transformer, transformer
 from tacit.tasks.models.autoencoder import VAE, autoencoder
 from tacit.tasks.models.convolution import cnn, cnn1d, resnet
 from tacit.tasks.models.embedding import Embedding
+from tacit.tasks.models.gan import GAN
 from tacit.tasks.models.mlp import Classifier, logistic, mlp
 from tacit.tasks.models.recurrent import gru, lstm, rnn
 
@@ -27,6 +29,8 @@ GIVES_BACK: Final[Mapping[str, Callable[[learning.Model, int], nn.Module]]] = {
     "autoencoder": autoencoder,
     "vae": VAE,
 }
+# Of rows that they make up.
+MAKES_UP: Final = ("gan",)
 # Of records with so many axes.
 AXES: Final[Mapping[str, int]] = {
     "cnn": 3, "resnet": 3, "cnn1d": 2, "rnn": 2, "gru": 2, "lstm": 2, "transformer": 2,
@@ -127,7 +131,30 @@ def build_to_rank(model: learning.Model, features: int) -> Classifier:
     return FLAT[model.name](model, features, 1)
 
 
+def build_to_make_up(model: learning.Model, layout: Sequence[Number | Names], classes: int) -> GAN:
+    """A fresh model that makes rows up, its weights drawn from torch's global generator.
+
+    Args:
+        model: which one, and its size.
+        layout: of a row's features.
+        classes: that a row can be of.
+
+    Raises:
+        ConfigError: the family makes nothing up.
+    """
+    if model.name not in MAKES_UP:
+        raise ConfigError(
+            f'"{model.name}" makes no rows up; {", ".join(MAKES_UP)} does', key="task.model.name"
+        )
+    return GAN(model, layout, classes)
+
+
 def _check_predicts(model: learning.Model) -> None:
+    if model.name in MAKES_UP:
+        raise ConfigError(
+            f'"{model.name}" makes rows up and predicts nothing: set task.kind to {" or ".join(learning.SYNTHESIS)}',
+            key="task.model.name",
+        )
     if model.name in TOKENS and model.name not in AXES:
         raise ConfigError(
             f'"{model.name}" reads text: set task.kind to {" or ".join(learning.TEXT)}', key="task.model.name"
