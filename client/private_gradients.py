@@ -135,8 +135,17 @@ class PrivateGradients:
         """Gradients per record of a part of the batch."""
         with warnings.catch_warnings():  # the first layer's hook fires although its input needs no gradient
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            losses = record_losses(self.task, self.module(part.features), part.targets)
+            losses = record_losses(self.task, self.module(part.inputs), part.targets, part.views)
             losses.sum().backward()  # type: ignore[no-untyped-call]
+        if part.views > 1:
+            self._add_views(part.views)
+
+    def _add_views(self, views: int) -> None:
+        """Makes one gradient of those of a record's views, each of which has its share in the mean already."""
+        parameter: Any
+        for parameter in self.model.parameters():
+            if (samples := getattr(parameter, "grad_sample", None)) is not None:
+                parameter.grad_sample = samples.unflatten(0, (-1, views)).sum(1)
 
     def _fill_unused(self, num_rows: int) -> None:
         """Zeros for a parameter that the loss of this batch does not depend on: noise is its whole gradient.

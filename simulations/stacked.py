@@ -280,6 +280,8 @@ def obstacle_to_stacking(run: Run) -> str:
         return "each site begins with what it has kept"
     if any(site.steps for site in run.experiment.federation.sites):
         return "the sites take different numbers of steps"
+    if run.trainer.augmentation.is_on:
+        return "a step sees views of its records"
     return unstackable(run.trainer.model)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from client.training import LocalTrainer, check_alone
+from client.views import Augmentation
 from tacit.config import Experiment
 from tacit.errors import ConfigError, TacitError
 from tacit.privacy.plan import PrivacyPlan
@@ -45,11 +46,14 @@ def try_task(experiment: Experiment, data: Path) -> None:
     if experiment.task.is_own:
         private = experiment.privacy.record is not None
         model = trial.of("model()", lambda: build_model(task, private=private))
-        _try_methods(trial, task, model, data, private=private)
+        _try_methods(trial, task, model, data, Augmentation(experiment, task) if private else None)
     LocalTrainer(task, PrivacyPlan.of(experiment), experiment)  # says which layer cannot be made private
 
 
-def _try_methods(trial: _Trial, task: Task, model: nn.Module, data: Path, *, private: bool) -> None:
+def _try_methods(
+    trial: _Trial, task: Task, model: nn.Module, data: Path, augmentation: Augmentation | None
+) -> None:
+    """With the augmentation of a private run."""
     for split in ("test", "train"):
         records = trial.of("read()", lambda split=split: task.read(data, split))  # type: ignore[misc]
         trial.expect(
@@ -66,8 +70,8 @@ def _try_methods(trial: _Trial, task: Task, model: nn.Module, data: Path, *, pri
     }.items():
         shape, wanted = tuple(getattr(values, "shape", ())), (len(targets),)
         trial.expect(shape == wanted, f"{name} has shape {shape}: one value per record is needed, {wanted}")
-    if private:
-        check_alone(model.train(), task, records)
+    if augmentation is not None:
+        trial.of("augment()", lambda: check_alone(model.train(), task, records, augmentation))
 
 
 def _named_metrics(task: Task, outputs: Any, targets: Any) -> dict[str, Any]:

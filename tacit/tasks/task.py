@@ -11,6 +11,7 @@ from tacit.config import Experiment
 from tacit.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -32,6 +33,16 @@ class Records(NamedTuple):
     def num_rows(self) -> int:
         """Number of records."""
         return len(self.targets)
+
+    @property
+    def views(self) -> int:
+        """How many times the model sees each record in a step, at most; see `client.views`."""
+        return 1
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the model sees: shape (rows * views, ...)."""
+        return self.features
 
 
 @runtime_checkable
@@ -71,6 +82,18 @@ class Summarises(Protocol):
 
     def summary(self, outputs: Tensor, targets: Tensor) -> Mapping[str, float]:
         """Metrics that need all outputs of a set at once."""
+        ...
+
+
+@runtime_checkable
+class Augments(Protocol):
+    """A task that has views of a record for training: a step sees them in the record's place."""
+
+    def augment(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Another view of each record, in the shape of the features, drawn from the generator alone.
+
+        A view is made of its own record and of no other one.
+        """
         ...
 
 
