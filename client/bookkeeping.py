@@ -68,6 +68,7 @@ class BookKeeping:
     Guarantees:
         Adding or removing one record moves the gradient sum before noise by at most max_grad_norm, where no loss
             of a record depends on another record.
+        A record with several views moves it by no more: its gradient is the mean over them, and is clipped then.
         A record contributes nothing where its gradient, or its norm, is not finite.
         An empty batch is a step of noise alone.
     """

@@ -69,6 +69,7 @@ class PrivateGradients:
     Guarantees:
         Adding or removing one record moves the gradient sum before noise by at most max_grad_norm, where no loss
             of a record depends on another record.
+        A record with several views moves it by no more: its gradient is the mean over them, and is clipped then.
         An empty batch is a step of noise alone.
         A step that fails leaves no gradient, and nothing of it is in a later one.
     """

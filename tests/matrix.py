@@ -21,6 +21,7 @@ num_clients = 4
 min_rows = 4
 [task]
 kind = "{kind}"
+augment = {views}
 [task.model]
 name = "{name}"
 {size}
@@ -59,27 +60,28 @@ class Family:
         kind: of task that it is tried with.
         shape: of its records; () = the rows of a table.
         model: its name, where the line has another one.
+        views: `[task.augment]`, as an inline table.
     """
 
     kind: str
     shape: tuple[int, ...] = ()
     model: str = ""
+    views: str = ""
 
     @property
     def records(self) -> str:
         """In words."""
         if self.kind in TEXT:
             return "text"
-        return {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}[
-            len(self.shape)
-        ]
+        axes = {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}
+        return axes[len(self.shape)] + (", in several views" if self.views else "")
 
     def text(self, name: str, folder: Path) -> str:
         """The experiment; what it reads is written into the folder."""
         model = self.model or name
         sizes = {"hidden": [4], "channels": [2, 4]}
         size = "\n".join(f"{key} = {value}" for key, value in sizes.items() if key in MODEL_KEYS[model])
-        text = EXPERIMENT.format(kind=self.kind, name=model, size=size)
+        text = EXPERIMENT.format(kind=self.kind, views=self.views or "{}", name=model, size=size)
         rng = np.random.default_rng(1)
         y = np.arange(120) % 2
         if self.kind in TEXT:
@@ -109,6 +111,10 @@ FAMILIES = {
     "transformer": Family("array_classification", SERIES),
     "embedding": Family("text_classification"),
     "transformer of text": Family("text_classification", model="transformer"),
+    "views of rows": Family("tabular", model="mlp", views="{views = 3, noise = 0.2, mask = 0.1}"),
+    "views of images": Family(
+        "array_classification", IMAGES, model="cnn", views="{views = 3, flip = 0.5, shift = 1}"
+    ),
 }
 PROMISES = {
     "none": "privacy=none",
@@ -120,6 +126,8 @@ EXECUTORS = ("serial", "stacked", "workers")
 
 def refusal(name: str, executor: str) -> str:
     """Why the executor does not take the family; empty if it does. No promise makes a difference."""
+    if executor == "stacked" and FAMILIES[name].views:
+        return "a step sees views"
     return (
         "not a plain stack"
         if executor == "stacked" and name not in ("logistic", "mlp", "autoencoder")

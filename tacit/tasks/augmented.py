@@ -1,4 +1,8 @@
-"""Another view of each record, as `[task.augment]` says: what is drawn for a record touches that record alone."""
+"""Another view of each record, as `[task.augment]` says.
+
+Guarantees:
+    What is drawn for a record touches that record alone.
+"""
 
 from __future__ import annotations
 

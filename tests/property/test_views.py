@@ -128,8 +128,8 @@ def test_a_rule_adds_up_the_views_of_each_record(layer_and_inputs: Any, views: i
 
 
 @pytest.mark.parametrize(("kind", "name"), WAYS, ids=[f"{kind.__name__}-{name}" for kind, name in WAYS])
-def test_a_record_with_all_its_views_moves_the_sum_by_at_most_max_grad_norm(kind: Any, name: str) -> None:
-    """And by nearly that, where its views are alike and its gradient is long: by no K times that, and no K-th."""
+def test_a_record_with_several_views_moves_the_sum_by_no_more(kind: Any, name: str) -> None:
+    """By at most max_grad_norm; and by nearly that, where the views are alike: by neither K times nor a K-th of it."""
     model, batch = problem(name, 7, 5, 8)
     alike = Views(batch.features[:, :1].repeat_interleave(8, 1), batch.targets)
     for most, records in ((0.0, batch), (0.0099 / 2, alike)):

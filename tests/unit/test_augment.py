@@ -13,6 +13,7 @@ from client.training import Job, LocalTrainer, check_alone
 from client.views import Augmentation, Views, generator_on
 from simulations import workers
 from simulations.stacked import executor_for
+from simulations.trial import try_task
 from simulations.workers import WorkersTrainer, close_pools
 from tacit import config
 from tacit.augmentation import FITS, MIXING, Augment
@@ -288,12 +289,16 @@ def test_evaluation_sees_the_records_as_they_are() -> None:
     assert record_metrics(of.model, of.task, records()) == record_metrics(plain.model, plain.task, records())
 
 
-def test_augmented_records_are_not_stacked_and_workers_train_them_to_the_same_bits(tmp_path: Path) -> None:
+def test_augmented_records_are_not_stacked(tmp_path: Path) -> None:
     changes = {"task__augment": AUGMENT, "simulation__executor": "stacked"}
     stacked = participant(write_site(tmp_path / "north"), experiment(False, **changes)).run
     with pytest.raises(ConfigError, match=r"simulation\.executor: not possible here: a step sees views"):
         executor_for(stacked, 3)
-    run = participant(tmp_path / "north", experiment(task__augment=AUGMENT)).run
+
+
+@pytest.mark.slow
+def test_workers_train_augmented_records_to_the_same_bits(tmp_path: Path) -> None:
+    run = participant(write_site(tmp_path / "north"), experiment(task__augment=AUGMENT)).run
     start, jobs = read_arrays(run.trainer.model), [Job(f"site-{i}", records(10 * i), 40) for i in range(3)]
     alone = [run.trainer.train(start, job, 2, KEYS) for job in jobs]
     pooled = WorkersTrainer.of(run, 0.0)
@@ -373,6 +378,19 @@ def test_it_is_tried_with_its_views_whether_records_are_alone() -> None:
     assert tied(mixed.model, mixed.task, records())  # without them nothing is seen
     with pytest.raises(ConfigError, match="depends on the others"):
         tied(mixed.model, mixed.task, records(), mixed.augmentation)
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(40, True), (80, False)])
+def test_a_task_that_makes_several_records_of_a_row_is_told_what_that_means(
+    rows: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own tests read 40 records of each of the two splits."""
+    data = tmp_path / "data.csv"
+    data.write_text("a\n" + "1\n" * rows)
+    kind = {"kind": "tests.unit.test_augment:Own"}
+    with caplog.at_level("WARNING", logger="simulations.trial"):
+        try_task(experiment(task=kind), data)
+    assert ("read() gives 80 records of a file of 40" in caplog.text) == warned
 
 
 def test_nothing_is_drawn_for_an_empty_batch() -> None:
