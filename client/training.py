@@ -176,8 +176,9 @@ class LocalTrainer:
             # At most as many as the plan charges for.
             num_steps = self.steps.get(job.site, self.plan.steps_per_round)
             batches = poisson_batches(records, self.plan.sampling_rate, num_steps, sampling)
-            for step, batch in enumerate(batches):
-                self.gradients.fill(self.augmentation.seen(batch, generator), normaliser, noise)
+            for step, drawn in enumerate(batches):
+                batch = self.augmentation.seen(drawn, generator)
+                self.gradients.fill(batch, normaliser, noise)
                 self._pull_towards(start, mu)
                 self._correct(shift)
                 self._pull_to_zero()

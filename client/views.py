@@ -6,6 +6,7 @@ Guarantees:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from tacit.config import Experiment
 from tacit.errors import ConfigError
 from tacit.tasks import Augments, Records, Task
+from tacit.tasks.augmented import augmented, layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,10 +48,12 @@ class Augmentation:
     """
 
     def __init__(self, experiment: Experiment, task: Task) -> None:
-        settings, is_own = experiment.task.augment, experiment.task.is_own
+        settings = experiment.task.augment
         self._views: Final = settings.views
-        self._augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-        if isinstance(task, Augments) and (is_own or settings.strengths):
+        self._augment: Callable[..., Tensor] | None = None
+        if settings.strengths:
+            self._augment = partial(augmented, settings=settings, layout=layout_of(experiment))
+        elif experiment.task.is_own and isinstance(task, Augments):
             self._augment = task.augment
         elif settings.views > 1:
             raise ConfigError(
@@ -72,7 +76,7 @@ class Augmentation:
         if self._augment is None or not batch.num_rows:
             return batch
         features = batch.features.repeat_interleave(self._views, 0)
-        views = self._augment(features, generator)
+        views = self._augment(features, generator=generator)
         if views.shape != features.shape:
             raise ConfigError(
                 "augment() must give one view of each record it is given, in its shape: "

@@ -16,8 +16,7 @@ from tacit.tasks.regression import Regression
 from tacit.tasks.task import Records, Task
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class Arrays:
@@ -28,7 +27,7 @@ class Arrays:
         model: which model, and its size.
 
     Attributes:
-        settings: the loss by name, the weights to begin with, and the views of a record.
+        settings: the loss by name, and the weights to begin with.
     """
 
     settings: learning.Task = learning.Task()
@@ -63,12 +62,6 @@ class Arrays:
         if self._model.name not in AXES:
             records = records.reshape(len(records), self.schema.num_inputs)
         return Records(torch.from_numpy(records), torch.from_numpy(targets))
-
-    def augment(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """Another view of each record, in the shape of the features; see `tacit.tasks.augmented`."""
-        from tacit.tasks.augmented import augmented, layout_of_arrays
-
-        return augmented(features, self.settings.augment, layout_of_arrays(self.schema), generator)
 
 
 class ArrayClassification(Classification, Arrays):

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from tacit.augmentation import Augment
+from tacit.config import Experiment
 from tacit.data.array_schema import ArraySchema
 from tacit.data.schema import NumericColumn, Schema
+from tacit.errors import ConfigError
 
 
 class Layout(NamedTuple):
@@ -31,6 +33,16 @@ class Layout(NamedTuple):
     columns: tuple[int, ...]
     measured: tuple[bool, ...]
     empty: tuple[float, ...]
+
+
+def layout_of(experiment: Experiment) -> Layout:
+    """Of the records of a built-in task; `ConfigError` where the experiment does not declare them."""
+    arrays, columns = experiment.data.arrays, experiment.data.columns
+    if arrays is not None and not experiment.task.is_tabular:
+        return layout_of_arrays(arrays)
+    if columns is not None and experiment.task.is_tabular:
+        return layout_of_columns(columns)
+    raise ConfigError("views need records that are declared", key="data")
 
 
 def layout_of_arrays(schema: ArraySchema) -> Layout:

@@ -18,16 +18,15 @@ from tacit.tasks.task import Records
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class Tabular:
     """A model of `tacit.tasks.models` on the columns of a declared schema.
 
     Attributes:
-        settings: the loss by name, the weights to begin with, and the views of a record.
+        settings: the loss by name, and the weights to begin with.
     """
 
     settings: learning.Task = learning.Task()
@@ -96,12 +95,6 @@ class Tabular:
         if split == "train" and not len(classes):
             raise DataError("no row is left for training", path=path)
         return Records(torch.from_numpy(features), torch.from_numpy(classes))
-
-    def augment(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """Another view of each row, in the shape of the features; see `tacit.tasks.augmented`."""
-        from tacit.tasks.augmented import augmented, layout_of_columns
-
-        return augmented(features, self.settings.augment, layout_of_columns(self.schema), generator)
 
     def statistics(self, path: Path) -> NDArray[np.float64]:
         """What one site's training rows add to the statistics, without noise; see `sum_statistics`."""

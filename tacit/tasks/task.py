@@ -87,7 +87,7 @@ class Summarises(Protocol):
 
 @runtime_checkable
 class Augments(Protocol):
-    """A task that has views of a record for training: a step sees them in the record's place."""
+    """A task of one's own that has views of a record for training: a step sees them in the record's place."""
 
     def augment(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """Another view of each record, in the shape of the features, drawn from the generator alone.

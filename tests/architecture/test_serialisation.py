@@ -57,7 +57,9 @@ ALLOWED = {
         "torch.default_generator",
         "torch.default_generator.manual_seed",
         "torch.cuda.manual_seed",
-    }
+    },
+    # Views hide nothing: the noise protects a record whatever its views are.
+    "client/views.py": {"torch.Generator"},
 }
 
 

@@ -357,6 +357,7 @@ def own(way: str, views: int = 3) -> LocalTrainer:
 def test_a_task_of_ones_own_makes_its_views_and_one_that_mixes_or_splits_records_is_refused() -> None:
     of = own("noise")
     wanted = trained(of)
+    assert not own("none", views=1).augmentation.is_on
     assert of.augmentation.is_on and wanted == trained(own("noise")) != trained(own("none", views=1))
     with pytest.raises(ConfigError, match="the loss of a record depends on the others of its batch"):
         trained(own("mixup"))
