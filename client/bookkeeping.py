@@ -71,6 +71,7 @@ class BookKeeping:
         Adding or removing one record moves the gradient sum before noise by at most max_grad_norm, where no loss
             of a record depends on another record.
         In either precision a record's contribution, in float32, is no longer than max_grad_norm.
+        A record with several views moves it by no more: its gradient is the mean over them, and is clipped then.
         A record contributes nothing where its gradient, or its norm, is not finite.
         An empty batch is a step of noise alone.
     """
@@ -116,7 +117,7 @@ class BookKeeping:
 
     def _stacked_pass(self, batch: Records) -> list[Passed | None]:
         """Through a plain stack without hooks, which in a small model cost as much as the layers."""
-        features, inputs, outputs = batch.features, [], []
+        features, inputs, outputs = batch.inputs, [], []
         if isinstance(self.model, Classifier):
             self.model.check_width(features)
         with layers_in(self.precision, features.device):
@@ -126,9 +127,11 @@ class BookKeeping:
                     outputs.append(features := layer(features))
                 else:
                     features = layer(features)
-        loss = record_losses(self.task, features, batch.targets).sum()
+        loss = record_losses(self.task, features, batch.targets, batch.views).sum()
         gradients = torch.autograd.grad(loss, outputs)
-        return [Passed(widened(a), widened(g)) for a, g in zip(inputs, gradients, strict=True)]
+        return [
+            _of_records(widened(a), widened(g), batch.views) for a, g in zip(inputs, gradients, strict=True)
+        ]
 
     def _pass(self, batch: Records) -> list[Passed | None]:
         """Through any model, watched by hooks; None for a layer that this batch does not call."""
@@ -137,9 +140,9 @@ class BookKeeping:
             layer.register_forward_hook(_watch(own)) for layer, own in zip(self.layers, calls, strict=True)
         ]
         try:
-            with layers_in(self.precision, batch.features.device):
-                outputs = self.model(batch.features)
-            losses = record_losses(self.task, outputs, batch.targets)
+            with layers_in(self.precision, batch.inputs.device):
+                outputs = self.model(batch.inputs)
+            losses = record_losses(self.task, outputs, batch.targets, batch.views)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -149,7 +152,7 @@ class BookKeeping:
         edges = [call.edge for own in calls for call in own]
         gradients = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
         return [
-            _merged(layer, own, [next(gradients) for _ in own], batch.num_rows)
+            _merged(layer, own, [next(gradients) for _ in own], batch)
             for layer, own in zip(self.layers, calls, strict=True)
         ]
 
@@ -184,7 +187,7 @@ class BookKeeping:
                 self.total.clear()
                 return
             if not finite.all():
-                self._add_up([p and Passed(p.inputs[finite], p.gradient[finite]) for p in passed])
+                self._add_up([p and Passed(p.inputs[finite], p.gradient[finite], p.views) for p in passed])
                 return
         divisors = norms.add_(MARGIN).clamp_(min=self.max_grad_norm)
         for share, (weight, bias) in shares:
@@ -203,26 +206,35 @@ def _watch(calls: list[_Call]) -> Callable[[nn.Module, tuple[Any, ...], Any], No
 
 
 def _merged(
-    layer: nn.Module, calls: list[_Call], gradients: list[Tensor | None], num_rows: int
+    layer: nn.Module, calls: list[_Call], gradients: list[Tensor | None], batch: Records
 ) -> Passed | None:
     """All calls of a layer as one.
 
     Raises:
         NoRule: it cannot be told which part of an input is of which record, or an input was written over.
     """
-    kind = type(layer).__name__
+    kind, num_inputs = type(layer).__name__, batch.num_rows * batch.views
     used = [(call, g) for call, g in zip(calls, gradients, strict=True) if g is not None]
     for call, g in used:
         if call.inputs._version != call.version:
             raise NoRule(f"the input of a {kind} is written over")
-        if not len(call.inputs) == len(g) == num_rows or call.inputs.ndim < _least_dimensions(layer):
+        if not len(call.inputs) == len(g) == num_inputs or call.inputs.ndim < _least_dimensions(layer):
             raise NoRule(f"the input of a {kind} has other than one entry for each record")
     if len(used) > 1 and type(layer) is not nn.Linear:
         raise NoRule(f"a {kind} is called more than once")
     columns = [widened(call.inputs) for call, _ in used], [widened(g) for _, g in used]
     if len(used) < 2:
-        return Passed(columns[0][0], columns[1][0]) if used else None
-    return Passed(*(torch.cat([x.reshape(num_rows, -1, x.shape[-1]) for x in xs], 1) for xs in columns))
+        return _of_records(columns[0][0], columns[1][0], batch.views) if used else None
+    a, g = (torch.cat([x.reshape(batch.num_rows, -1, x.shape[-1]) for x in xs], 1) for xs in columns)
+    return Passed(a, g)
+
+
+def _of_records(inputs: Tensor, gradient: Tensor, views: int) -> Passed:
+    """What passed, with the views of a record on an axis of their own."""
+    if views == 1:
+        return Passed(inputs, gradient)
+    a, g = (x.reshape(-1, views, *x.shape[1:]) for x in (inputs, gradient))
+    return Passed(a, g, views)
 
 
 def _least_dimensions(layer: nn.Module) -> int:

@@ -29,18 +29,30 @@ CHUNK_FLOATS: Final = 1 << 18  # of unfolded images at a time: they stay in the 
 
 
 class Passed(NamedTuple):
-    """What passed one layer, the records first.
+    """What passed one layer, the records first, and then, where there are several, the views of each.
+
+    A record's gradient is the sum over its views, as it is over its positions: the loss has the mean in it.
 
     Attributes:
-        inputs: shape (rows, ..., in), images (rows, channels, ...), or indices (rows, ...).
+        inputs: shape (rows, ..., in), images (rows, channels, ...), or indices (rows, ...); with several views
+            (rows, views, ...).
         gradient: of the summed loss at the layer's output.
+        views: of each record.
     """
 
     inputs: Tensor
     gradient: Tensor
+    views: int = 1
 
     def __repr__(self) -> str:
         return f"<Passed: {len(self.inputs)} rows>"
+
+    @property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Inputs and gradient, each view of a record by itself: shape (rows * views, channels, ...)."""
+        if self.views == 1:
+            return self.inputs, self.gradient
+        return self.inputs.flatten(0, 1), self.gradient.flatten(0, 1)
 
 
 class Share(NamedTuple):
@@ -61,7 +73,7 @@ def linear(layer: nn.Linear, passed: Passed) -> Share:
     weight, bias = trained(layer)
     if passed.inputs.ndim == 2:
         return _linear_at_one_position(passed, weight, bias)
-    a, g = (x.flatten(1, -2) for x in passed)
+    a, g = passed.inputs.flatten(1, -2), passed.gradient.flatten(1, -2)
     positions, size_in, size_out = a.shape[1], a.shape[2], g.shape[2]
     # Ghost norms in float64 cost about twice their count; an instantiated gradient is read and written again.
     if not weight or 2 * positions**2 * (size_in + size_out) < size_in * size_out * (positions + 4):
@@ -80,8 +92,8 @@ def linear(layer: nn.Linear, passed: Passed) -> Share:
 
 def _linear_at_one_position(passed: Passed, weight: bool, bias: bool) -> Share:
     """The gradient of one record is g a^T, whose length is |a| |g| (Goodfellow, 2015)."""
-    a, g = passed
-    of_inputs, of_outputs = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in passed)
+    a, g, _ = passed
+    of_inputs, of_outputs = (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in (a, g))
     squared = of_outputs * of_outputs
     if weight:
         of_inputs *= of_inputs
@@ -132,7 +144,7 @@ def _of_equal_indices(indices: Tensor, g: Tensor) -> Tensor:
 def layer_norm(layer: nn.LayerNorm, passed: Passed) -> Share:
     """z = w x + b with x normalised over the last dimensions."""
     weight, bias = trained(layer)
-    a, g = passed
+    a, g, _ = passed
     x = F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
     shape = (len(a), -1, *layer.normalized_shape)
     return _instantiated(
@@ -143,38 +155,44 @@ def layer_norm(layer: nn.LayerNorm, passed: Passed) -> Share:
 def group_norm(layer: nn.GroupNorm, passed: Passed) -> Share:
     """z = w x + b per channel, with x normalised over the groups of a record."""
     weight, bias = trained(layer)
-    a, g = passed
+    a, g = passed.images
     x = F.group_norm(a, layer.num_groups, eps=layer.eps)
-    shape = (len(a), layer.num_channels, -1)
+    shape = (len(passed.inputs), passed.views, layer.num_channels, -1)
     return _instantiated(
-        (g * x).reshape(shape).sum(2) if weight else None, g.reshape(shape).sum(2) if bias else None
+        (g * x).reshape(shape).sum((1, 3)) if weight else None, g.reshape(shape).sum((1, 3)) if bias else None
     )
 
 
 def convolution(layer: nn.Conv1d | nn.Conv2d, passed: Passed) -> Share:
     """As a Linear layer over the patches that the kernel meets; its positions are the places of the output."""
     weight, bias = trained(layer)
-    g = passed.gradient.flatten(2)
+    images, g = passed.images
+    g = g.flatten(2)
     # A patch is the kernel's size and an image has many positions: instantiating is less work but for the last
     # layers of large networks, where the positions are few.
-    return _instantiated(
-        patch_gradients(layer, passed.inputs, g) if weight else None, g.sum(2) if bias else None
-    )
+    of_bias = g.sum(2).view(-1, passed.views, layer.out_channels).sum(1) if bias else None
+    return _instantiated(patch_gradients(layer, images, g, passed.views) if weight else None, of_bias)
 
 
-def patch_gradients(layer: nn.Conv1d | nn.Conv2d, images: Tensor, g: Tensor) -> Tensor:
-    """Each record's gradient of a convolution's weight, shape (rows, *weight)."""
+def patch_gradients(layer: nn.Conv1d | nn.Conv2d, images: Tensor, g: Tensor, views: int = 1) -> Tensor:
+    """Each record's gradient of a convolution's weight, shape (rows, *weight), from (rows * views, ...) images."""
     images, options = _as_images(layer, images)
-    rows, groups, positions = len(images), layer.groups, g.shape[2]
+    rows, groups, positions = len(images) // views, layer.groups, views * g.shape[2]
     patch = math.prod(layer.weight.shape[1:])
     out = g.new_empty(rows, groups, layer.out_channels // groups, patch)
     chunk = max(1, CHUNK_FLOATS // (groups * patch * positions))
     for start in range(0, rows, chunk):
-        some = slice(start, start + chunk)
-        patches = F.unfold(images[some], **options).view(-1, patch, positions)
-        gradient = g[some].reshape(-1, layer.out_channels // groups, positions)
-        torch.bmm(gradient, patches.mT, out=out[some].view(-1, *out.shape[2:]))
+        some = slice(start * views, (start + chunk) * views)
+        patches = _side_by_side(F.unfold(images[some], **options), views, groups)
+        gradient = _side_by_side(g[some], views, groups)
+        torch.bmm(gradient, patches.mT, out=out[start : start + chunk].view(-1, *out.shape[2:]))
     return out.view(rows, *layer.weight.shape)
+
+
+def _side_by_side(x: Tensor, views: int, groups: int) -> Tensor:
+    """The positions of all views of a record in one row, (rows * groups, ..., views * positions)."""
+    apart = x.reshape(-1, views, groups, x.shape[1] // groups, x.shape[2])
+    return apart.permute(0, 2, 3, 1, 4).reshape(-1, apart.shape[3], views * apart.shape[4])
 
 
 def _as_images(layer: nn.Conv1d | nn.Conv2d, images: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -81,6 +81,7 @@ class PrivateGradients:
         Adding or removing one record moves the gradient sum before noise by at most max_grad_norm, where no loss
             of a record depends on another record.
         In either precision a record's contribution, in float32, is no longer than max_grad_norm.
+        A record with several views moves it by no more: its gradient is the mean over them, and is clipped then.
         An empty batch is a step of noise alone.
         A step that fails leaves no gradient, and nothing of it is in a later one.
     """
@@ -148,10 +149,19 @@ class PrivateGradients:
         """Gradients per record of a part of the batch."""
         with warnings.catch_warnings():  # the first layer's hook fires although its input needs no gradient
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            with layers_in(self.precision, part.features.device):
-                outputs = self.module(part.features)
-            losses = record_losses(self.task, outputs, part.targets)
+            with layers_in(self.precision, part.inputs.device):
+                outputs = self.module(part.inputs)
+            losses = record_losses(self.task, outputs, part.targets, part.views)
             losses.sum().backward()  # type: ignore[no-untyped-call]
+        if part.views > 1:
+            self._add_views(part.views)
+
+    def _add_views(self, views: int) -> None:
+        """Makes one gradient of those of a record's views, each of which has its share in the mean already."""
+        parameter: Any
+        for parameter in self.model.parameters():
+            if (samples := getattr(parameter, "grad_sample", None)) is not None:
+                parameter.grad_sample = samples.unflatten(0, (-1, views)).sum(1)
 
     def _fill_unused(self, num_rows: int) -> None:
         """Zeros for a parameter that the loss of this batch does not depend on: noise is its whole gradient.

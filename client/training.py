@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from client.following import Following
 from client.normalised import factors
 from client.precision import check_precision, layers_in, widened
+from client.views import Augmentation, generator_on
 from tacit.config import Experiment
 from tacit.errors import ConfigError
 from tacit.learning import Training
@@ -37,6 +38,7 @@ from tacit.tasks import Follows, Records, Task
 from tacit.tasks.weights import Arrays, build_model, load_arrays, read_arrays
 
 _RECORDS: Final = 1 << 14  # whose draws are made at a time
+_TRIES: Final = 16  # of the views of a record, whether they depend on another one
 
 
 class Job(NamedTuple):
@@ -89,9 +91,9 @@ class PlainGradients:
             # Zeros, not None: the rest of the step is the same whether a batch is empty or not.
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         for part in portions(batch, self.max_batch):
-            with layers_in(self.precision, part.features.device):
-                outputs = self.model(part.features)
-            losses = record_losses(self.task, outputs, part.targets)
+            with layers_in(self.precision, part.inputs.device):
+                outputs = self.model(part.inputs)
+            losses = record_losses(self.task, outputs, part.targets, part.views)
             (losses.sum() / normaliser).backward()  # type: ignore[no-untyped-call]
 
 
@@ -114,6 +116,7 @@ class LocalTrainer:
         self.model = build_model(task, private=plan.max_grad_norm is not None).to(self.device)
         self.gradients = self._gradients()
         self.following = self._following(experiment)
+        self.augmentation = Augmentation(experiment, task)
         # Tacit's own are known not to mix records.
         self.is_tried = plan.max_grad_norm is None or not experiment.task.is_own
 
@@ -174,7 +177,7 @@ class LocalTrainer:
         self.model.train()
         records = Records(job.records.features.to(self.device), job.records.targets.to(self.device))
         if not self.is_tried:
-            self.is_tried = check_alone(self.model, self.task, records)
+            self.is_tried = check_alone(self.model, self.task, records, self.augmentation)
         mu, origin = (self.proximal_mu, arrays) if pull is None else pull
         start, shift = self._tensors(origin if mu else {}), self._tensors(correction or {})
         optimizer = self.optimizer(self._parameters(), round_number)
@@ -187,11 +190,13 @@ class LocalTrainer:
         sampling, noise = (
             stream_of(keys, purpose, job.site, round_number) for purpose in ("poisson", "noise")
         )
+        generator = generator_on(self.device, keys.key("augment", job.site, round_number))
         with seeded(_seed(keys, "torch", job.site, round_number), self.device):
             # At most as many as the plan charges for.
             num_steps = self.steps.get(job.site, self.plan.steps_per_round)
             batches = poisson_batches(records, self.plan.sampling_rate, num_steps, sampling)
-            for step, batch in enumerate(batches):
+            for step, drawn in enumerate(batches):
+                batch = self.augmentation.seen(drawn, generator)
                 self.gradients.fill(batch, normaliser, noise)
                 self._pull_towards(start, mu)
                 self._correct(shift)
@@ -267,19 +272,27 @@ class LocalTrainer:
         return kinds[s.optimizer](parameters, **common)
 
 
-def record_losses(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The task's loss of each record, shape (rows,); in float32 also where the layers were in bfloat16.
+def record_losses(task: Task, outputs: Tensor, targets: Tensor, views: int = 1) -> Tensor:
+    """The task's loss of each record, the mean over its views: shape (rows,); in float32 also after layers in bfloat16.
+
+    Args:
+        task: gives the loss.
+        outputs: shape (rows * views, ...).
+        targets: shape (rows, ...).
+        views: of each record.
 
     Raises:
         ConfigError: it has another shape. A mean over the batch, say, would scale each record's gradient by how
             many others there are, and so tie it to them.
     """
+    if views > 1:
+        targets = targets.repeat_interleave(views, 0)
     losses = task.loss(widened(outputs), targets)
     if losses.shape != (len(targets),):
         raise ConfigError(
             f"loss must be one number per record, not of shape {tuple(losses.shape)}", key="task"
         )
-    return losses
+    return losses.view(-1, views).mean(1) if views > 1 else losses
 
 
 def _seed(keys: Keys, purpose: str, site: str, round_number: int) -> int:
@@ -296,8 +309,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def check_alone(model: nn.Module, task: Task, records: Records) -> bool:
-    """Tries whether the loss of one record depends on another one.
+def check_alone(
+    model: nn.Module, task: Task, records: Records, augmentation: Augmentation | None = None
+) -> bool:
+    """Tries whether the loss of one record depends on another one, by the model, the loss or the views.
 
     Returns:
         Whether it could be tried: there are two records that differ.
@@ -309,25 +324,32 @@ def check_alone(model: nn.Module, task: Task, records: Records) -> bool:
     others = (records.features != records.features[:1]).flatten(1).any(1).nonzero().flatten()
     if not len(others):
         return False
-    first, losses = torch.zeros_like(others[:1]), []
-    with torch.no_grad():
-        for other in (others[:1], others[:1], first):
-            pair = torch.cat([first, other])
-            with seeded(0, records.features.device):
-                outputs = model(records.features[pair])
-                losses.append(record_losses(task, outputs, records.targets[pair])[0])
-    beside, again, alone = losses
+    first, device = torch.zeros_like(others[:1]), records.features.device
+    tries = _TRIES if augmentation and augmentation.is_on else 1  # views may mix records now and then
 
-    def differ(one: Tensor, two: Tensor) -> bool:
-        return not torch.allclose(one, two, rtol=1e-4, atol=1e-6, equal_nan=True)
+    def beside(other: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model sees of the first record, and its losses."""
+        both = torch.cat([first, other]).repeat(tries)
+        batch = Records(records.features[both], records.targets[both])
+        with seeded(0, device), torch.no_grad():
+            if augmentation:
+                batch = augmentation.seen(batch, generator_on(device, bytes(8)))
+            losses = record_losses(task, model(batch.inputs), batch.targets, batch.views)
+        return batch.inputs.reshape(tries, 2, -1)[:, 0], losses[::2]
 
-    if differ(beside, again):
+    wanted = beside(others[:1])
+
+    def differs(got: tuple[Tensor, Tensor]) -> bool:
+        pairs = zip(got, wanted, strict=True)
+        return not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs)
+
+    if differs(beside(others[:1])):
         raise ConfigError(
             "the model draws random numbers otherwise than from torch's own generators: it cannot be tried whether"
             " records depend on one another",
             key="task",
         )
-    if differ(beside, alone):
+    if differs(beside(first)):
         raise ConfigError(
             "the loss of a record depends on the others of its batch: none is protected", key="task"
         )
@@ -350,12 +372,12 @@ def poisson_batches(records: Records, rate: float, num_steps: int, stream: Strea
 
 
 def portions(batch: Records, most: int) -> Iterator[Records]:
-    """A batch in parts of at most so many records (0 = as one); nothing of an empty one."""
+    """A batch in parts of at most so many records (0 = as one), each with its views; nothing of an empty one."""
     if batch.num_rows and not 0 < most < batch.num_rows:
         yield batch
         return
     for start in range(0, batch.num_rows, most or 1):
-        yield Records(batch.features[start : start + most], batch.targets[start : start + most])
+        yield type(batch)(batch.features[start : start + most], batch.targets[start : start + most])
 
 
 def learning_rate(settings: Training, round_number: int, step: int = 0) -> float:

@@ -285,6 +285,8 @@ def obstacle_to_stacking(run: Run) -> str:
         return f"layers in {precision}, which save time in models that do not stack"
     if run.experiment.task.kind in RANKING:
         return "a record is a list of items"
+    if run.trainer.augmentation.is_on:
+        return "a step sees views of its records"
     return unstackable(run.trainer.model)
 
 

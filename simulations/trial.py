@@ -6,23 +6,28 @@ machine and belongs to one person, so it can be said in one line which method is
 
 from __future__ import annotations
 
+import logging
 import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import nn
 
 from client.training import LocalTrainer, check_alone
+from client.views import Augmentation
 from tacit.config import Experiment
+from tacit.data import readers
 from tacit.errors import ConfigError, TacitError
 from tacit.privacy.plan import PrivacyPlan
 from tacit.tasks import Records, Task, load_task
 from tacit.tasks.weights import build_model
 
+LOG: Final = logging.getLogger(__name__)
 ROWS = 4
+KNOWN: Final = {".npz", ".csv", *readers.TAB_SUFFIXES, *readers.PARQUET_SUFFIXES}
 ROOT = Path(__file__).parents[1]
 INSTALLED = (Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 NOT_OWN = (*INSTALLED, ROOT / "tacit", ROOT / "simulations")
@@ -45,17 +50,24 @@ def try_task(experiment: Experiment, data: Path) -> None:
     if experiment.task.is_own:
         private = experiment.privacy.record is not None
         model = trial.of("model()", lambda: build_model(task, private=private))
-        _try_methods(trial, task, model, data, private=private)
+        _try_methods(trial, task, model, data, Augmentation(experiment, task) if private else None)
     LocalTrainer(task, PrivacyPlan.of(experiment), experiment)  # says which layer cannot be made private
 
 
-def _try_methods(trial: _Trial, task: Task, model: nn.Module, data: Path, *, private: bool) -> None:
+def _try_methods(
+    trial: _Trial, task: Task, model: nn.Module, data: Path, augmentation: Augmentation | None
+) -> None:
+    """With the augmentation of a private run."""
+    num_read = 0
     for split in ("test", "train"):
         records = trial.of("read()", lambda split=split: task.read(data, split))  # type: ignore[misc]
         trial.expect(
             isinstance(records, Records) and len(records.features) == len(records.targets),
             "read() gives no tacit.tasks.Records of as many features as targets",
         )
+        num_read += records.num_rows
+    if augmentation is not None:
+        _warn_of_copies(num_read, data)
     features, targets = records.features[:ROWS], records.targets[:ROWS]
     model.eval()
     with torch.no_grad():
@@ -66,8 +78,27 @@ def _try_methods(trial: _Trial, task: Task, model: nn.Module, data: Path, *, pri
     }.items():
         shape, wanted = tuple(getattr(values, "shape", ())), (len(targets),)
         trial.expect(shape == wanted, f"{name} has shape {shape}: one value per record is needed, {wanted}")
-    if private:
-        check_alone(model.train(), task, records)
+    if augmentation is not None:
+        trial.of("augment()", lambda: check_alone(model.train(), task, records, augmentation))
+
+
+def _warn_of_copies(num_read: int, data: Path) -> None:
+    """Says where a row of the file has become several records, each of which is protected by itself.
+
+    Windows of a series are meant to be; views of one record are not, and nothing tells them apart.
+    """
+    if not data.is_dir() and data.suffix.lower() not in KNOWN:
+        return
+    try:
+        num_rows = readers.num_rows(data)
+    except TacitError:  # a format of the task's own
+        return
+    if num_read > num_rows:
+        LOG.warning(
+            "read() gives %d records of a file of %d: the promise is for one of them, and a row that has several is "
+            "protected less; views of a record belong into augment(), where they count as one",
+            num_read, num_rows,
+        )  # fmt: skip
 
 
 def _named_metrics(task: Task, outputs: Any, targets: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from tacit import toml
 from tacit.algorithms import KEEPING, PERSONAL, SINGLE_UPDATES, Strategy
+from tacit.augmentation import ROWS, records_of_shape
 from tacit.data.array_schema import ArraySchema
 from tacit.data.schema import Count, Fraction, Frozen, Positive, Schema
 from tacit.errors import ConfigError
@@ -448,6 +449,9 @@ class Experiment(Frozen):
         ) * (separation > 1)
         if known and self.training.clients_per_round > known:
             raise ValueError(f"training.clients_per_round is above the {known} clients there are{turns}")
+        if not self.task.is_own:
+            arrays = None if self.task.is_tabular else self.data.arrays
+            self.task.augment.check_fits(records_of_shape(arrays.shape) if arrays else ROWS)
         tabular, columns = self.task.is_tabular, self.data.columns
         if tabular and columns is not None and self.data.arrays is None:
             if (self.task.kind in TEXT) != (columns.text is not None):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from tacit.augmentation import Augment
 from tacit.data.schema import Count, Fraction, Frozen, Positive
 from tacit.errors import did_you_mean
 
@@ -139,6 +140,7 @@ class Task(Frozen):
         ndcg_at: how many places of a ranking the metric `ndcg` looks at.
         class_shares: of made-up rows, in the order of the classes; public. All alike, if not given.
         generator_every: steps of a discriminator to each one of its generator.
+        augment: the views of each record that a step sees in its place.
         options: passed to your own task as keyword arguments.
     """
 
@@ -151,6 +153,7 @@ class Task(Frozen):
     generator_every: Count = 1
     model: Model = Model()
     start: Start = Start()
+    augment: Augment = Augment()
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -179,7 +182,23 @@ class Task(Frozen):
             raise ValueError("start is for Tacit's own models: a task of your own begins as its model() says")
         if self.label_smoothing and self.loss == "focal":
             raise ValueError('label_smoothing is for loss = "cross_entropy"')
+        self._check_augment()
         return self
+
+    def _check_augment(self) -> None:
+        """Which records it fits, the experiment checks: it knows their shape."""
+        applied = self.augment.strengths
+        if self.is_own and applied:
+            raise ValueError(
+                f"augment.{min(applied)} is for Tacit's own kinds: a task of your own makes its views in "
+                "augment(features, generator)"
+            )
+        if self.kind in TEXT and applied:
+            raise ValueError(f"augment.{min(applied)}: there is none for text")
+        if self.augment.views > 1 and not applied and not self.is_own:
+            raise ValueError(
+                f"augment.views = {self.augment.views} would all be alike: say what they differ in, noise = 0.1, say"
+            )
 
     @property
     def is_own(self) -> bool:

@@ -21,6 +21,7 @@ num_clients = 4
 min_rows = 4
 [task]
 kind = "{kind}"
+augment = {views}
 [task.model]
 name = "{name}"
 {size}
@@ -59,11 +60,13 @@ class Family:
         kind: of task that it is tried with.
         shape: of its records; () = the rows of a table.
         model: its name, where the line has another one.
+        views: `[task.augment]`, as an inline table.
     """
 
     kind: str
     shape: tuple[int, ...] = ()
     model: str = ""
+    views: str = ""
 
     @property
     def records(self) -> str:
@@ -74,16 +77,15 @@ class Family:
             return "lists, `[features, items]`"
         if self.kind in SYNTHESIS:
             return "table rows"
-        return {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}[
-            len(self.shape)
-        ]
+        axes = {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}
+        return axes[len(self.shape)] + (", in several views" if self.views else "")
 
     def text(self, name: str, folder: Path) -> str:
         """The experiment; what it reads is written into the folder."""
         model = self.model or name
         sizes = {"hidden": [4], "channels": [2, 4]}
         size = "\n".join(f"{key} = {value}" for key, value in sizes.items() if key in MODEL_KEYS[model])
-        text = EXPERIMENT.format(kind=self.kind, name=model, size=size)
+        text = EXPERIMENT.format(kind=self.kind, views=self.views or "{}", name=model, size=size)
         rng = np.random.default_rng(1)
         y = np.arange(120) % 2
         if self.kind in TEXT:
@@ -123,6 +125,10 @@ FAMILIES = {
     "transformer of text": Family("text_classification", model="transformer"),
     "logistic of lists": Family("array_ranking", LISTS, model="logistic"),
     "mlp of lists": Family("array_ranking", LISTS, model="mlp"),
+    "views of rows": Family("tabular", model="mlp", views="{views = 3, noise = 0.2, mask = 0.1}"),
+    "views of images": Family(
+        "array_classification", IMAGES, model="cnn", views="{views = 3, flip = 0.5, shift = 1}"
+    ),
 }
 PROMISES = {
     "none": "privacy=none",
@@ -134,6 +140,8 @@ EXECUTORS = ("serial", "stacked", "workers")
 
 def refusal(name: str, executor: str) -> str:
     """Why the executor does not take the family; empty if it does. No promise makes a difference."""
+    if executor == "stacked" and FAMILIES[name].views:
+        return "a step sees views"
     if executor != "stacked" or name in ("logistic", "mlp", "autoencoder"):
         return ""
     return "a record is a list" if FAMILIES[name].kind in RANKING else "not a plain stack"

@@ -83,7 +83,7 @@ def main(names: list[str]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     lines = {line.split("`")[1]: line for line in text.partition(BEGIN)[2].partition(END)[0].splitlines()[2:]}
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
+        for name in names or (name for name, family in FAMILIES.items() if not family.views):
             cells = [f"{value:.3f}" for value in figures(name, Path(folder))]
             lines[name] = f"| {' | '.join([f'`{name}`', data_of(name), *cells])} |"
             print(lines[name], flush=True)

@@ -139,7 +139,7 @@ class Shadow:
         self._experiment, self._task, self._plan = experiment, task, PrivacyPlan.of(experiment)
         trainer = LocalTrainer(task, self._plan, experiment)
         self._trainer = StackedTrainer.of(trainer)
-        self._stacks = not unstackable(trainer.model)
+        self._stacks = not (unstackable(trainer.model) or trainer.augmentation.is_on)
 
     def train(self, half: Halves) -> Arrays:
         """The model of one federation."""

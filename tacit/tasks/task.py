@@ -34,6 +34,16 @@ class Records(NamedTuple):
         """Number of records."""
         return len(self.targets)
 
+    @property
+    def views(self) -> int:
+        """How many times the model sees each record in a step, at most; see `client.views`."""
+        return 1
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the model sees: shape (rows * views, ...)."""
+        return self.features
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -89,6 +99,18 @@ class Follows(Protocol):
 
     def follower_loss(self, model: nn.Module, draws: torch.Generator) -> Tensor:
         """What its step makes smaller: one number, of the model's weights and of draws from `draws`."""
+        ...
+
+
+@runtime_checkable
+class Augments(Protocol):
+    """A task of one's own that has views of a record for training: a step sees them in the record's place."""
+
+    def augment(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Another view of each record, in the shape of the features, drawn from the generator alone.
+
+        A view is made of its own record and of no other one.
+        """
         ...
 
 
