@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from client.app import body, fields, ready, received_arrays
 from client.bookkeeping import ELEMENTWISE, MARGIN, stack, supports
 from client.plain import ids
-from client.training import Deltas, Job, LocalTrainer, learning_rate, record_losses, set_rate
+from client.schedule import learning_rate, set_rate
+from client.training import Deltas, Job, LocalTrainer, record_losses
 from simulations.batches import Batches
 from simulations.workers import PATIENCE, WorkersTrainer, no_workers
 from tacit.algorithms import KEEPING

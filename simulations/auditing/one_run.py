@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.participant import Participant
-from client.training import learning_rate
+from client.schedule import learning_rate
 from simulations.auditing.canaries import Canaries, Lengths
 from simulations.auditing.decoding import Decoder, coordinates, cut, gradients
 from simulations.auditing.watched import Seen, attempt, divided, train, watching, with_rows

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from client.participant import keys_for
-from client.training import Job, LocalTrainer, learning_rate, poisson_batches
+from client.schedule import learning_rate
+from client.training import Job, LocalTrainer, poisson_batches
 from tacit.errors import ConfigError
 from tacit.learning import Training
 from tacit.privacy.noise import SeededKeys, Stream, SystemKeys
