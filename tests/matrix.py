@@ -74,7 +74,7 @@ class Family:
         if self.kind in TEXT:
             return "text"
         axes = {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}
-        return axes[len(self.shape)] + (", in several views" if self.views else "")
+        return axes[len(self.shape)] + (f", `{self.views}`" if self.views else "")
 
     def text(self, name: str, folder: Path) -> str:
         """The experiment; what it reads is written into the folder."""
@@ -111,6 +111,7 @@ FAMILIES = {
     "transformer": Family("array_classification", SERIES),
     "embedding": Family("text_classification"),
     "transformer of text": Family("text_classification", model="transformer"),
+    "masked rows": Family("tabular_anomaly", model="autoencoder", views="{mask = 0.3, noise = 0.1}"),
     "views of rows": Family("tabular", model="mlp", views="{views = 3, noise = 0.2, mask = 0.1}"),
     "views of images": Family(
         "array_classification", IMAGES, model="cnn", views="{views = 3, flip = 0.5, shift = 1}"
