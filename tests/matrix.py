@@ -78,7 +78,7 @@ class Family:
         if self.kind in SYNTHESIS:
             return "table rows"
         axes = {0: "table rows, or any array", 2: "`[channels, time]`", 3: "`[channels, height, width]`"}
-        return axes[len(self.shape)] + (", in several views" if self.views else "")
+        return axes[len(self.shape)] + (f", `{self.views}`" if self.views else "")
 
     def text(self, name: str, folder: Path) -> str:
         """The experiment; what it reads is written into the folder."""
@@ -125,6 +125,7 @@ FAMILIES = {
     "transformer of text": Family("text_classification", model="transformer"),
     "logistic of lists": Family("array_ranking", LISTS, model="logistic"),
     "mlp of lists": Family("array_ranking", LISTS, model="mlp"),
+    "masked rows": Family("tabular_anomaly", model="autoencoder", views="{mask = 0.3, noise = 0.1}"),
     "views of rows": Family("tabular", model="mlp", views="{views = 3, noise = 0.2, mask = 0.1}"),
     "views of images": Family(
         "array_classification", IMAGES, model="cnn", views="{views = 3, flip = 0.5, shift = 1}"
