@@ -6,7 +6,6 @@ The reply carries the weighted mean and the total weight, so every strategy that
 from __future__ import annotations
 
 import copy
-import io
 import json
 import secrets
 import time
@@ -14,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from strategies.mean_only import check_mean_only
 from strategies.sum_grid import Agreement, SumGrid, clip_of, round_of, scaling_of, variate_of
 from tacit.encoding import VARIATE, config_digest
 from tacit.errors import ProtocolError, RunFailed
+from tacit.npy import header_of_bytes
 from tacit.secagg.contexts import Invitation, model_digest
 from tacit.secagg.encoder import Encoder
 from tacit.secagg.journal import MAX_ATTEMPTS
@@ -229,6 +228,8 @@ class SecureAggregationGrid(SumGrid):
         if kept is None:
             return None
         invitation = SetupRequest.decode(kept[0].request).invitation
+        if round_of(messages[0]) != invitation.round:  # whose members may be others
+            return None
         invited = [message for message in messages if self._member(message).index in kept[0].invited]
         own = self._invitation(invited, arrays, encoder, memory.attempt, invitation.server_pk)
         # The head is another one when the receipt of this very sum is what was written last.
@@ -377,19 +378,10 @@ def _vector(answer: Message, size: int) -> memoryview:
     array = record.get("words") if isinstance(record, ArrayRecord) else None
     if not isinstance(array, Array) or array.dtype != "uint8":
         return memoryview(b"")  # a complaint has none
-    header = _npy_header(size)
+    header = header_of_bytes(size)
     if len(array.data) != len(header) + size or not array.data.startswith(header):
         raise ProtocolError("vector-size", "a vector of another length, or not of bytes")
     return memoryview(array.data)[len(header) :]
-
-
-@lru_cache(maxsize=8)
-def _npy_header(size: int) -> bytes:
-    """How numpy's file format begins for `size` bytes."""
-    empty = np.broadcast_to(np.uint8(0), (size,))
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(empty))
-    return file.getvalue()
 
 
 def _body(answer: Message) -> bytes:

@@ -6,8 +6,10 @@ whose header says more than there is, for which it reserves memory first.
 
 from __future__ import annotations
 
+import io
 import math
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -44,3 +46,12 @@ def read_npy(data: bytes) -> NDArray[Any]:
         return flat.reshape(shape, order="F" if header["order"] == b"True" else "C").copy()
     except ValueError:  # no number in it, and a shape beyond what numpy counts
         raise ProtocolError("model", "an array has no shape that there is") from None
+
+
+@lru_cache(maxsize=8)
+def header_of_bytes(size: int) -> bytes:
+    """How numpy's file format begins for `size` bytes in a row, dtype uint8."""
+    empty = np.broadcast_to(np.uint8(0), (size,))
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(empty))
+    return file.getvalue()

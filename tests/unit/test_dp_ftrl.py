@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message
 
 from client.site import Site
+from server import app
 from server.noise import FILE, NoiseFile
 from server.state import RunState, read_rounds
 from simulations.cohort import train_cohort
@@ -131,6 +132,16 @@ def test_a_ledger_knows_the_last_round_of_each_run_over_restarts(tmp_path: Path)
         assert [ledger.last_round(run) for run in "abc"] == [5, 7, 0]
     with Ledger.open(path, durable=False) as ledger:
         assert [ledger.last_round(run) for run in "abc"] == [5, 7, 0]
+
+
+def test_an_attempt_that_is_kept_of_other_members_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a server is killed when a round is stored: with turns, nobody whom it asked is asked in the next."""
+    made = federation(tmp_path / "sites", "training.rounds=2", SEEDED)
+    expected = made.run(tmp_path / "forgetting")
+    monkeypatch.setattr(app, "is_federation", lambda: True)  # here nothing but a next attempt lets go of one
+    assert same(made.run(tmp_path / "keeping"), expected)
 
 
 @pytest.mark.parametrize(
