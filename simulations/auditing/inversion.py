@@ -105,7 +105,12 @@ class Victim:
         self.model = build_model(task, private=True)
         load_arrays(self.model, self.arrays)
         first = next((m for m in self.model.modules() if not list(m.children())), None)
-        self.analytic = isinstance(first, nn.Linear) and first.bias is not None
+        # The ratio is the record where the layer meets all of it at once, not its items or steps one by one.
+        self.analytic = (
+            isinstance(first, nn.Linear)
+            and first.bias is not None
+            and first.in_features == record.features.numel()
+        )
         self.attack = "ratio of gradients of the first layer" if self.analytic else "search for the features"
         self._budgeted = experiment.privacy.record is not None
         plan = PrivacyPlan.of(experiment)

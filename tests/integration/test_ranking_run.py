@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from simulations.auditing.inversion import audit_inversion
 from simulations.run import simulate
 from tacit import config
 from tacit.inference.export import export_torch
@@ -84,3 +85,12 @@ def test_lists_of_a_table_are_ranked_under_a_promise_better_than_at_random(offer
     np.testing.assert_allclose(scores, wanted, atol=1e-5)
     assert predictor.score(scores, targets) == ("ndcg", pytest.approx(found["ndcg"], abs=0.05))
     assert export_torch(predictor, offers / "model.pt2") < 1e-4
+
+
+def test_a_list_is_searched_for_by_an_attacker_because_no_ratio_of_gradients_is_all_of_its_items(
+    offers: Path, tmp_path: Path
+) -> None:
+    experiment = config.loads(EXPERIMENT.format(path=offers / "offers.csv"))
+    found = audit_inversion(experiment, tmp_path, seed=1)
+    assert found.attack == "search for the features"
+    assert all(len(image.values) == 18 for image in found.images)
