@@ -42,15 +42,15 @@ BREAST_CANCER = ""  # the source where none is named
 FRAUD = '[data]\nsource = "generated"\ngenerator = "card_fraud"\nrows = 4000\n'
 DIGITS = '[data]\nsource = "digits"\n'
 BEATS = '[data]\nsource = "generated"\ngenerator = "ecg_beats"\nrows = 16000\n'
-NOTES = '[data]\nsource = "generated"\ngenerator = "triage_notes"\nrows = 4000\n'
+NOTES = '[data]\nsource = "generated"\ngenerator = "triage_notes"\nrows = 32000\n'
 DATA = {
     "breast cancer, 569 rows": BREAST_CANCER,
     "card fraud, 4000 generated rows": FRAUD,
     "digits, 1797 images": DIGITS,
     "beats, 16000 generated series": BEATS,
-    "notes, 4000 generated texts": NOTES,
+    "notes, 32000 generated texts": NOTES,
 }
-RATES = {BEATS: 0.05}  # chance of a record to be in a step's batch; else 0.1
+RATES = {BEATS: 0.05, NOTES: 0.025}  # chance of a record to be in a step's batch; else 0.1
 SEEDS = (7, 8, 9)
 CLOSE = 0.05  # of AUROC: so near epsilon 8 should be to the pooled model without privacy
 

@@ -57,11 +57,13 @@ class Stopped(Exception):
 class StopsAfterEachRound(RunState):
     """Dies when a round is stored, and at its first start in the middle of each round."""
 
+    last = 3
+
     def save(self, progress: Progress, record: Any) -> None:
         if record is not None and self.starts == 2 * progress.round - 1:
             raise Stopped
         super().save(progress, record)
-        if record is not None and progress.round < 3:
+        if record is not None and progress.round < self.last:
             raise Stopped
 
 

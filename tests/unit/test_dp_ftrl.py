@@ -31,7 +31,7 @@ from tacit.tasks import load_task
 from tacit.update import Aggregate
 from tests.unit.quadratic_task import points_of
 from tests.unit.small_federation import Federation, Misbehaving, refusal, same
-from tests.unit.strategy_conformance import MOVED, TEXT, Stopped, flat
+from tests.unit.strategy_conformance import MOVED, TEXT, Stopped, StopsAfterEachRound, flat
 from tests.unit.test_banded import dense
 
 FTRL = (
@@ -150,15 +150,10 @@ def test_an_attempt_that_is_kept_of_other_members_is_let_go_of(
 def test_a_run_killed_in_and_after_each_round_has_the_same_noise_as_one_that_was_not(
     tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    class Killed(RunState):
+    class Killed(StopsAfterEachRound):
         """At first before a round is stored, with its noise kept already; then after."""
 
-        def save(self, progress: Progress, record: Any) -> None:
-            if record is not None and self.starts == 2 * progress.round - 1:
-                raise Stopped
-            super().save(progress, record)
-            if record is not None and progress.round < 6:
-                raise Stopped
+        last = 6
 
     made = federation(tmp_path / "sites", SEEDED, "privacy.client.reserve=1.0", *settings)
     whole = made.run(tmp_path / "whole")

@@ -16,17 +16,16 @@ from client.site import Site
 from server import app
 from server.experiments import are_enough
 from server.receipts import ReceiptFile
-from server.state import RunState, read_rounds
+from server.state import read_rounds
 from simulations.local_grid import LocalGrid
 from strategies import overlap
-from strategies.rounds import Progress
 from tacit import config
 from tacit.audit import SERVER_FILE, SITE_FILE, AuditLog, Released, Requested
 from tacit.audit_check import compare, open_side
 from tacit.errors import ConfigError, RunFailed
 from tests.unit.quadratic_task import points_of
 from tests.unit.small_federation import Federation, Misbehaving, same
-from tests.unit.strategy_conformance import MOVED, PLAIN, TEXT, Stopped, flat
+from tests.unit.strategy_conformance import MOVED, PLAIN, TEXT, Stopped, StopsAfterEachRound, flat
 
 IDEAL = "secure_aggregation.engine=ideal"
 BUFFERED = (
@@ -121,15 +120,8 @@ class Lasting(LocalGrid):
         return context
 
 
-class Killed(RunState):
-    """Dies when a round is stored, at first before and then after."""
-
-    def save(self, progress: Progress, record: Any) -> None:
-        if record is not None and self.starts == 2 * progress.round - 1:
-            raise Stopped
-        super().save(progress, record)
-        if record is not None and progress.round < 6:
-            raise Stopped
+class Killed(StopsAfterEachRound):
+    last = 6
 
 
 @pytest.mark.parametrize("threads", [False, True], ids=["in turn", "at once"])
