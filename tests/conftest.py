@@ -13,6 +13,7 @@ from tests import network_guard
 os.environ |= {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # The models of tests are so small that threads wait for one another: without, they train twice as fast.
     "OMP_NUM_THREADS": "1",

@@ -1,6 +1,9 @@
 """An exported model, asked as another program would ask it: by ONNX Runtime or `torch.export`, with raw records."""
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,25 @@ def test_an_onnx_file_takes_what_stands_in_the_table(table: tuple[Path, Predicto
     assert names.tolist() == wanted["class_"].tolist()
     one = {name: values[:1] for name, values in raw.items()}
     assert session.run(["class_"], one)[0].tolist() == names.tolist()[:1]
+
+
+def test_K5_onnx_runtime_reports_nothing_to_its_makers(table: tuple[Path, Predictor], tmp_path: Path) -> None:
+    """From 1.29 on it would, and keeps what it has to say, with a number of the device, in the user's cache."""
+    ask = f"run_onnx(Path({str(table[0] / 'model.onnx')!r}), predictor, made_up(predictor.inputs, 3))"
+    code = f"""
+from pathlib import Path
+from tacit.inference.export import run_onnx
+from tacit.inference.inputs import made_up
+from tacit.inference.predictor import Predictor
+from tacit.inference.trained import Trained
+predictor = Predictor(Trained.open(Path({str(table[0])!r})))
+print({ask}.shape)
+"""
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "ORT_DISABLE_TELEMETRY": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "(3, 2)\n"
+    assert not [each for each in tmp_path.rglob("*") if "onnxruntime" in each.name.lower()]
 
 
 def test_a_category_that_is_a_number_is_known_in_each_of_its_forms(table: tuple[Path, Predictor]) -> None:
