@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from client.schedule import set_rate
 from tacit.tasks import Follows
 from tacit.tasks.weights import Arrays, floats, load_arrays
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
 
 class Following:
@@ -36,14 +37,15 @@ class Following:
         # Nothing in it draws from torch's own generator, whose place tells how many records a batch had.
         self.task, self.model = task, model.requires_grad_(False).eval()
         self.part, self.every = task.follower(model), every
-        self._own = list(self.part.parameters())
-        own = {id(parameter) for parameter in self._own}
-        self.names = {name for name, parameter in model.named_parameters() if id(parameter) in own}
+        own = {id(parameter) for parameter in self.part.parameters()}
+        self._named = [(name, p) for name, p in model.named_parameters() if id(p) in own]
+        self._own = [parameter for _, parameter in self._named]
+        self.names = {name for name, _ in self._named}
 
     def begin(self, arrays: Arrays, make_optimizer: MakeOptimizer, seed: int) -> None:
         """A round's: the weights received, an optimiser of its own, and draws that nothing else reads from."""
         load_arrays(self.model, arrays)
-        self.optimizer = make_optimizer(self._own) if self._own else None
+        self.optimizer = make_optimizer(self._named) if self._named else None
         self.draws = torch.Generator().manual_seed(seed)
 
     def step(self, model: nn.Module, number: int, rate: float) -> None:
@@ -69,6 +71,5 @@ class Following:
         for parameter, gradient in zip(self._own, torch.autograd.grad(loss, self._own), strict=True):
             parameter.grad = gradient
         self.part.requires_grad_(False)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(optimizer, rate)
         optimizer.step()

@@ -1,12 +1,23 @@
-"""The learning rate over rounds and steps."""
+"""The optimiser, and its learning rate over rounds and steps."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import torch
+from torch import nn
 
 from tacit.learning import Training
+
+KINDS: Final[dict[str, type[torch.optim.Optimizer]]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
 
 
 def learning_rate(settings: Training, round_number: int, step: int = 0) -> float:
@@ -32,7 +43,31 @@ def learning_rate(settings: Training, round_number: int, step: int = 0) -> float
     return rate
 
 
+def make_optimizer(
+    settings: Training, named: Iterable[tuple[str, nn.Parameter]], factors: Mapping[str, float], rate: float
+) -> torch.optim.Optimizer:
+    """A fresh one; what it does to a coordinate, no other one changes.
+
+    Args:
+        settings: which, and its constants.
+        named: what it moves, by name.
+        factors: of the learning rate, by name; 1 without.
+        rate: of the first step, see `learning_rate`.
+
+    Guarantees:
+        A factor acts on what is clipped and noised already: on the step, and on no record's gradient.
+    """
+    common: dict[str, Any] = {"lr": rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer in ("sgd", "rmsprop"):
+        common["momentum"] = settings.momentum
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        groups.setdefault(factors.get(name, 1.0), []).append(parameter)
+    parts = [{"params": own, "lr": rate * factor, "factor": factor} for factor, own in groups.items()]
+    return KINDS[settings.optimizer](parts, **common)
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Of the steps from here on."""
+    """Of the steps from here on, times each group's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]

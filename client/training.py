@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from client.following import Following
 from client.normalised import factors
 from client.precision import check_precision, layers_in, widened
-from client.schedule import learning_rate, set_rate
+from client.schedule import learning_rate, make_optimizer, set_rate
 from client.views import Augmentation, generator_on
 from tacit.config import Experiment
 from tacit.errors import ConfigError
@@ -34,6 +34,7 @@ from tacit.privacy.noise import Keys, Stream
 from tacit.privacy.plan import PrivacyPlan
 from tacit.privacy.streams import stream_of
 from tacit.tasks import Follows, Records, Task
+from tacit.tasks.transfer import rate_factors
 from tacit.tasks.weights import Arrays, build_model, load_arrays, read_arrays
 
 _RECORDS: Final = 1 << 14  # whose draws are made at a time
@@ -113,6 +114,7 @@ class LocalTrainer:
         self.device = pick_device(experiment.device)
         check_precision(self.settings.precision, self.device)
         self.model = build_model(task, private=plan.max_grad_norm is not None).to(self.device)
+        self.rate_factors = rate_factors(self.model, self.settings.rate_factors)
         self.gradients = self._gradients()
         self.following = self._following(experiment)
         self.augmentation = Augmentation(experiment, task)
@@ -179,7 +181,7 @@ class LocalTrainer:
             self.is_tried = check_alone(self.model, self.task, records, self.augmentation)
         mu, origin = (self.proximal_mu, arrays) if pull is None else pull
         start, shift = self._tensors(origin if mu else {}), self._tensors(correction or {})
-        optimizer = self.optimizer(self._parameters(), round_number)
+        optimizer = self.optimizer(self._named_parameters(), round_number)
         normaliser = self.plan.sampling_rate * job.declared_rows
         if self.following is not None:
             seed = _seed(keys, "follow", job.site, round_number)
@@ -217,8 +219,11 @@ class LocalTrainer:
         named = self.model.named_parameters() if arrays else ()
         return [torch.tensor(arrays[name]).to(p) for name, p in named if p.requires_grad]
 
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
     def _parameters(self) -> Iterator[nn.Parameter]:
-        return (p for p in self.model.parameters() if p.requires_grad)
+        return (p for _, p in self._named_parameters())
 
     def _untrained(self) -> Iterator[tuple[str, Tensor]]:
         """All of the model that no step moves: buffers, and parameters that are frozen and follow nothing."""
@@ -255,20 +260,12 @@ class LocalTrainer:
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach().sign(), alpha=self.settings.l1)
 
-    def optimizer(self, parameters: Iterable[nn.Parameter], round_number: int) -> torch.optim.Optimizer:
-        """A fresh one, with the learning rate of the round; what it does to a coordinate, no other one changes."""
-        s, rate = self.settings, learning_rate(self.settings, round_number)
-        common: dict[str, Any] = {"lr": rate, "weight_decay": s.weight_decay}
-        if s.optimizer in ("sgd", "rmsprop"):
-            common["momentum"] = s.momentum
-        kinds: dict[str, type[torch.optim.Optimizer]] = {
-            "sgd": torch.optim.SGD,
-            "adam": torch.optim.Adam,
-            "adamw": torch.optim.AdamW,
-            "rmsprop": torch.optim.RMSprop,
-            "adagrad": torch.optim.Adagrad,
-        }
-        return kinds[s.optimizer](parameters, **common)
+    def optimizer(
+        self, named: Iterable[tuple[str, nn.Parameter]], round_number: int
+    ) -> torch.optim.Optimizer:
+        """A fresh one, with the learning rate of the round."""
+        rate = learning_rate(self.settings, round_number)
+        return make_optimizer(self.settings, named, self.rate_factors, rate)
 
 
 def record_losses(task: Task, outputs: Tensor, targets: Tensor, views: int = 1) -> Tensor:

@@ -168,7 +168,7 @@ class Stack:
             return lambda number: self.weights.detach().add_(
                 self.gradient, alpha=-learning_rate(s, round_number, number)
             )
-        optimizer = self.trainer.optimizer([self.weights], round_number)
+        optimizer = self.trainer.optimizer([("", self.weights)], round_number)
         self.weights.grad = self.gradient
 
         def step(number: int) -> None:
@@ -286,6 +286,8 @@ def obstacle_to_stacking(run: Run) -> str:
         return f"layers in {precision}, which save time in models that do not stack"
     if run.experiment.task.kind in RANKING:
         return "a record is a list of items"
+    if run.experiment.training.rate_factors:
+        return "parts of the model have learning rates of their own"
     if run.trainer.augmentation.is_on:
         return "a step sees views of its records"
     return unstackable(run.trainer.model)

@@ -536,6 +536,10 @@ class Experiment(Frozen):
                 'strategy.name = "scaffold" knows the mean gradient of optimizer = "sgd" without momentum, '
                 'at a learning rate that is the same in every round (training.schedule = "constant", no warmup_rounds)'
             )
+        if name == "scaffold" and training.rate_factors:
+            raise ValueError(
+                'strategy.name = "scaffold" knows the mean gradient at one learning rate: no rate_factors'
+            )
         if name == "scaffold" and (self.partition.steps or any(site.steps for site in self.federation.sites)):
             raise ValueError('strategy.name = "scaffold" needs the same number of steps at all sites')
 

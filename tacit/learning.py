@@ -224,6 +224,8 @@ class Training(Frozen):
             depends on it.
         precision: of the layers in training; gradients per record, their clipping, sums and noise are in float32
             always, and so is evaluation.
+        rate_factors: by pattern of a parameter's name, what its learning rate is multiplied by (discriminative
+            rates; Howard and Ruder 2018, section 3.2); the first pattern that meets it counts, and 1 without one.
         l1: pull of every weight towards 0, added to the gradient times the weight's sign.
         schedule: learning rate over rounds: constant; cosine (to 0 after the last round); step
             (multiplied by `gamma` every `step_rounds` rounds); exponential (the same, little by little).
@@ -239,6 +241,7 @@ class Training(Frozen):
     precision: Literal["float32", "bfloat16"] = "float32"
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"] = "sgd"
     learning_rate: Positive = 0.1
+    rate_factors: dict[str, Positive] = Field(default_factory=dict)
     momentum: Fraction = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     l1: Annotated[float, Field(ge=0)] = 0.0

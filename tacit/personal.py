@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tacit.config import Experiment
 from tacit.errors import ConfigError
+from tacit.tasks.transfer import rate_factors
 from tacit.tasks.weights import array_shapes, build_model, initial_arrays
 
 if TYPE_CHECKING:
@@ -68,9 +69,16 @@ def first_arrays(
         experiment: its seed and its strategy.
         task: of the model.
         private: whether the model is that of a run with privacy for records.
+
+    Raises:
+        ConfigError: see `personal_names` and `rate_factors`.
     """
     arrays = initial_arrays(task, private=private, seed=experiment.seed)
-    own = personal_names(experiment, build_model(task, private=private))
+    model = build_model(task, private=private)
+    own = personal_names(experiment, model)
+    rate_factors(
+        model, experiment.training.rate_factors
+    )  # a pattern that meets nothing is found here, not at a site
     return (
         {name: array for name, array in arrays.items() if name not in own},
         {name: array for name, array in arrays.items() if name in own},

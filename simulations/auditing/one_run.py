@@ -25,6 +25,7 @@ from tacit.privacy.plan import PrivacyPlan
 from tacit.report.audit_record import Attack, Method
 from tacit.report.record import Unit
 from tacit.tasks import Records, Task, load_task
+from tacit.tasks.transfer import rate_factors
 from tacit.tasks.weights import build_model, initial_arrays, load_arrays
 
 CANARIES: Final = 1000
@@ -113,6 +114,7 @@ def score(experiment: Experiment, task: Task, canaries: Canaries, updates: Seque
     clip = plan.max_grad_norm
     model = build_model(task, private=clip is not None)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
+    factors = rate_factors(model, experiment.training.rate_factors)
     scores = [np.zeros(count) for count in canaries.counts]
     for seen in updates:
         count = canaries.counts[seen.site]
@@ -122,7 +124,7 @@ def score(experiment: Experiment, task: Task, canaries: Canaries, updates: Seque
         own, others = (gradients(model, task, records, None) for records in canaries.known(seen.site))
         rate = learning_rate(experiment.training, seen.round)
         normaliser = plan.sampling_rate * experiment.federation.sites[seen.site].rows
-        flat = np.concatenate([np.ravel(seen.delta[name]) for name in names])
+        flat = np.concatenate([np.ravel(seen.delta[name]) / factors[name] for name in names])
         moved = -flat[coordinates(flat.size)] * normaliser / max(rate * plan.steps_per_round, 1e-12)
         # Nobody's word is taken for the clipping either: what was released says which it was.
         guesses = [

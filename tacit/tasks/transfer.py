@@ -37,7 +37,10 @@ def started(model: nn.Module, start: Start) -> nn.Module:
     if not start.file:
         return model
     load(model, read_weights(Path(start.file), start.sha256), start.head)
-    freeze(model, [name for name in met(model, start.freeze, "freeze") if not _matches(name, start.head)])
+    freeze(
+        model,
+        [name for name in met(model, start.freeze, "task.start.freeze") if not _matches(name, start.head)],
+    )
     adapt(model, start.adapt, start.rank, start.head)
     return model
 
@@ -80,7 +83,7 @@ def load(model: nn.Module, arrays: Mapping[str, NDArray[Any]], head: Iterable[st
     """
     import torch
 
-    met(model, head, "head")
+    met(model, head, "task.start.head")
     for name, place in floats(model).items():
         if _matches(name, head):
             continue
@@ -147,8 +150,22 @@ def met(model: nn.Module, patterns: Iterable[str], key: str) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"{pattern!r} meets none of {', '.join(names)}", key=f"task.start.{key}")
+            raise ConfigError(f"{pattern!r} meets none of {', '.join(names)}", key=key)
     return [name for name in names if _matches(name, patterns)]
+
+
+def rate_factors(model: nn.Module, factors: Mapping[str, float]) -> dict[str, float]:
+    """What the learning rate of each parameter that is trained is multiplied by, as `[training] rate_factors` says.
+
+    Raises:
+        ConfigError: a pattern meets none of them.
+    """
+    met(model, factors, "training.rate_factors")
+    return {
+        name: next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

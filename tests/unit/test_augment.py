@@ -296,6 +296,15 @@ def test_augmented_records_are_not_stacked(tmp_path: Path) -> None:
         executor_for(stacked, 3)
 
 
+def test_learning_rates_of_their_own_are_not_stacked(tmp_path: Path) -> None:
+    changes = {"training__rate_factors": {"0.*": 0.5}, "simulation__executor": "stacked"}
+    stacked = participant(write_site(tmp_path / "north"), experiment(False, **changes)).run
+    with pytest.raises(
+        ConfigError, match="not possible here: parts of the model have learning rates of their own"
+    ):
+        executor_for(stacked, 3)
+
+
 @pytest.mark.slow
 def test_workers_train_augmented_records_to_the_same_bits(tmp_path: Path) -> None:
     run = participant(write_site(tmp_path / "north"), experiment(task__augment=AUGMENT)).run

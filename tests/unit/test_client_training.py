@@ -13,6 +13,7 @@ from client.schedule import learning_rate
 from client.training import Job, LocalTrainer, poisson_batches
 from tacit.errors import ConfigError
 from tacit.learning import Training
+from tacit.personal import first_arrays
 from tacit.privacy.noise import SeededKeys, Stream, SystemKeys
 from tacit.privacy.plan import PrivacyPlan
 from tacit.privacy.streams import stream_of
@@ -71,8 +72,8 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("mu", [0.0, 0.7])
-def test_a_round_is_the_loop_that_the_paper_has(name, mu):
+@pytest.mark.parametrize(("mu", "factors"), [(0.0, {}), (0.7, {}), (0.0, {"0.bias": 3.0, "0.*": 0.1})])
+def test_a_round_is_the_loop_that_the_paper_has(name, mu, factors):
     """Poisson batches, sum over the public normaliser, FedProx's pull, any optimiser of torch, schedule by round."""
     kind, extra = OPTIMIZERS[name]
     changes = {"strategy": {"name": "fedprox", "proximal_mu": mu}} if mu else {}
@@ -83,12 +84,15 @@ def test_a_round_is_the_loop_that_the_paper_has(name, mu):
         training__schedule="step",
         training__gamma=0.5,
         training__step_rounds=1,
+        training__rate_factors=factors,
         **changes,
     )
     rows, model = records(), small()
     load_arrays(model, start())
     origin = [p.detach().clone() for p in model.parameters()]
-    optimizer = kind(model.parameters(), lr=0.25, weight_decay=0.01, **extra)
+    each = (0.1, 3.0, 1.0, 1.0) if factors else (1.0,) * 4
+    groups = [{"params": [p], "lr": 0.25 * f} for p, f in zip(model.parameters(), each, strict=True)]
+    optimizer = kind(groups, weight_decay=0.01, **extra)
     draws = stream_of(KEYS, "poisson", "north", ROUND).bernoulli(30 * 3, 0.5).reshape(30, 3)
     for chosen in draws.T:
         optimizer.zero_grad()
@@ -135,6 +139,28 @@ def test_learning_rates_over_the_steps_of_all_rounds(changes, expected):
 def test_a_rate_that_warms_up_by_round_is_the_full_one_from_the_last_of_those_rounds():
     settings = Training(rounds=4, learning_rate=0.8, warmup_rounds=2)
     assert [learning_rate(settings, n, step=3) for n in (1, 2, 3, 4)] == pytest.approx([0.4, 0.8, 0.8, 0.8])
+
+
+@pytest.mark.parametrize("by", ["round", "step"])
+@pytest.mark.parametrize("private", [True, False])
+def test_a_factor_acts_on_what_is_clipped_and_noised_already_on_the_step_and_on_no_records_gradient(
+    private, by
+):
+    changes = {"training__local_steps": 1, "training__schedule_by": by}
+    plain = train(trainer(private=private, **changes))
+    apart = train(trainer(private=private, training__rate_factors={"2.*": 0.25, "0.bias": 8.0}, **changes))
+    for name, factor in {"0.weight": 1.0, "0.bias": 8.0, "2.weight": 0.25, "2.bias": 0.25}.items():
+        np.testing.assert_allclose(apart[name], factor * plain[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_factor_of_parameters_that_are_not_there_is_refused_with_those_that_are():
+    with pytest.raises(
+        ConfigError, match=r"training\.rate_factors: '9\.\*' meets none of 0\.weight, 0\.bias"
+    ):
+        trainer(training__rate_factors={"9.*": 0.5})
+    settings = experiment(False, training__rate_factors={"9.*": 0.5})
+    with pytest.raises(ConfigError, match="meets none"):
+        first_arrays(settings, Classify(small), private=False)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

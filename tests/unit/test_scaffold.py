@@ -122,6 +122,7 @@ def test_a_variate_that_no_update_could_be_is_refused_by_code(tmp_path: Path, sp
         ("training.optimizer=adam", "scaffold.*sgd"),
         ("training.momentum=0.5", "scaffold.*without momentum"),
         ("training.schedule=cosine", "scaffold.*same in every round"),
+        ('training.rate_factors={"0.*"=0.5}', "scaffold.*no rate_factors"),
         ("partition.steps=[1, 2]", "same number of steps"),
     ],
 )
