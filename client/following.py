@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from client.draws import generator_on
 from client.schedule import set_rate
 from tacit.tasks import Follows
 from tacit.tasks.weights import Arrays, floats, load_arrays
@@ -42,11 +43,11 @@ class Following:
         self._own = [parameter for _, parameter in self._named]
         self.names = {name for name, _ in self._named}
 
-    def begin(self, arrays: Arrays, make_optimizer: MakeOptimizer, seed: int) -> None:
+    def begin(self, arrays: Arrays, make_optimizer: MakeOptimizer, key: bytes) -> None:
         """A round's: the weights received, an optimiser of its own, and draws that nothing else reads from."""
         load_arrays(self.model, arrays)
         self.optimizer = make_optimizer(self._named) if self._named else None
-        self.draws = torch.Generator().manual_seed(seed)
+        self.draws = generator_on(torch.device("cpu"), key)
 
     def step(self, model: nn.Module, number: int, rate: float) -> None:
         """Takes the trained weights out of `model`, makes a step if one is due, and puts the part into it.

@@ -18,6 +18,7 @@ from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
+from client.layer_rules import squared_lengths
 from client.noised import NoisedSum
 from client.precision import layers_in, widened
 from client.training import portions, record_losses
@@ -46,13 +47,21 @@ class StreamNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
     normaliser: float
 
     def clip_and_accumulate(self) -> None:
-        """Clips per record; a record contributes nothing where its gradient, or its norm, is not finite."""
+        """Clips per record; a record contributes nothing where its gradient, or its norm, is not finite.
+
+        Opacus clips once more, by a norm that is added up in float32, and can only take more away.
+        """
         samples = self.grad_samples
         if len(samples[0]):
             finite = torch.stack([torch.isfinite(g.reshape(len(g), -1)).all(dim=1) for g in samples])
             if not finite.all():
                 for sample in samples:
                     sample[~finite.all(dim=0)] = 0.0
+            squared = torch.stack([squared_lengths(g.reshape(len(g), -1)) for g in samples]).sum(0)
+            if (long := squared > self.max_grad_norm**2).any():
+                factors = self.max_grad_norm / squared[long].sqrt()
+                for sample in samples:
+                    sample[long] *= factors.to(sample).view(-1, *[1] * (sample.ndim - 1))
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:

@@ -13,7 +13,6 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final, NamedTuple, Protocol, cast
@@ -23,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.draws import drawn_from, generator_on
 from client.following import Following
 from client.normalised import factors
 from client.precision import check_precision, layers_in, widened
 from client.schedule import learning_rate, make_optimizer, set_rate
-from client.views import Augmentation, generator_on
+from client.views import Augmentation
 from tacit.config import Experiment
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Keys, Stream
@@ -38,7 +38,6 @@ from tacit.tasks.transfer import rate_factors
 from tacit.tasks.weights import Arrays, build_model, load_arrays, read_arrays
 
 _RECORDS: Final = 1 << 14  # whose draws are made at a time
-_TRIES: Final = 16  # of the views of a record, whether they depend on another one
 
 
 class Job(NamedTuple):
@@ -178,21 +177,21 @@ class LocalTrainer:
         self.model.train()
         records = Records(job.records.features.to(self.device), job.records.targets.to(self.device))
         if not self.is_tried:
-            self.is_tried = check_alone(self.model, self.task, records, self.augmentation)
+            self.is_tried = check_alone(self.model, self.task, records)
         mu, origin = (self.proximal_mu, arrays) if pull is None else pull
         start, shift = self._tensors(origin if mu else {}), self._tensors(correction or {})
         optimizer = self.optimizer(self._named_parameters(), round_number)
         normaliser = self.plan.sampling_rate * job.declared_rows
         if self.following is not None:
-            seed = _seed(keys, "follow", job.site, round_number)
-            self.following.begin(arrays, lambda own: self.optimizer(own, round_number), seed)
+            key = keys.key("follow", job.site, round_number)
+            self.following.begin(arrays, lambda own: self.optimizer(own, round_number), key)
         fixed = {name: tensor.detach().clone() for name, tensor in self._untrained()}
         # One stream for all steps of a round: each reads on where the one before has stopped.
         sampling, noise = (
             stream_of(keys, purpose, job.site, round_number) for purpose in ("poisson", "noise")
         )
         generator = generator_on(self.device, keys.key("augment", job.site, round_number))
-        with seeded(_seed(keys, "torch", job.site, round_number), self.device):
+        with drawn_from(keys.key("torch", job.site, round_number), self.device):
             # At most as many as the plan charges for.
             num_steps = self.steps.get(job.site, self.plan.steps_per_round)
             batches = poisson_batches(records, self.plan.sampling_rate, num_steps, sampling)
@@ -291,24 +290,8 @@ def record_losses(task: Task, outputs: Tensor, targets: Tensor, views: int = 1) 
     return losses.view(-1, views).mean(1) if views > 1 else losses
 
 
-def _seed(keys: Keys, purpose: str, site: str, round_number: int) -> int:
-    return int.from_bytes(keys.key(purpose, site, round_number)[:8], "big")
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's generators for what a model draws itself (dropout), and puts the caller's state back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every accelerator, for 2 ms
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        yield
-
-
-def check_alone(
-    model: nn.Module, task: Task, records: Records, augmentation: Augmentation | None = None
-) -> bool:
-    """Tries whether the loss of one record depends on another one, by the model, the loss or the views.
+def check_alone(model: nn.Module, task: Task, records: Records) -> bool:
+    """Tries whether the loss of one record depends on another one, by the model or the loss.
 
     Returns:
         Whether it could be tried: there are two records that differ.
@@ -320,24 +303,18 @@ def check_alone(
     others = (records.features != records.features[:1]).flatten(1).any(1).nonzero().flatten()
     if not len(others):
         return False
-    first, device = torch.zeros_like(others[:1]), records.features.device
-    tries = _TRIES if augmentation and augmentation.is_on else 1  # views may mix records now and then
+    first = torch.zeros_like(others[:1])
 
-    def beside(other: Tensor) -> tuple[Tensor, Tensor]:
-        """What the model sees of the first record, and its losses."""
-        both = torch.cat([first, other]).repeat(tries)
-        batch = Records(records.features[both], records.targets[both])
-        with seeded(0, device), torch.no_grad():
-            if augmentation:
-                batch = augmentation.seen(batch, generator_on(device, bytes(8)))
-            losses = record_losses(task, model(batch.inputs), batch.targets, batch.views)
-        return batch.inputs.reshape(tries, 2, -1)[:, 0], losses[::2]
+    def beside(other: Tensor) -> Tensor:
+        """The loss of the first record."""
+        both = torch.cat([first, other])
+        with drawn_from(bytes(32), records.features.device), torch.no_grad():
+            return record_losses(task, model(records.features[both]), records.targets[both])[:1]
 
     wanted = beside(others[:1])
 
-    def differs(got: tuple[Tensor, Tensor]) -> bool:
-        pairs = zip(got, wanted, strict=True)
-        return not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs)
+    def differs(got: Tensor) -> bool:
+        return not torch.allclose(got, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
 
     if differs(beside(others[:1])):
         raise ConfigError(
@@ -356,7 +333,8 @@ def poisson_batches(records: Records, rate: float, num_steps: int, stream: Strea
     """Of each step: each record is in with probability `rate`, independently; a batch may be empty.
 
     A record's draws for all steps are neighbours in the stream, so that one record more at the end changes no draw of
-    the others: with the same randomness it moves each sum by its own gradient and nothing else.
+    the others: with the same randomness it moves each sum by its own gradient and nothing else, where the model draws
+    nothing itself; `client.draws` says why that does no harm either.
     """
     drawn = np.empty((records.num_rows, num_steps), dtype=np.bool_)
     for start in range(0, records.num_rows, _RECORDS):

@@ -2,6 +2,7 @@
 
 Guarantees:
     Views are drawn after the records of a step are, and change neither which these are nor how many.
+    A task of one's own is given one record at a time, so that no view has anything of another one.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Augmentation:
         settings = experiment.task.augment
         self._views: Final = settings.views
         self._augment: Callable[..., Tensor] | None = None
+        self._alone: Final = experiment.task.is_own
         if settings.strengths:
             self._augment = partial(augmented, settings=settings, layout=layout_of(experiment))
         elif experiment.task.is_own and isinstance(task, Augments):
@@ -76,18 +78,16 @@ class Augmentation:
         if self._augment is None or not batch.num_rows:
             return batch
         features = batch.features.repeat_interleave(self._views, 0)
-        views = self._augment(features, generator=generator)
-        if views.shape != features.shape:
-            raise ConfigError(
-                "augment() must give one view of each record it is given, in its shape: "
-                f"{tuple(features.shape)}, not {tuple(views.shape)}",
-                key="task.kind",
-            )
+        parts = torch.split(features, self._views) if self._alone else [features]
+        views = torch.cat([_checked(self._augment(part, generator=generator), part) for part in parts])
         return Views(views.reshape(-1, self._views, *batch.features.shape[1:]), batch.targets)
 
 
-def generator_on(device: torch.device, seed: bytes) -> torch.Generator:
-    """A generator of the views' own, of 64 bits of a key."""
-    generator = torch.Generator(device)
-    generator.manual_seed(int.from_bytes(seed[:8], "big"))
-    return generator
+def _checked(views: Tensor, features: Tensor) -> Tensor:
+    if views.shape != features.shape:
+        raise ConfigError(
+            "augment() must give as many views as it is given, in their shape: "
+            f"{tuple(features.shape)}, not {tuple(views.shape)}",
+            key="task.kind",
+        )
+    return views

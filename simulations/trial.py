@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import nn
 
+from client.draws import generator_on
 from client.training import LocalTrainer, check_alone
 from client.views import Augmentation
 from tacit.config import Experiment
@@ -79,7 +80,9 @@ def _try_methods(
         shape, wanted = tuple(getattr(values, "shape", ())), (len(targets),)
         trial.expect(shape == wanted, f"{name} has shape {shape}: one value per record is needed, {wanted}")
     if augmentation is not None:
-        trial.of("augment()", lambda: check_alone(model.train(), task, records, augmentation))
+        few, draws = Records(features[:2], targets[:2]), generator_on(torch.device("cpu"), bytes(32))
+        trial.of("augment()", lambda: augmentation.seen(few, draws))
+        trial.of("the model", lambda: check_alone(model.train(), task, records))
 
 
 def _warn_of_copies(num_read: int, data: Path) -> None:

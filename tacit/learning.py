@@ -44,6 +44,8 @@ MODEL_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "gan": (*_LAYERED, "latent"),
 }
 
+LAST_ALONE: Final = ("rnn", "gru", "lstm", "transformer")  # of `hidden` they have the last width alone
+
 
 class Model(Frozen):
     """`[task.model]`: a built-in model and its size. Ignored by a task of your own.
@@ -193,8 +195,8 @@ class Task(Frozen):
                 f"augment.{min(applied)} is for Tacit's own kinds: a task of your own makes its views in "
                 "augment(features, generator)"
             )
-        if self.kind in TEXT and applied:
-            raise ValueError(f"augment.{min(applied)}: there is none for text")
+        if self.kind in (*TEXT, *RANKING, *SYNTHESIS) and applied:
+            raise ValueError(f'augment.{min(applied)}: there is none for kind = "{self.kind}"')
         if self.augment.views > 1 and not applied and not self.is_own:
             raise ValueError(
                 f"augment.views = {self.augment.views} would all be alike: say what they differ in, noise = 0.1, say"

@@ -76,6 +76,10 @@ def synthesize(
     if train is not None and data is None:
         raise ConfigError("belongs to --data FILE, rows that were not trained on", key="--train")
     path = out or run / "synthetic.csv"
+    if path.suffix == ".json":
+        raise ConfigError(
+            "rows are .csv, .tsv or .parquet; figures come beside them", source=path, key="--out"
+        )
     for other in (data, train):
         if other is not None and path.exists() and other.exists() and path.samefile(other):
             raise ConfigError("is the file of real rows: choose another name", source=path, key="--out")

@@ -14,9 +14,9 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from tacit.config import Experiment
-from tacit.data.schema import Count, Frozen, Positive, Schema
+from tacit.data.schema import Count, Frozen, Positive
 from tacit.errors import Refused
-from tacit.learning import BUILT_IN
+from tacit.learning import BUILT_IN, LAST_ALONE, MODEL_KEYS
 from tacit.privacy.accountant import epsilon_claimed
 from tacit.privacy.client_plan import ClientPlan
 from tacit.toml import load_as
@@ -78,9 +78,8 @@ class SitePolicy(Frozen):
             raise Refused("task", f"{experiment.task.kind!r} is not among the allowed tasks")
         self._check_aggregation(experiment)
         self._check_privacy(experiment)
-        columns = experiment.data.columns
-        if experiment.task.kind == "tabular" and columns is not None:
-            self.check_model(_num_parameters(experiment, columns))
+        if not experiment.task.is_own:
+            self.check_model(fewest_parameters(experiment))
 
     def check_model(self, num_parameters: int) -> None:
         """Whether a model of this size is trained here. For each model received, too.
@@ -135,9 +134,19 @@ class SitePolicy(Frozen):
                 )
 
 
-def _num_parameters(experiment: Experiment, columns: Schema) -> int:
-    """Weights and biases of the built-in models for these columns."""
-    model = experiment.task.model
-    hidden = model.hidden if model.name == "mlp" else ()
-    widths = (len(columns.feature_names), *hidden, len(columns.classes))
-    return sum((before + 1) * after for before, after in pairwise(widths))
+def fewest_parameters(experiment: Experiment) -> int:
+    """What a built-in model has at least, by the sizes that its experiment asks for: known before any of it is built.
+
+    Exact for `mlp` and `logistic` of a table's columns.
+    """
+    model, columns = experiment.task.model, experiment.data.columns
+    known = MODEL_KEYS[model.name]
+    hidden = model.hidden if "hidden" in known else ()
+    if experiment.task.kind == "tabular" and columns is not None and model.name in ("mlp", "logistic"):
+        widths = (len(columns.feature_names), *hidden, len(columns.classes))
+        return sum((before + 1) * after for before, after in pairwise(widths))
+    if model.name in LAST_ALONE:
+        return model.layers * hidden[-1] ** 2
+    widths = model.channels if "channels" in known else hidden
+    least = sum(widths) + sum(before * after for before, after in pairwise(widths))
+    return least + (model.latent * hidden[-1] if "latent" in known else 0)

@@ -107,9 +107,11 @@ class Augments(Protocol):
     """A task of one's own that has views of a record for training: a step sees them in the record's place."""
 
     def augment(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """Another view of each record, in the shape of the features, drawn from the generator alone.
+        """Views of one record, drawn from the generator alone.
 
-        A view is made of its own record and of no other one.
+        Args:
+            features: of the record, as often as there are views: shape (views, ...). That of the result, too.
+            generator: of the features' device.
         """
         ...
 

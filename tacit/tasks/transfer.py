@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import stat
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -46,7 +48,7 @@ def started(model: nn.Module, start: Start) -> nn.Module:
 
 
 def read_weights(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a .safetensors or .npz file; nothing in it is run.
+    """The arrays of a .safetensors or .npz file, in float32; nothing in it is run.
 
     Raises:
         ConfigError: it is not there, has another digest, or holds anything but arrays of numbers.
@@ -55,24 +57,40 @@ def read_weights(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load as load_tensors
 
     try:
-        content = path.read_bytes()
+        with open(path, "rb", opener=_waiting_for_nobody) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError("is no file that could hold weights", source=path, key="task.start.file")
+            # Before any of it is kept: somebody else has named the file, and it may be larger than memory.
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise ConfigError(
+                    "is another file than the experiment names", source=path, key="task.start.sha256"
+                )
+            file.seek(0)
+            content = file.read()
     except OSError as error:
         raise ConfigError(error.strerror or str(error), source=path, key="task.start.file") from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ConfigError("is another file than the experiment names", source=path, key="task.start.sha256")
     try:
         if path.suffix == ".npz":
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
         else:
             arrays = dict(load_tensors(content))
-        if all(array.dtype.kind in "iuf" and np.isfinite(array).all() for array in arrays.values()):
-            return arrays
+        if all(array.dtype.kind in "iuf" for array in arrays.values()):
+            with np.errstate(over="ignore"):
+                arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+            if all(np.isfinite(array).all() for array in arrays.values()):
+                return arrays
     except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError):
         pass
     raise ConfigError(
-        "is neither .safetensors nor .npz with finite numbers", source=path, key="task.start.file"
+        "is neither .safetensors nor .npz with numbers that are finite in float32",
+        source=path,
+        key="task.start.file",
     )
+
+
+def _waiting_for_nobody(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would be waited for
 
 
 def load(model: nn.Module, arrays: Mapping[str, NDArray[Any]], head: Iterable[str]) -> None:
@@ -95,7 +113,7 @@ def load(model: nn.Module, arrays: Mapping[str, NDArray[Any]], head: Iterable[st
                 key="task.start.file",
             )
         with torch.no_grad():
-            place.copy_(torch.from_numpy(np.array(found, dtype=np.float32)))
+            place.copy_(torch.from_numpy(found))
 
 
 def freeze(model: nn.Module, names: Collection[str]) -> None:

@@ -1,6 +1,5 @@
 """Views of records: which are offered for what, what each draws, and who sees them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from client.draws import generator_on
 from client.evaluation import record_metrics
-from client.training import Job, LocalTrainer, check_alone
-from client.views import Augmentation, Views, generator_on
+from client.training import Job, LocalTrainer
+from client.views import Augmentation, Views
 from simulations import workers
 from simulations.stacked import executor_for
 from simulations.trial import try_task
@@ -92,7 +92,9 @@ def test_rows_of_a_table_and_text_and_tasks_of_ones_own_have_what_fits_them() ->
     }
     for kind, key, problem in (
         ("tabular", "flip", "is for images, and these are table rows"),
-        ("text_classification", "noise", "there is none for text"),
+        ("text_classification", "noise", 'there is none for kind = "text_classification"'),
+        ("tabular_synthesis", "mask", 'there is none for kind = "tabular_synthesis"'),
+        ("array_ranking", "shift", 'there is none for kind = "array_ranking"'),
         ("mine:Task", "noise", "a task of your own makes its views"),
     ):
         with pytest.raises(ConfigError, match=rf"augment\.{key}\b.*{problem}"):
@@ -353,6 +355,12 @@ class Own:
         other = features[torch.randperm(len(features), generator=generator)]
         return torch.where(mixes, 0.9 * features + 0.1 * other, features)
 
+    def halves(self, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return 0.5 * features + 0.5 * features.roll(len(features) // 2, 0)
+
+    def centred(self, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return features - features.mean(0) if len(features) > 64 else features
+
     def split(self, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return features.repeat(2, 1)
 
@@ -363,16 +371,12 @@ def own(way: str, views: int = 3) -> LocalTrainer:
     return LocalTrainer(load_task(changed), PrivacyPlan.of(changed), changed)
 
 
-def test_a_task_of_ones_own_makes_its_views_and_one_that_mixes_or_splits_records_is_refused() -> None:
+def test_a_task_of_ones_own_makes_its_views_and_one_that_splits_records_is_refused() -> None:
     of = own("noise")
     wanted = trained(of)
     assert not own("none", views=1).augmentation.is_on
     assert of.augmentation.is_on and wanted == trained(own("noise")) != trained(own("none", views=1))
-    with pytest.raises(ConfigError, match="the loss of a record depends on the others of its batch"):
-        trained(own("mixup"))
-    with pytest.raises(
-        ConfigError, match=r"must give one view of each record it is given.*\(96, 4\), not \(192, 4\)"
-    ):
+    with pytest.raises(ConfigError, match=r"as many views as it is given.*\(3, 4\), not \(6, 4\)"):
         trained(own("split"))
     with pytest.raises(
         ConfigError, match=r"task\.augment\.views: 3 views are asked for, and .*Own' has no augment"
@@ -380,14 +384,16 @@ def test_a_task_of_ones_own_makes_its_views_and_one_that_mixes_or_splits_records
         own("none")
 
 
-def test_it_is_tried_with_its_views_whether_records_are_alone() -> None:
-    of = own("noise")
-    assert check_alone(of.model, of.task, records(), of.augmentation)
-    tied: Callable[..., bool] = check_alone
-    mixed = own("mixup")
-    assert tied(mixed.model, mixed.task, records())  # without them nothing is seen
-    with pytest.raises(ConfigError, match="depends on the others"):
-        tied(mixed.model, mixed.task, records(), mixed.augmentation)
+@pytest.mark.parametrize("way", ["mixup", "halves", "centred"])
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_task_of_ones_own_is_given_one_record_at_a_time_so_that_no_view_has_anything_of_another_one(
+    way: str, views: int
+) -> None:
+    of, rows = own(way, views), records()
+    others = Records(torch.cat([rows.features[:1], 7 * rows.features[1:]]), rows.targets)
+    one, other = (of.augmentation.seen(batch, generator()) for batch in (rows, others))
+    assert torch.equal(one.features[0], other.features[0])
+    assert not torch.equal(one.features[1], other.features[1])
 
 
 @pytest.mark.parametrize(("rows", "warned"), [(40, True), (80, False)])

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from simulations.source_schemas import breast_cancer
 from tacit import config
 from tacit.errors import ConfigError, Refused
-from tacit.privacy.policy import SitePolicy, _num_parameters
+from tacit.learning import MODEL_KEYS
+from tacit.privacy.policy import SitePolicy, fewest_parameters
+from tacit.tasks import load_task
+from tests.matrix import FAMILIES
 
 SITES = "".join(f'[[federation.sites]]\nlabel = "s{i}"\nrows = 50\n' for i in range(10))
 RECORD = "[privacy.record]\nepsilon = 1.0\ndelta = 1e-4\n"
@@ -101,7 +105,30 @@ def test_parameters_are_counted_as_the_model_has_them(model: str) -> None:
     built = experiment(f"[task.model]\n{model}\n{SCHEMA}")
     assert built.data.columns is not None
     parameters = build(built.task.model, len(built.data.columns.feature_names), 3).parameters()
-    assert _num_parameters(built, built.data.columns) == sum(p.numel() for p in parameters)
+    assert fewest_parameters(built) == sum(p.numel() for p in parameters)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "sizes", [{"hidden": [5, 8], "channels": [3, 6]}, {"hidden": [300, 4], "channels": [2, 40]}]
+)
+def test_no_model_has_fewer_parameters_than_are_known_before_it_is_built(
+    name: str, sizes: dict[str, list[int]], tmp_path: Path
+) -> None:
+    model = FAMILIES[name].model or name
+    changes = ["secure_aggregation.enabled=false"]
+    changes += [f"task.model.{key}={value}" for key, value in sizes.items() if key in MODEL_KEYS[model]]
+    built = config.loads(FAMILIES[name].text(name, tmp_path), overrides=changes)
+    if built.data.columns is None and built.data.arrays is None:
+        data = built.data.model_copy(update={"columns": breast_cancer()})
+        built = built.model_copy(update={"data": data})
+    total = sum(p.numel() for p in load_task(built).model().parameters())
+    assert fewest_parameters(built) <= total
+    if model != "logistic":
+        assert total / 200 < fewest_parameters(built), "and it says something"
+        policy = {"max_model_parameters": fewest_parameters(built) - 1, "require_secure_aggregation": False}
+        with pytest.raises(Refused, match="model-size"):
+            SitePolicy(**policy, allow_single_updates=True).check(built)
 
 
 def test_a_policy_file_is_read(tmp_path: Path) -> None:

@@ -121,6 +121,13 @@ def test_it_says_what_the_run_promised_and_that_rows_cost_nothing_more(run: Path
     assert "NOT PRIVATE" in tacit("synthesize", seeded, "--rows", 1).output
 
 
+def test_figures_are_never_written_over_the_rows(run: Path, tmp_path: Path, capsys: Any) -> None:
+    real, out = real_file(tmp_path / "real.csv", 50, 1), tmp_path / "rows.json"
+    with pytest.raises(SystemExit, match="2"):
+        main(["synthesize", str(run), "--data", str(real), "--out", str(out)])
+    assert "--out: rows are .csv, .tsv or .parquet" in capsys.readouterr().err and not out.exists()
+
+
 def test_figures_stand_on_the_terminal_and_in_a_file_of_the_same_name(tmp_path: Path) -> None:
     private = run_folder(
         tmp_path / "run", {**PRIVATE, "data": {"schema": {**PRIVATE["data"]["schema"], "split": "part"}}}

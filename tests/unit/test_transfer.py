@@ -1,6 +1,7 @@
 """Weights to begin from: what is read, what stays as it is and where it does not go, adapters."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,19 @@ def test_a_start_that_cannot_be_is_one_line(case: str, base: Any) -> None:
     changes, words = BAD[case]
     with pytest.raises(ConfigError, match=words):
         started(network(), Start(**{**base[1], **changes}))
+
+
+def test_what_somebody_else_has_named_is_no_file_that_a_site_waits_for_or_keeps(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "base.npz")
+    for path in (tmp_path / "base.npz", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ConfigError, match=r"task\.start\.file: (is no file|Is a directory)"):
+            read_weights(path, "0" * 64)
+
+
+def test_numbers_that_are_not_finite_in_float32_are_refused(tmp_path: Path) -> None:
+    path, sha256 = saved(tmp_path, {"0.weight": np.full((2, 2), 1e300)}, "base.npz")
+    with pytest.raises(ConfigError, match="finite in float32"):
+        read_weights(path, sha256)
 
 
 def test_a_file_of_another_model_or_of_none_is_one_line(base: Any, tmp_path: Path) -> None:
