@@ -241,8 +241,8 @@ def _check(schema: Schema, concept: Concept, key: str) -> None:
     low, high = _ends(column, *column.affine())
     if not low < column.transformed(concept.threshold) < high:
         raise ConfigError(
-            f"{concept.threshold:g} is not within what the schema declares of {concept.column!r}, so that all records "
-            "were alike",
+            f"{concept.threshold:g} is not within what the schema declares of {concept.column!r}: records would all be "
+            "so, or none",
             key=f"{key}.{'below' if concept.above is None else 'above'}",
         )
 
