@@ -9,7 +9,8 @@ A direction is the normal of the nearest-mean classifier, which unlike a logisti
 in common (Haufe et al. 2014; Pahde et al. 2022). It is taken several times, of other records that were made up: of a
 concept that the model does not know it points either way by chance, and the score is near one half.
 
-The model is public to the sites, and the directions follow from it; a site adds one bounded contribution per record.
+The model is one that training has paid for, and directions are made from it alone (post-processing; Dwork and Roth
+2014, proposition 2.1), so that what is left to be paid for is one bounded contribution per record.
 
 Guarantees:
     One record's vector over all concepts has a norm of at most 1, whatever the model says of it.
