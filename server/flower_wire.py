@@ -45,10 +45,10 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from server.superlink import ProgramEnded, SuperLink
+from strategies.grids import WrappedGrid
 from tacit.errors import ConfigError, RunFailed
 
 MAX_ANSWER: Final = 2**30  # bytes
@@ -158,7 +158,7 @@ def _asked(question: Callable[[], _Answer]) -> _Answer:
         raise ProgramEnded(f"the SuperLink does not answer: {error}") from None
 
 
-class SteadyGrid(Grid):
+class SteadyGrid(WrappedGrid):
     """Flower's grid of a `ServerApp`, whose answers come when they are complete and never hold up the others.
 
     Guarantees:
@@ -169,39 +169,17 @@ class SteadyGrid(Grid):
         grid: as Flower hands it to the `ServerApp`.
     """
 
+    _grid: HttpGrid
+
     def __init__(self, grid: HttpGrid) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._halves: dict[str, _Half] = {}  # by the id of the message that it answers
-
-    def set_run(self, run: Run) -> None:
-        """See Flower's `Grid`."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See Flower's `Grid`."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See Flower's `Grid`."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See Flower's `Grid`."""
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See Flower's `Grid`."""
         since = time.monotonic() - FORGET_SECONDS
         self._halves = {number: half for number, half in self._halves.items() if half.asked > since}
-        return self._grid.push_messages(messages)
+        return super().push_messages(messages)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

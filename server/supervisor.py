@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -178,9 +178,10 @@ class Supervisor:
                 self._complain(f"run {chosen.id[:8]}: its ServerApp cannot be ended: {refused}")
             self._end(chosen, "failed", str(error))
 
-    def _left_alone(self) -> set[str]:
+    def _left_alone(self) -> Set[str]:
         """Ids of the runs whose end could not be written a moment ago."""
-        return {run for run, until in self._alone.items() if until > time.monotonic()}
+        self._alone = {run: until for run, until in self._alone.items() if until > time.monotonic()}
+        return self._alone.keys()
 
     def _complain(self, text: str) -> None:
         """Says what has to be mended by somebody, once."""

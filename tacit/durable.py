@@ -26,12 +26,16 @@ def write_file(path: Path, data: bytes, *, sync_name: bool = True, durable: bool
     with usable(path):
         temporary.unlink(missing_ok=True)  # of a process that was killed; or somebody else's, open to others
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # a full disk has no room for it
+            raise
         if sync_name and durable:
             sync_folder(path.parent)
 

@@ -43,14 +43,21 @@ FRAUD = '[data]\nsource = "generated"\ngenerator = "card_fraud"\nrows = 4000\n'
 DIGITS = '[data]\nsource = "digits"\n'
 BEATS = '[data]\nsource = "generated"\ngenerator = "ecg_beats"\nrows = 16000\n'
 NOTES = '[data]\nsource = "generated"\ngenerator = "triage_notes"\nrows = 32000\n'
+VITALS = '[data]\nsource = "generated"\ngenerator = "icu_vitals"\nrows = 16000\n'
 DATA = {
     "breast cancer, 569 rows": BREAST_CANCER,
     "card fraud, 4000 generated rows": FRAUD,
     "digits, 1797 images": DIGITS,
     "beats, 16000 generated series": BEATS,
     "notes, 32000 generated texts": NOTES,
+    "vitals, 16000 generated series": VITALS,
 }
-RATES = {BEATS: 0.05, NOTES: 0.025}  # chance of a record to be in a step's batch; else 0.1
+RECURRENT = (
+    "rnn",
+    "gru",
+    "lstm",
+)  # a step takes them as long as the series is, so theirs has 24 places and not 96
+RATES = {BEATS: 0.05, NOTES: 0.025, VITALS: 0.05}  # chance of a record to be in a step's batch; else 0.1
 SEEDS = (7, 8, 9)
 CLOSE = 0.05  # of AUROC: so near epsilon 8 should be to the pooled model without privacy
 
@@ -60,6 +67,8 @@ def data_of(name: str) -> str:
     family = FAMILIES[name]
     if family.kind in learning.TEXT:
         return list(DATA)[4]
+    if name in RECURRENT:
+        return list(DATA)[5]
     if not family.shape:
         return list(DATA)[family.kind in learning.ANOMALY]
     return list(DATA)[{IMAGES: 2, SERIES: 3}[family.shape]]

@@ -59,7 +59,7 @@ def tune(
 
     from simulations.sweep.running import run_cells
     from simulations.tuning.folder import SearchFolder
-    from simulations.tuning.outcome import record_of, terminal_table, write_outcome
+    from simulations.tuning.outcome import BEST, BEST_MODEL, record_of, terminal_table, write_outcome
     from simulations.tuning.search import Search
     from simulations.tuning.space import Trials, tuning_of
 
@@ -75,13 +75,13 @@ def tune(
         reasons = run_cells(
             folder, found.cells(), num, kept, num_workers, console, quiet=silent, on_done=found.done
         )
-        record = record_of(found, tuning, dimensions, trials, reasons)
-        write_outcome(record, folder, trials)
+        record, best = record_of(found, tuning, dimensions, trials, reasons)
+        write_outcome(record, best, folder, trials)
     if as_json:
         print((folder.path / "tuning.json").read_text(encoding="utf-8"))
     elif not quiet:
         console.print(terminal_table(record))
-        for name in ("tuning.html", *(["best.toml"] if record.best else [])):
+        for name in ("tuning.html", *([BEST, BEST_MODEL] if record.best else [])):
             console.print(f"{folder.path / name}", highlight=False, soft_wrap=True)
     failed = {} if is_counted else reasons  # they would tell of trials that nobody is to hear of
     for number, reason in failed.items():

@@ -1,6 +1,6 @@
 """The folder of a search: that of a sweep, with what has been drawn and asked so far.
 
-DIR/tuning.json  tuning.csv  tuning.html  best.toml
+DIR/tuning.json  tuning.csv  tuning.html  best.toml  best.safetensors
 DIR/search.json         the settings of the search, how many trials there are, and the values of those begun
 DIR/trials/NUMBER/      a run's folder for each trial
 DIR/asked/NUMBER.toml   what it was begun with

@@ -13,12 +13,13 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
-from simulations.sweep.grid import short
+from simulations.sweep.grid import Cell, short
 from simulations.tuning import counted
 from simulations.tuning.folder import SearchFolder
 from simulations.tuning.search import Search, curve, metric_of, score, value_of
 from simulations.tuning.space import Dimension, Range, Trials, Tuning
 from tacit.config import Data
+from tacit.durable import write_file
 from tacit.metric_names import lower_is_better
 from tacit.report.record import RunRecord
 from tacit.report.storage import write_json, write_text
@@ -28,6 +29,7 @@ from tacit.report.wording import upper, value_text
 # Of any other source, a new one among them, only its owner can say whose data they are.
 PUBLISHED: Final = ("breast_cancer", "heart_disease", "credit_default", "digits", "medmnist")
 MOST_ROWS: Final = 20
+BEST, BEST_MODEL = "best.toml", "best.safetensors"
 
 
 def record_of(
@@ -36,8 +38,8 @@ def record_of(
     dimensions: Sequence[Dimension],
     trials: Trials,
     reasons: Mapping[int, str],
-) -> TuningRecord:
-    """The record of a search.
+) -> tuple[TuningRecord, Cell | None]:
+    """The record of a search, and its best trial, which the record of one that is counted does not name.
 
     Args:
         search: all of whose trials have ended.
@@ -73,14 +75,16 @@ def record_of(
         "accounting": tuning.accounting,
         "public": public_of(base.data, tuning),
     }
+    chosen = None if best is None else cells[best]
     if tuning.accounting != "private":
-        return TuningRecord(**fields, seed=tuning.seed, trials=tuple(rows), importances=search.importances())
+        importances = search.importances()
+        return TuningRecord(**fields, seed=tuning.seed, trials=tuple(rows), importances=importances), chosen
     law, (_, delta) = counted.number_of(tuning), counted.released(base)
     cost = Selection(epsilon=counted.total_epsilon(tuning, base), delta=delta, mean=law.mean, eta=law.eta)
     if best is not None:  # its number, and how long all took, would tell of the others
         fields["best"] = rows[best].model_copy(update={"name": "", "seconds": 0.0})
     day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return TuningRecord(**{**fields, "started": day}, selection=cost)
+    return TuningRecord(**{**fields, "started": day}, selection=cost), chosen
 
 
 def best_of(
@@ -136,8 +140,8 @@ def public_of(data: Data, tuning: Tuning) -> str:
     return "whoever ran it states that they are public or synthetic" if tuning.accounting == "public" else ""
 
 
-def write_outcome(record: TuningRecord, folder: SearchFolder, trials: Trials) -> None:
-    """Writes tuning.json, tuning.csv, tuning.html and, where a trial has a value, best.toml."""
+def write_outcome(record: TuningRecord, best: Cell | None, folder: SearchFolder, trials: Trials) -> None:
+    """Writes tuning.json, tuning.csv, tuning.html and, where a trial has a value, best.toml and its model."""
     from tacit.report.tuning_html import render_tuning
 
     write_json(record, folder.path / "tuning.json")
@@ -145,7 +149,9 @@ def write_outcome(record: TuningRecord, folder: SearchFolder, trials: Trials) ->
     write_text(render_tuning(record), folder.path / "tuning.html")
     if record.best is not None:
         text = trials.best(record.best.values).to_toml()
-        write_text(f"# The best of a search: {told_best(record)}\n\n{text}", folder.path / "best.toml")
+        write_text(f"# The best of a search: {told_best(record)}\n\n{text}", folder.path / BEST)
+    if best is not None and (model := folder.cell(best) / "model.safetensors").exists():
+        write_file(folder.path / BEST_MODEL, model.read_bytes())
 
 
 def told_best(record: TuningRecord) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from tacit.durable import sync_folder
+from tacit.durable import usable, write_file
 from tacit.errors import StorageError
 from tacit.report.record import Part, RunRecord
 
@@ -44,24 +42,14 @@ def read_json(path: Path) -> RunRecord:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Writes a text file.
+    """Writes a text file, mode 0600: an exact report is as confidential as its rows.
 
     Guarantees:
         After a crash at any moment `path` is the old file or the new one.
+
+    Raises:
+        StorageError: the folder cannot be written.
     """
-    try:
+    with usable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp gives 0600, which suits: an exact report is as confidential as its rows.
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from None
+    write_file(path, text.encode())

@@ -223,14 +223,18 @@ def test_a_counted_search_tells_nothing_but_its_best_trial(
     assert len(lines(out / "tuning.csv")) == 1
     page = (out / "tuning.html").read_text()
     assert "trials/0" not in page and "<svg" not in page and "Papernot and Steinke" in page
-    reports = [json.loads(path.read_text()) for path in out.glob("private/trials/*/report.json")]
-    paid = [report["rounds"][-1]["private_metrics"]["accuracy"] for report in reports]
+    paid = {
+        json.loads(path.read_text())["rounds"][-1]["private_metrics"]["accuracy"]: path.parent
+        for path in out.glob("private/trials/*/report.json")
+    }
     assert content["best"]["value"] == max(paid)
+    released = (paid[max(paid)] / "model.safetensors").read_bytes()
+    assert (out / "best.safetensors").read_bytes() == released
     assert config.load(out / "best.toml").training.learning_rate in [
         values["training.learning_rate"] for values in asked["values"]
     ]
     folder = SearchFolder(out, counted=True)
-    record = record_of(Search(tuning, dimensions, trials, folder), tuning, dimensions, trials, {})
+    record, _ = record_of(Search(tuning, dimensions, trials, folder), tuning, dimensions, trials, {})
     assert terminal_table(record).row_count == 1
 
 
@@ -250,6 +254,7 @@ def test_what_tells_of_the_other_trials_of_a_counted_search_lies_in_one_private_
     assert len(list((out / "private" / "asked").iterdir())) == 2
     assert {path.name for path in out.iterdir()} == {
         ".tacit-search", "private", "tuning.json", "tuning.csv", "tuning.html", "best.toml",
+        "best.safetensors",
     }  # fmt: skip
     assert stat.S_IMODE((out / "private").stat().st_mode) == 0o700
     page = (out / "tuning.html").read_text() + (out / "tuning.json").read_text()
@@ -270,6 +275,6 @@ def test_what_is_published_of_a_counted_search_is_of_the_best_trial_alone(base: 
         cell = found.cell(number)
         write_json(record, out / "private" / "trials" / cell.name / "report.json")
         found.done(number)
-    best = record_of(found, tuning, dimensions, trials, {})
+    best, _ = record_of(found, tuning, dimensions, trials, {})
     assert best.metric == "accuracy" and best.best is not None and not best.trials
     assert best.best.values == dict(found.values[1]) and best.best.name == ""
