@@ -124,7 +124,7 @@ class Participant:
             self.position = run.experiment.federation.labels.index(site.label)
         except ValueError:
             raise Refused("not-a-member", f"the experiment declares no site {site.label!r}") from None
-        self.task, self.scaling, self.clip = run.task, "", ""
+        self.task, self.summed, self.scaling, self.clip = run.task, run.summed, "", ""
         self.variate: Arrays = {}  # of the server
         # Where sessions end with the process, the journal may as well.
         in_memory = isinstance(sessions, MemorySessions)
@@ -178,6 +178,7 @@ class Participant:
         """Reads the records with the constants of a federated scaling from here on."""
         if scaling != self.scaling:
             self.task = scaled(self.run.task, scaling)
+            self.summed = summed_of(self.run.experiment, self.task)
             self.scaling = scaling
             self._records.clear()
 
@@ -347,7 +348,7 @@ class Participant:
         model = run.plain_model if run.summed else run.trainer.model
         load_arrays(model, arrays)
         stream = Stream(run.keys.key("metrics", self.site.label, round_number))
-        sums = metric_sums(model, run.task, self.records("test"), noise, stream, run.summed)
+        sums = metric_sums(model, run.task, self.records("test"), noise, stream, self.summed)
         ranges = run.encoder(arrays).metrics
         return {name: ranges[name].cut(value) for name, value in sums.items()}
 

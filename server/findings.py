@@ -22,7 +22,15 @@ from tacit.report import record as r
 from tacit.report.model_card import FILE as CARD
 from tacit.report.model_card import write_model_card
 from tacit.report.promises import privacy_entries
-from tacit.report.rows import Rows, learned_importance, learned_outcomes, round_of, secure_sum_of, versions
+from tacit.report.rows import (
+    Rows,
+    learned_concepts,
+    learned_importance,
+    learned_outcomes,
+    round_of,
+    secure_sum_of,
+    versions,
+)
 from tacit.report.statement import write_statement
 from tacit.report.storage import write_json
 from tacit.secagg.identity import fingerprint, readable
@@ -77,6 +85,7 @@ def record_of(run: Run, kit: Path, outcome: str) -> r.RunRecord:
         final=r.Final(metrics=_last_metrics(rows)),
         learned=learned_outcomes(rows, experiment, plan),
         importance=learned_importance(rows, experiment, plan),
+        concepts=learned_concepts(rows, experiment, plan),
         privacy=privacy_entries(experiment, plan, None, secure=secure, simulation=False),
         secure_aggregation=secure,
         federation=federation_of(CoordinatorKit.open(kit)),

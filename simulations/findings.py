@@ -21,7 +21,9 @@ from tacit.report.model_card import FILE as CARD
 from tacit.report.model_card import write_model_card
 from tacit.report.promises import privacy_entries
 from tacit.report.rows import (
+    concepts_from,
     importance_from,
+    learned_concepts,
     learned_importance,
     learned_outcomes,
     outcomes_of,
@@ -33,6 +35,7 @@ from tacit.report.statement import write_statement
 from tacit.report.storage import write_json, write_text
 from tacit.tasks import load_task
 from tacit.tasks.cells import cells_of
+from tacit.tasks.concepts import concepts_of
 from tacit.tasks.groupnorm import has_batchnorm
 from tacit.tasks.importance import importance_of
 
@@ -76,6 +79,7 @@ def write_findings(
         final=final,
         learned=learned_outcomes(rows, experiment, plan),
         importance=learned_importance(rows, experiment, plan),
+        concepts=learned_concepts(rows, experiment, plan),
         baselines=baselines,
         privacy=privacy_entries(experiment, plan, ledgers.values(), secure=secure, simulation=True),
         secure_aggregation=secure,
@@ -110,7 +114,7 @@ def _round(row: dict[str, Any], harness: Harness, state: RunState) -> r.Round:
 
 def _final(harness: Harness, state: RunState, simulation: Simulation) -> r.Final:
     arrays = state.model_of(int(state.result["model_round"]))
-    experiment, task = simulation.experiment, load_task(simulation.experiment)
+    experiment, task = simulation.experiment, harness.task
     sites = harness.per_site_own(arrays)
     metrics = site_mean(sites) if harness.own else harness.overall(arrays)
     whole = harness.has_test and not harness.own  # one model that all sites have
@@ -119,8 +123,14 @@ def _final(harness: Harness, state: RunState, simulation: Simulation) -> r.Final
     outcomes = tables = None
     if cells is not None and (tables := cells.tables(harness.summed(arrays, cells))) is not None:
         outcomes = outcomes_of(cells, tables, experiment)
-    shares = None if importance is None else importance_from(importance, harness.summed(arrays, importance))
-    return r.Final(metrics=metrics, sites=_site_results(harness, sites), outcomes=outcomes, importance=shares)
+    concepts = concepts_of(experiment, task) if whole else None
+    return r.Final(
+        metrics=metrics,
+        sites=_site_results(harness, sites),
+        outcomes=outcomes,
+        importance=importance_from(importance, harness.summed(arrays, importance)) if importance else None,
+        concepts=concepts_from(concepts, harness.summed(arrays, concepts)) if concepts else None,
+    )
 
 
 def _site_results(harness: Harness, metrics: dict[str, Metrics]) -> tuple[r.SiteResult, ...]:

@@ -20,7 +20,7 @@ from tacit import toml
 from tacit.algorithms import KEEPING, PERSONAL, SINGLE_UPDATES, Strategy
 from tacit.augmentation import ROWS, records_of_shape
 from tacit.data.array_schema import ArraySchema
-from tacit.data.schema import Count, Fraction, Frozen, Positive, Schema
+from tacit.data.schema import Count, Fraction, Frozen, Positive, Schema, Text
 from tacit.errors import ConfigError
 from tacit.learning import TEXT, Task, Training
 from tacit.population import Labels
@@ -255,6 +255,42 @@ class SecureAggregation(Frozen):
             )
 
 
+class Concept(Frozen):
+    """`[evaluation.concepts.NAME]`: what a record may be like; one of the last three keys says it.
+
+    Attributes:
+        column: of data.schema.
+        above: a number is more than this.
+        below: a number is less than this.
+        equals: a category is this one.
+    """
+
+    column: Text
+    above: float | None = None
+    below: float | None = None
+    equals: Text | None = None
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Concept:
+        if [self.above, self.below, self.equals].count(None) != 2:
+            raise ValueError("needs one of above, below and equals")
+        return self
+
+    @property
+    def threshold(self) -> float:
+        """Of a number."""
+        found = self.below if self.above is None else self.above
+        assert found is not None
+        return found
+
+    @property
+    def text(self) -> str:
+        """In words, e.g. "age > 65"."""
+        if self.equals is not None:
+            return f"{self.column} = {self.equals}"
+        return f"{self.column} {'<' if self.above is None else '>'} {self.threshold:g}"
+
+
 class Evaluation(Frozen):
     """`[evaluation]`: metrics of the global model that the server learns, and what it does with them.
 
@@ -265,6 +301,7 @@ class Evaluation(Frozen):
         groups: categorical column by whose values the counts are kept apart; empty = by none.
         smallest_group: a group of fewer records is not shown.
         explain: with the metrics how much the model goes by each column, by this method (`tacit.tasks.importance`).
+        concepts: by name, of which predictions are asked whether they lean on them (`tacit.tasks.concepts`).
         patience: stop after so many rounds without a better `monitor`; 0 = run all rounds.
         monitor: metric that early stopping and the best-checkpoint choice read.
     """
@@ -274,7 +311,8 @@ class Evaluation(Frozen):
     bins: Annotated[int, Field(ge=2, le=200, multiple_of=2)] = 20
     groups: str = ""
     smallest_group: Annotated[int, Field(ge=1)] = 20
-    explain: Literal["", "saliency", "integrated_gradients", "occlusion", "shap"] = ""
+    explain: Literal["", "saliency", "integrated_gradients", "occlusion", "shap", "lime"] = ""
+    concepts: dict[Text, Concept] = Field(default_factory=dict)
     patience: Annotated[int, Field(ge=0)] = 0
     monitor: str = "accuracy"
 
@@ -544,7 +582,7 @@ class Experiment(Frozen):
             raise ValueError('strategy.name = "scaffold" needs the same number of steps at all sites')
 
     def _check_evaluation(self) -> None:
-        riders = [name for name in ("curves", "explain") if getattr(self.evaluation, name)]
+        riders = [name for name in ("curves", "explain", "concepts") if getattr(self.evaluation, name)]
         for name in riders:
             if not self.evaluation.metrics:
                 raise ValueError(f"evaluation.{name} goes with the metrics: set evaluation.metrics = true")

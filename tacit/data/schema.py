@@ -99,10 +99,11 @@ class NumericColumn(Frozen):
         """(middle, half width) of t(range): what maps the range onto [-1, 1]."""
         if self.range is None:
             raise ValueError("this column states no range")
-        low, high = (self._transformed(end) for end in self.range)
+        low, high = (self.transformed(end) for end in self.range)
         return low / 2 + high / 2, high / 2 - low / 2
 
-    def _transformed(self, x: float) -> float:
+    def transformed(self, x: float) -> float:
+        """t(x)."""
         return math.copysign(math.log1p(abs(x)), x) if self.transform == "log" else x
 
 

@@ -21,7 +21,7 @@ from tacit.metric_names import lower_is_better
 from tacit.report import compare, model_card, statement
 from tacit.report.outcome_plots import Shown, shown
 from tacit.report.plots import Line, line_chart
-from tacit.report.record import ColumnShares, Round, RunRecord, SiteDistances, SiteSlice
+from tacit.report.record import ColumnShares, ConceptShares, Round, RunRecord, SiteDistances, SiteSlice
 from tacit.report.storage import write_text
 from tacit.report.wording import metric_text, protected, upper
 
@@ -63,6 +63,24 @@ class Importances(NamedTuple):
         """The columns that the model goes by most, first."""
         pairs = zip(self.found.columns, self.found.shares or (), strict=bool(self.found.shares))
         return sorted(pairs, key=lambda pair: -pair[1])[:MOST_COLUMNS]
+
+
+class Leanings(NamedTuple):
+    """Shares of concepts, and where they come from."""
+
+    mark: str
+    found: ConceptShares
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, float, float]]:
+        """Name, meaning, class, share and its noise, where there is one."""
+        found = self.found
+        return [
+            (name, meaning, of, share, noise or 0.0)
+            for name, meaning, shares in zip(found.concepts, found.meanings, found.shares, strict=True)
+            for of, share, noise in zip(found.classes, shares, found.noise, strict=True)
+            if share is not None
+        ]
 
 
 class Chart(NamedTuple):
@@ -142,6 +160,8 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "server_metrics": _server_curves(record),
         "outcomes": _outcomes(record),
         "importances": _importances(record),
+        "leanings": _leanings(record),
+        "most_leanings": MOST_COLUMNS,
         "timing_chart": _timing_chart(record),
         "round_rows": _thinned(record.rounds),
         "sites": sites[:MOST_SITES],
@@ -211,6 +231,15 @@ def _importances(record: RunRecord) -> list[Importances]:
         found.append(Importances("simulation", record.final.importance))
     if record.importance is not None:
         found.append(Importances("private" if record.is_private else "not-private", record.importance))
+    return found
+
+
+def _leanings(record: RunRecord) -> list[Leanings]:
+    found = []
+    if record.final.concepts is not None:
+        found.append(Leanings("simulation", record.final.concepts))
+    if record.concepts is not None:
+        found.append(Leanings("private" if record.is_private else "not-private", record.concepts))
     return found
 
 

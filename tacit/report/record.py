@@ -165,6 +165,29 @@ class ColumnShares(Part):
     round: Count | None = None
 
 
+class ConceptShares(Part):
+    """Which way predictions lean on concepts (`tacit.tasks.concepts`): TCAV scores.
+
+    Attributes:
+        concepts: names.
+        meanings: in words, e.g. "age > 65".
+        classes: that are predicted.
+        shares: by concept and class, of the records predicted as it, how often its odds rise along the concept; None
+            where noise leaves nothing to be said, or where the class is never predicted.
+        chance: how far from one half a concept without any meaning comes, at two standard deviations.
+        noise: by class, standard deviation of the noise in a share; 0 = exact; None as for the shares.
+        round: whose incoming model it is; None = the final one.
+    """
+
+    concepts: tuple[str, ...]
+    meanings: tuple[str, ...]
+    classes: tuple[str, ...]
+    shares: tuple[tuple[Number, ...], ...]
+    chance: float
+    noise: tuple[Number, ...]
+    round: Count | None = None
+
+
 class Final(Part):
     """The final model.
 
@@ -173,12 +196,14 @@ class Final(Part):
         sites: the same model at each site. Simulation only.
         outcomes: exact, on the test rows of all sites together. Simulation only.
         importance: likewise, where the experiment asks for it.
+        concepts: likewise.
     """
 
     metrics: Metrics = {}
     sites: tuple[SiteResult, ...] = ()
     outcomes: Outcomes | None = None
     importance: ColumnShares | None = None
+    concepts: ConceptShares | None = None
 
 
 class Baseline(Part):
@@ -384,6 +409,7 @@ class RunRecord(Part):
         executor: how the local engine has trained its cohorts, and why; how a step's gradients were made.
         learned: counts of outcomes as the server learned them last; noised and paid for when the run is private.
         importance: of columns, as the server learned it last; likewise.
+        concepts: likewise.
         ledger: the last entries, oldest first.
         federation: what its members had agreed on. Of real processes only.
         outcome: "finished", "stopped early", "stopped" (by somebody; what is complete is kept) or "failed: reason".
@@ -400,6 +426,7 @@ class RunRecord(Part):
     final: Final
     learned: Outcomes | None = None
     importance: ColumnShares | None = None
+    concepts: ConceptShares | None = None
     baselines: Baselines = Baselines()
     privacy: Annotated[tuple[PrivacyEntry, ...], Field(min_length=1)]
     secure_aggregation: SecureSum
@@ -433,7 +460,8 @@ class RunRecord(Part):
     @model_validator(mode="after")
     def _metrics_are_paid_for(self) -> RunRecord:
         budget = (self.experiment.get("privacy") or {}).get("record")
-        learned = any(item.private_metrics for item in self.rounds) or self.learned or self.importance
+        sums = self.learned or self.importance or self.concepts
+        learned = sums or any(item.private_metrics for item in self.rounds)
         if learned and budget and not budget.get("metrics_share") and not self.seeded_noise:
             raise ValueError("metrics that the server learned in a private run, and that no budget pays for")
         return self
@@ -444,6 +472,7 @@ class RunRecord(Part):
             "final.sites": self.final.sites,
             "final.outcomes": self.final.outcomes is not None,
             "final.importance": self.final.importance is not None,
+            "final.concepts": self.final.concepts is not None,
             "partition": self.partition,
             "distances": self.distances,
             "faults": self.faults,

@@ -5,21 +5,24 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from tacit.config import Experiment, SecureAggregation
 from tacit.encoding import metric_sensitivity
 from tacit.privacy.plan import PrivacyPlan
-from tacit.report.record import ColumnShares, GroupResult, Metrics, Outcomes, Round, SecureSum
+from tacit.report.record import ColumnShares, ConceptShares, GroupResult, Metrics, Outcomes, Round, SecureSum
 from tacit.tasks import Task, load_task
 from tacit.tasks.cells import Cells, Counts, cells_of
+from tacit.tasks.concepts import CHANCE, Concepts, concepts_of, scores_of
 from tacit.tasks.importance import Importance, importance_of, shares_of
 from tacit.tasks.measures import measured
 from tacit.tasks.summed import summed_of
 
 PACKAGES: Final = ("tacit", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
 Rows = Sequence[Mapping[str, Any]]
+Part = TypeVar("Part")
 
 
 def versions() -> dict[str, str]:
@@ -95,11 +98,7 @@ def learned_importance(rows: Rows, experiment: Experiment, plan: PrivacyPlan) ->
     task = load_task(experiment)
     if (importance := importance_of(experiment, task)) is None:
         return None
-    learned = (
-        importance_from(importance, row["counts"], n, row["round"])
-        for row, n in _learned(rows, experiment, plan, task)
-    )
-    return next((found for found in learned if found is not None), None)
+    return _last(partial(importance_from, importance), _learned(rows, experiment, plan, task))
 
 
 def importance_from(
@@ -116,6 +115,40 @@ def importance_from(
         noise=found[1],
         round=round_number,
     )
+
+
+def learned_concepts(rows: Rows, experiment: Experiment, plan: PrivacyPlan) -> ConceptShares | None:
+    """What the server learned last of which way predictions lean; None where it did not ask."""
+    task = load_task(experiment)
+    if (concepts := concepts_of(experiment, task)) is None:
+        return None
+    return _last(partial(concepts_from, concepts), _learned(rows, experiment, plan, task))
+
+
+def concepts_from(
+    concepts: Concepts, sums: Mapping[str, float], noise: float = 0.0, round_number: int | None = None
+) -> ConceptShares | None:
+    """Scores for the record; None where the sums have none."""
+    found = scores_of(concepts, sums, noise)
+    if found is None:
+        return None
+    return ConceptShares(
+        concepts=tuple(concepts.declared),
+        meanings=tuple(concept.text for concept in concepts.declared.values()),
+        classes=concepts.schema.classes,
+        shares=found.shares,
+        chance=CHANCE,
+        noise=found.noise,
+        round=round_number,
+    )
+
+
+def _last(
+    said: Callable[[Mapping[str, float], float, int], Part | None],
+    learned: Iterator[tuple[Mapping[str, Any], float]],
+) -> Part | None:
+    found = (said(row["counts"], noise, row["round"]) for row, noise in learned)
+    return next((part for part in found if part is not None), None)
 
 
 def _learned(

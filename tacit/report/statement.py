@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tacit.report import federation
 from tacit.report.record import PrivacyEntry, RunRecord
 from tacit.report.storage import write_text
-from tacit.report.wording import RELATIONS, all_not_covered, protected, received, upper
+from tacit.report.wording import EXPLAINED, RELATIONS, all_not_covered, protected, received, upper
 
 # Two computations of the same epsilon may differ in the last digits; that is no broken promise.
 _ROUNDING = 1 + 1e-6
@@ -287,10 +287,8 @@ def _views(record: RunRecord) -> Section:
         points.append(("Metrics that the server learned", f"sums over the clients of a round, {noised}"))
     if record.learned is not None:
         points.append(("Outcomes that the server learned", _counts(record)))
-    if record.importance is not None:
-        noised = "with the noise of the metrics, which pays for it" if record.is_private else "exact"
-        text = f"sums of each column's share in what decides a prediction, over all clients of each round, {noised}"
-        points.append(("Importance of columns that the server learned", text))
+    how = "with the noise of the metrics, which pays for it" if record.is_private else "exact"
+    points += [(title, f"{what}, {how}") for key, (title, what) in EXPLAINED.items() if getattr(record, key)]
     lead = "In a deployment of this configuration:" if record.is_simulation else "In this run:"
     return Section("What each party sees", (lead,), tuple(points))
 

@@ -16,6 +16,17 @@ RELATIONS: dict[Unit, str] = {
     "client": "replacing everything one client contributes by nothing (zeros)",
     "none": "none: no two inputs are promised to look alike",
 }
+# Key of the record -> what it is called, and which sums the server has seen for it.
+EXPLAINED = {
+    "importance": (
+        "Importance of columns that the server learned",
+        "sums of each column's share in what decides a prediction, over all clients of each round",
+    ),
+    "concepts": (
+        "Concepts that the server learned of",
+        "sums of how often a prediction leans on each concept, by class, over all clients of each round",
+    ),
+}
 
 
 def protected(unit: Unit, experiment: Mapping[str, Any]) -> str:

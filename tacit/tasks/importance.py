@@ -8,8 +8,9 @@ saliency               gradient (Simonyan et al. 2014)
 integrated_gradients   from the schema's centers to the record (Sundararajan et al. 2017)
 occlusion              one column at a time put to its center
 shap                   Shapley values by sampling orders of columns (Castro et al. 2009; Strumbelj and Kononenko 2014)
+lime                   a linear model around each record that stands in for it (Ribeiro et al. 2016)
 
-Captum computes them.
+Captum computes them, all but the last (`tacit.tasks.surrogate`).
 
 Guarantees:
     One record's shares of importance have a norm of at most 1, whatever the model says of it.
@@ -28,6 +29,7 @@ from tacit.data.schema import NumericColumn
 from tacit.errors import ConfigError, MissingExtra
 from tacit.learning import CLASSES, NUMBERS, TEXT
 from tacit.tasks.measures import drowned
+from tacit.tasks.surrogate import coefficients
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,16 +101,12 @@ class Importance:
 
     @property
     def _masked(self) -> bool:
-        return self.method in ("occlusion", "shap")
+        return self.method in ("occlusion", "shap", "lime")
 
     def _attributions(self, model: nn.Module, features: Tensor) -> Tensor:
         """Of the logit of the class that is predicted; of numbers, of their sum."""
         import torch
 
-        try:
-            from captum import attr
-        except ImportError:
-            raise MissingExtra("the importance of columns", "explain") from None
         with torch.no_grad():
             target = model(features).argmax(-1) if self.classes else None
 
@@ -121,12 +119,18 @@ class Importance:
             )  # integrated gradients ask for all steps at once
             return outputs.gather(1, repeated[:, None])[:, 0]
 
+        if self.method == "lime":
+            return coefficients(predicted, features, self.blocks, len(self.columns))[:, list(self.blocks)]
+        try:
+            from captum import attr
+        except ImportError:
+            raise MissingExtra("the importance of columns", "explain") from None
         if not self._masked:
             features = features.clone().requires_grad_()
             steps: dict[str, int] = {} if self.method == "saliency" else {"n_steps": STEPS}
             how = attr.Saliency if self.method == "saliency" else attr.IntegratedGradients
-            found: Tensor = how(predicted).attribute(features, **steps)
-            return found
+            gradients: Tensor = how(predicted).attribute(features, **steps)
+            return gradients
         along = (1, -1, *[1] * (features.ndim - 2))
         mask = torch.tensor(self.blocks, device=features.device).reshape(along).expand(1, *features.shape[1:])
         orders: dict[str, int] = {} if self.method == "occlusion" else {"n_samples": ORDERS}

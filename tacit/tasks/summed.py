@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from tacit.config import Experiment
 from tacit.tasks.cells import PREFIX as CELLS
 from tacit.tasks.cells import cells_of
+from tacit.tasks.concepts import PREFIX as CONCEPTS
+from tacit.tasks.concepts import concepts_of
 from tacit.tasks.importance import PREFIX as IMPORTANCE
 from tacit.tasks.importance import importance_of
 
@@ -36,11 +38,11 @@ class Summed(Protocol):
 
 
 def summed_of(experiment: Experiment, task: Task) -> tuple[Summed, ...]:
-    """What an experiment asks for; see `cells_of` and `importance_of`, and what they raise."""
-    parts = (cells_of(experiment, task), importance_of(experiment, task))
+    """What an experiment asks for; see `cells_of`, `importance_of` and `concepts_of`, and what they raise."""
+    parts = (cells_of(experiment, task), importance_of(experiment, task), concepts_of(experiment, task))
     return tuple(part for part in parts if part is not None)
 
 
 def riders(sums: Mapping[str, float]) -> dict[str, float]:
     """Their coordinates among all metric sums."""
-    return {name: value for name, value in sums.items() if name.startswith((CELLS, IMPORTANCE))}
+    return {name: value for name, value in sums.items() if name.startswith((CELLS, IMPORTANCE, CONCEPTS))}

@@ -23,6 +23,7 @@ FTRL = (
 TELLING = (
     "training.rounds=3", "evaluation.metrics=true", "evaluation.curves=true", "evaluation.explain=saliency",
     "privacy.record={epsilon=20.0, delta=1e-5, metrics_share=0.3}", "insecure_seeded_noise=true",
+    "task.model.name=mlp", 'evaluation.concepts={large={column="worst radius", above=20.0}}',
 )  # fmt: skip
 SITES = "partition.num_clients=6"
 
@@ -96,7 +97,9 @@ def test_dp_ftrl_takes_noise_back_over_a_kill_as_if_there_had_been_none(
     check_whole(federation, run, tmp_path, *FTRL)
 
 
-def test_curves_and_importance_are_those_of_a_simulation(federation: Federation, tmp_path: Path) -> None:
+def test_curves_importance_and_concepts_are_those_of_a_simulation(
+    federation: Federation, tmp_path: Path
+) -> None:
     run = federation.submit("training.clients_per_round=0", *TELLING)
     check_whole(federation, run, tmp_path, *TELLING)
     assert read_rounds(run.folder / "rounds.jsonl")[-1]["counts"]

@@ -1,11 +1,12 @@
 """Which columns a model goes by: shares of single records, and the sum of them that travels."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from client.evaluation import record_metrics
 from tacit import config
@@ -16,10 +17,11 @@ from tacit.report.rows import learned_importance
 from tacit.tasks import Records, load_task
 from tacit.tasks.importance import Importance, importance_of
 from tacit.tasks.summed import summed_of
+from tacit.tasks.surrogate import WIDTH, coefficients, surrogates
 from tests.unit.trained_runs import TABLE, arrays_experiment
 
 pytest.importorskip("captum")
-METHODS = ("saliency", "integrated_gradients", "occlusion", "shap")
+METHODS = ("saliency", "integrated_gradients", "occlusion", "shap", "lime")
 # Of three columns: a number, a category of two names, a number.
 THREE = Importance("", ("a", "b", "c"), (0, 1, 1, 2), True)
 
@@ -114,6 +116,37 @@ def test_arrays_are_told_of_by_channel(model: str, shape: list[int]) -> None:
     assert shares.shape == (5, 2) and torch.allclose(shares.sum(1), torch.ones(5).double())
 
 
+@pytest.mark.parametrize("columns", [1, 3, 9])
+def test_the_surrogate_is_the_one_that_captum_fits_to_the_same_samples(columns: int) -> None:
+    pytest.importorskip("sklearn")
+    from captum._utils.models.linear_model import SkLearnLinearRegression
+    from captum.attr import LimeBase
+
+    torch.manual_seed(columns)
+    model = nn.Sequential(nn.Linear(columns, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0)).double()
+    features = torch.randn(2, columns).double()
+    kept, _ = surrogates(columns)
+    assert bool((kept[0] == 1).all()) and bool((kept[1:] == 0).any(1).all())
+
+    def weight(original: Tensor, perturbed: Tensor, left: Tensor, **_: Any) -> float:
+        distance = 1 - torch.cosine_similarity(left, torch.ones_like(left), dim=-1)
+        return float(torch.exp(-(distance**2) / (2 * WIDTH**2)))
+
+    def samples(original: Tensor, **_: Any) -> Iterator[Tensor]:
+        yield from kept[:, None]
+
+    lime = LimeBase(
+        model, SkLearnLinearRegression(), weight, samples,
+        perturb_interpretable_space=True,
+        from_interp_rep_transform=lambda left, original, **_: original * left,
+        to_interp_rep_transform=None,
+    )  # fmt: skip
+    found = coefficients(model, features, tuple(range(columns)), columns)
+    for row, ours in zip(features, found, strict=True):
+        theirs = lime.attribute(row[None], n_samples=len(kept))
+        torch.testing.assert_close(ours, theirs[0].double(), atol=1e-4, rtol=1e-3)
+
+
 def test_a_site_without_captum_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "captum", None)
     with pytest.raises(MissingExtra, match=r"tacit\[explain\]"):
@@ -124,7 +157,7 @@ def test_what_cannot_be_explained_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.explain goes with the metrics"):
         experiment(metrics=False, explain="shap")
     with pytest.raises(ConfigError, match=r"evaluation\.explain"):
-        experiment(explain="lime")
+        experiment(explain="anchors")
     tables = experiment(explain="shap").model_dump(mode="json", by_alias=True, exclude_none=True)
     with pytest.raises(ConfigError, match="exclude each other"):
         config.parse({**tables, "privacy": {"client": {"epsilon": 2.0, "delta": 1e-2}}}, source="")

@@ -6,7 +6,7 @@ import pytest
 
 from tacit.report.html import render_html
 from tacit.report.model_card import SIGN_OFF, architecture, model_card, write_model_card
-from tacit.report.record import ColumnShares, Final, GroupResult, Outcomes, RunRecord
+from tacit.report.record import ColumnShares, ConceptShares, Final, GroupResult, Outcomes, RunRecord
 from tacit.report.statement import privacy_statement
 from tests.unit.report_records import deployed, run_record, seeded
 
@@ -144,6 +144,34 @@ def test_what_noise_has_drowned_is_said_on_the_page_and_in_the_statement() -> No
     assert page[: page.index('id="importance"')].rpartition("<section")[2].startswith(' data-mark="private"')
     statement = privacy_statement(record.model_copy(update={"importance": shares}))
     assert "Importance of columns that the server learned" in statement
+
+
+def test_concepts_are_drawn_with_chance_and_noise_and_what_noise_has_drowned_is_said() -> None:
+    found = ConceptShares(
+        concepts=("old", "rich <i>"), meanings=("age > 65", "amount > 20"), classes=("no", "yes"),
+        shares=((None, 0.875), (None, 0.5)), chance=0.18, noise=(None, 0.05), round=3,
+    )  # fmt: skip
+    page = render_html(deployed().model_copy(update={"concepts": found}))
+    section = page[page.index('id="concepts"') :].partition("</section>")[0]
+    assert "age &gt; 65" in section and "rich &lt;i&gt;" in section and "0.32 to 0.68" in section
+    assert section.count("<tr><td>") == 2 and "0.875" in section and "0.050" in section
+    assert "left:82.50%;width:10.00%" in section and "left:32.00%;width:36.00%" in section
+    assert "too rarely predicted" in section
+    assert page[: page.index('id="concepts"')].rpartition("<section")[2].startswith(' data-mark="private"')
+    nothing = found.model_copy(update={"shares": ((None, None),) * 2, "noise": (None, None)})
+    page = render_html(deployed().model_copy(update={"concepts": nothing}))
+    assert "larger than all that was added up" in page
+    statement = privacy_statement(deployed().model_copy(update={"concepts": nothing}))
+    assert "Concepts that the server learned of" in statement and "with the noise of the metrics" in statement
+
+
+def test_a_federations_record_holds_no_exact_concepts() -> None:
+    fields = {name: getattr(deployed(), name) for name in RunRecord.model_fields}
+    found = ConceptShares(
+        concepts=("old",), meanings=("age > 65",), classes=("a", "b"), shares=((0.1, 0.9),), chance=0.18, noise=(0, 0)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"final\.concepts"):
+        RunRecord(**{**fields, "final": Final(concepts=found)})
 
 
 def test_a_federations_record_holds_no_exact_importance() -> None:
