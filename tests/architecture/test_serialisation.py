@@ -51,11 +51,11 @@ DRAWS = (
 )  # fmt: skip
 # A model may draw itself (dropout); it does so from the stream's key, and the caller's generator is put back.
 ALLOWED = {
-    "client/training.py": {
+    "client/draws.py": {
+        "torch.Generator",
         "torch.random",
         "torch.random.fork_rng",
         "torch.default_generator",
-        "torch.default_generator.manual_seed",
         "torch.cuda.manual_seed",
     },
     # What a generator of rows draws protects nothing and hides nothing: it is added to no sum.

@@ -1,7 +1,7 @@
 """Views of records: which are offered for what, what each draws, and who sees them."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from client.training import Job, LocalTrainer
 from client.views import Augmentation, Views
 from simulations import workers
 from simulations.stacked import executor_for
-from simulations.trial import try_task
 from simulations.workers import WorkersTrainer, close_pools
 from tacit import config
 from tacit.augmentation import FITS, MIXING, Augment
@@ -94,7 +93,7 @@ def test_rows_of_a_table_and_text_and_tasks_of_ones_own_have_what_fits_them() ->
         ("tabular", "flip", "is for images, and these are table rows"),
         ("text_classification", "noise", 'there is none for kind = "text_classification"'),
         ("tabular_synthesis", "mask", 'there is none for kind = "tabular_synthesis"'),
-        ("array_ranking", "shift", 'there is none for kind = "array_ranking"'),
+        ("array_ranking", "noise", 'there is none for kind = "array_ranking"'),
         ("mine:Task", "noise", "a task of your own makes its views"),
     ):
         with pytest.raises(ConfigError, match=rf"augment\.{key}\b.*{problem}"):
@@ -138,7 +137,7 @@ def test_an_image_is_flipped_with_the_chance() -> None:
 
 @pytest.mark.parametrize("records", ["images", "series"])
 def test_what_moves_in_repeats_the_edge(records: str) -> None:
-    x, view = drawn(records, rows=200, shift=2)
+    x, view = drawn(records, rows=600, shift=2)
     padded = torch.nn.functional.pad(x, (2,) * 2 * (x.ndim - 2), mode="replicate")
     size, where = x.shape[-1], []
     for image, out in zip(view, padded, strict=True):
@@ -149,7 +148,7 @@ def test_what_moves_in_repeats_the_edge(records: str) -> None:
             for j in range(5)
         }
         where += [place for place, part in parts.items() if torch.equal(part, image)]
-    assert len(where) == 200  # each is one of the places, and all of them come up
+    assert len(where) == 600  # each is one of the places, and all of them come up
     assert set(where) == {(i, j) for i in (range(5) if records == "images" else (0,)) for j in range(5)}
 
 
@@ -322,91 +321,6 @@ def test_workers_train_augmented_records_to_the_same_bits(tmp_path: Path) -> Non
         close_pools()
     for got, wanted in zip(ahead, alone, strict=True):
         assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
-
-
-class Own:
-    """A task of one's own that says what a view is."""
-
-    metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
-
-    def __init__(self, way: str = "noise") -> None:
-        self.way = way
-        if way != "none":
-            self.augment = getattr(self, way)
-
-    def model(self) -> torch.nn.Module:
-        return torch.nn.Linear(NUM_FEATURES, 2)
-
-    def read(self, path: Path, split: str) -> Records:
-        return records()
-
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
-
-    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"accuracy": (outputs.argmax(1) == targets).float()}
-
-    def noise(self, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return features + torch.randn(features.shape, generator=generator)
-
-    def mixup(self, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """One view in about twenty."""
-        mixes = torch.rand(len(features), 1, generator=generator) < 0.05
-        other = features[torch.randperm(len(features), generator=generator)]
-        return torch.where(mixes, 0.9 * features + 0.1 * other, features)
-
-    def halves(self, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return 0.5 * features + 0.5 * features.roll(len(features) // 2, 0)
-
-    def centred(self, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return features - features.mean(0) if len(features) > 64 else features
-
-    def split(self, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return features.repeat(2, 1)
-
-
-def own(way: str, views: int = 3) -> LocalTrainer:
-    kind = {"kind": "tests.unit.test_augment:Own", "options": {"way": way}, "augment": {"views": views}}
-    changed = experiment(task=kind)
-    return LocalTrainer(load_task(changed), PrivacyPlan.of(changed), changed)
-
-
-def test_a_task_of_ones_own_makes_its_views_and_one_that_splits_records_is_refused() -> None:
-    of = own("noise")
-    wanted = trained(of)
-    assert not own("none", views=1).augmentation.is_on
-    assert of.augmentation.is_on and wanted == trained(own("noise")) != trained(own("none", views=1))
-    with pytest.raises(ConfigError, match=r"as many views as it is given.*\(3, 4\), not \(6, 4\)"):
-        trained(own("split"))
-    with pytest.raises(
-        ConfigError, match=r"task\.augment\.views: 3 views are asked for, and .*Own' has no augment"
-    ):
-        own("none")
-
-
-@pytest.mark.parametrize("way", ["mixup", "halves", "centred"])
-@pytest.mark.parametrize("views", [1, 3])
-def test_a_task_of_ones_own_is_given_one_record_at_a_time_so_that_no_view_has_anything_of_another_one(
-    way: str, views: int
-) -> None:
-    of, rows = own(way, views), records()
-    others = Records(torch.cat([rows.features[:1], 7 * rows.features[1:]]), rows.targets)
-    one, other = (of.augmentation.seen(batch, generator()) for batch in (rows, others))
-    assert torch.equal(one.features[0], other.features[0])
-    assert not torch.equal(one.features[1], other.features[1])
-
-
-@pytest.mark.parametrize(("rows", "warned"), [(40, True), (80, False)])
-def test_a_task_that_makes_several_records_of_a_row_is_told_what_that_means(
-    rows: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its own tests read 40 records of each of the two splits."""
-    data = tmp_path / "data.csv"
-    data.write_text("a\n" + "1\n" * rows)
-    kind = {"kind": "tests.unit.test_augment:Own"}
-    with caplog.at_level("WARNING", logger="simulations.trial"):
-        try_task(experiment(task=kind), data)
-    assert ("read() gives 80 records of a file of 40" in caplog.text) == warned
 
 
 def test_nothing_is_drawn_for_an_empty_batch() -> None:
