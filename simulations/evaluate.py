@@ -5,6 +5,7 @@ federation would have given. None of it is private; the report marks it so.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from tacit.tasks import Records, Summarises, Task, load_task
 from tacit.tasks.summed import Summed
 from tacit.tasks.weights import Arrays, build_model, initial_arrays, load_arrays
 
+PREDICTIONS = 200  # whose time is taken
+LATENCY = ("prediction", "prediction_p95")  # of the report's timings
 HELD_BACK = 0.25  # of the training records, where a baseline's learning rate is chosen
 RATE_FACTORS = (3.0, 1.0, 0.3, 0.1, 0.03)  # of the federation's rate
 Metrics = dict[str, float | None]  # None = undefined on these records
@@ -111,6 +114,21 @@ class Harness:
             return self.per_site(arrays)
         pairs = zip(self.sites, self.own, strict=True)
         return {site.label: self.metrics({**arrays, **own}, [site.test]) for site, own in pairs}
+
+    def latency(self, arrays: Arrays) -> dict[str, float]:
+        """Seconds that predicting one record by itself takes on this machine: their median and 95th percentile."""
+        features = torch.cat([site.test.features[:PREDICTIONS] for site in self.sites])[:PREDICTIONS]
+        load_arrays(self._model, arrays)
+        self._model.eval()
+        taken = []
+        with torch.inference_mode():
+            for record in (
+                (features[:1], *torch.split(features, 1)) if len(features) else ()
+            ):  # the first warms up
+                begun = time.perf_counter()
+                self._model(record)
+                taken.append(time.perf_counter() - begun)
+        return dict(zip(LATENCY, np.percentile(taken[1:], (50, 95)).tolist(), strict=True)) if taken else {}
 
     def summed(self, arrays: Arrays, part: Summed) -> dict[str, float]:
         """What rides along with the metrics, of one model, added up over the sites as a federation would."""

@@ -58,6 +58,7 @@ def write_findings(
         rows = read_rounds(simulation.state / "rounds.jsonl")
         rounds = [_round(row, harness, state) for row in rows]
         final = _final(harness, state, simulation)
+        latency = harness.latency(state.model_of(int(state.result["model_round"])))
     with clock.part("baselines"):
         on_part("baselines")
         wanted = experiment.simulation.baselines
@@ -86,7 +87,7 @@ def write_findings(
         partition=tuple(_slice(row) for row in partition_table(simulation.prepared)),
         distances=simulation.prepared.distances,
         faults=tuple(_faults(simulation, rows)),
-        timings=dict(clock.seconds),
+        timings={**clock.seconds, **latency},
         versions=versions(),
         warnings=_warnings(simulation),
         ledger=tuple(_excerpt(ledgers)),

@@ -335,6 +335,8 @@ def percent(value: float, scale: float) -> str:
 
 def seconds(value: float) -> str:
     """A time as a reader says it."""
+    if value < 0.01:
+        return f"{1000 * value:.2g} ms"
     if value < 60:
         return f"{value:.2f} s"
     return f"{int(value // 60)} min {int(value % 60):02d} s"

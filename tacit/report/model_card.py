@@ -91,6 +91,10 @@ def _model(record: RunRecord) -> Section:
         ),
         ("Software", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
     ]
+    if (median := record.timings.get("prediction")) is not None:
+        most = record.timings.get("prediction_p95", median)
+        told = f"{1000 * median:.2g} ms, 95 of 100 within {1000 * most:.2g} ms, on the machine of this simulation"
+        points.append(("Predicting one record by itself", told))
     return Section("The model", (), tuple(points))
 
 

@@ -163,6 +163,11 @@ def test_no_part_of_a_run_is_left_out_of_the_timings(private_run: tuple[Path, st
     content = report(private_run[0])
     rounds = sum(row["seconds"] for row in content["rounds"])
     assert 0 < rounds <= content["timings"]["rounds"]
+    assert 0 < content["timings"]["prediction"] <= content["timings"]["prediction_p95"]
+    card = (private_run[0] / "model-card.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"Predicting one record by itself.*\d ms, 95 of 100 within .*\d ms, on the machine", card
+    )
 
 
 def test_set_privacy_none_is_said_and_json_prints_nothing_but_the_report(

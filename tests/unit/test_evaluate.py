@@ -54,6 +54,19 @@ def test_baselines_train_the_model_that_the_federation_trains(tmp_path: Path, pr
         assert set(harness.per_site(arrays)) == set(federation.labels)
 
 
+def test_latency_is_of_one_record_at_a_time(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "sites", "training.rounds=1")
+    harness, final, seen = (
+        Harness(federation.experiment, federation.sites),
+        federation.run(tmp_path / "run"),
+        [],
+    )
+    harness._model.register_forward_hook(lambda model, inputs, outputs: seen.append(len(inputs[0])))
+    found = harness.latency(final)
+    assert 0 < found["prediction"] <= found["prediction_p95"] < 1
+    assert seen == [1] * (1 + min(200, sum(site.test.num_rows for site in harness.sites)))
+
+
 def test_a_site_without_a_value_takes_the_metric_out_of_the_mean_over_sites() -> None:
     sites = {"a": {"accuracy": 0.5, "auroc": 0.9}, "b": {"accuracy": 1.0, "auroc": None}}
     assert site_mean(sites) == {"accuracy": 0.75}
