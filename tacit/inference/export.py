@@ -96,7 +96,8 @@ def run_onnx(path: Path, predictor: Predictor, raw: Raw) -> NDArray[np.float32]:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    feed = {each.name: raw[each.name] for each in predictor.inputs}
+    tensors = zip(predictor.inputs, predictor.reader.tensors(raw), strict=True)
+    feed = {each.name: tensor.numpy() if each.tokens else raw[each.name] for each, tensor in tensors}
     return np.asarray(session.run([predictor.outputs[0].name], feed)[0], dtype=np.float32)
 
 
@@ -146,13 +147,16 @@ def _named(traced: onnx.ModelProto, predictor: Predictor) -> onnx.ModelProto:
     model = compose.add_prefix(traced, prefix)
     graph = model.graph
     inputs, before, after = [], [], []
+    kind = {
+        "FP64": TensorProto.DOUBLE, "FP32": TensorProto.FLOAT, "BYTES": TensorProto.STRING, "INT64": TensorProto.INT64,
+    }  # fmt: skip
     for i, each in enumerate(predictor.inputs):
         inner = prefix + _STEM.format(i)
-        kind = {"FP64": TensorProto.DOUBLE, "FP32": TensorProto.FLOAT, "BYTES": TensorProto.STRING}
-        inputs.append(helper.make_tensor_value_info(each.name, kind[each.datatype], ["rows", *each.shape]))
+        taken = each.exported
+        inputs.append(helper.make_tensor_value_info(each.name, kind[taken.datatype], ["rows", *taken.shape]))
         before.append(
             _positions_node(each.name, inner, each.names)
-            if each.datatype == "BYTES"
+            if taken.datatype == "BYTES"
             else helper.make_node("Identity", [each.name], [inner])
         )
     first, *named = predictor.outputs

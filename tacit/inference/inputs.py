@@ -30,12 +30,15 @@ from tacit.data.preprocessing import (
     selected_rows,
 )
 from tacit.data.readers import read_table
-from tacit.data.schema import MISSING, CategoricalColumn, NumericColumn, Schema
+from tacit.data.schema import MISSING, CategoricalColumn, NumericColumn, Schema, TextColumn
+from tacit.data.table import Table
+from tacit.data.tokens import tokenised
 from tacit.errors import DataError, ProtocolError
 from tacit.inference.trained import Trained
 from tacit.tasks.arrays import Arrays
 from tacit.tasks.models import AXES
 from tacit.tasks.tabular import TabularClassification
+from tacit.tasks.text import TextClassification
 
 Raw = Mapping[str, NDArray[Any]]  # by input: numbers, or texts (dtype object) of a categorical column
 
@@ -50,6 +53,7 @@ class Input(NamedTuple):
         names: what a text may be; others are unseen.
         may_be_unseen: whether another text is taken, as none of the names.
         may_be_empty: whether a record may lack it.
+        tokens: of a text, how many whole numbers it becomes, outside of what is exported; 0 of all else.
     """
 
     name: str
@@ -58,6 +62,12 @@ class Input(NamedTuple):
     names: tuple[str, ...] = ()
     may_be_unseen: bool = False
     may_be_empty: bool = True
+    tokens: int = 0
+
+    @property
+    def exported(self) -> Input:
+        """What an exported file takes in its place."""
+        return self._replace(datatype="INT64", shape=(self.tokens,)) if self.tokens else self
 
 
 class Inputs(Protocol):
@@ -133,12 +143,7 @@ class TableInputs:
 
     def read(self, path: Path) -> tuple[Raw, Tensor]:
         """See `Inputs`."""
-        table = read_table(path, self._schema)
-        rows = selected_rows(table, self._schema, "test") if self._schema.split else None
-        if rows is None or not rows.any():
-            rows = selected_rows(table, self._schema, "train")
-        if not rows.any():
-            raise DataError("has no row that can be used", path=path)
+        table, rows = _held_out(path, self._schema)
         raw = {
             name: table.numbers(name)[rows]
             if isinstance(column, NumericColumn)
@@ -146,6 +151,30 @@ class TableInputs:
             for name, column in self._schema.columns.items()
         }
         return raw, torch.from_numpy(labels(table, self._schema)[rows])
+
+
+class TextInputs:
+    """One input, by the name of its column: texts of shape (rows,), which become tokens here (`tacit.data.tokens`)."""
+
+    def __init__(self, schema: Schema, text: TextColumn) -> None:
+        self._schema, self._text = schema, text
+        self.inputs: tuple[Input, ...] = (
+            Input(text.column, "BYTES", may_be_unseen=True, tokens=text.length),
+        )
+
+    def features(self) -> nn.Module:
+        """See `Inputs`."""
+        return nn.Identity()
+
+    def tensors(self, raw: Raw) -> tuple[Tensor, ...]:
+        """See `Inputs`."""
+        return (torch.from_numpy(tokenised([str(text) for text in raw[self._text.column]], self._text)),)
+
+    def read(self, path: Path) -> tuple[Raw, Tensor]:
+        """See `Inputs`."""
+        table, rows = _held_out(path, self._schema)
+        texts = np.array([cell or "" for cell in table.texts(self._text.column)], dtype=object)[rows]
+        return {self._text.column: texts}, torch.from_numpy(labels(table, self._schema)[rows])
 
 
 class ArrayInputs:
@@ -297,6 +326,8 @@ def inputs_of(trained: Trained, example: Path | None = None) -> Inputs:
     task = trained.task
     if isinstance(task, TabularClassification):
         return TableInputs(task.schema, task.constants)
+    if isinstance(task, TextClassification):
+        return TextInputs(task.schema, task.text)
     if isinstance(task, Arrays):
         return ArrayInputs(task.schema, flat=trained.experiment.task.model.name not in AXES)
     if example is None:
@@ -311,6 +342,13 @@ def made_up(inputs: Sequence[Input], rows: int, seed: int = 0) -> dict[str, NDAr
     draws = np.random.default_rng(seed)
     found: dict[str, NDArray[Any]] = {}
     for each in inputs:
+        if each.tokens:
+            lengths = draws.integers(
+                each.tokens + 2, size=rows
+            )  # in words: empty ones and too long ones among them
+            texts = [" ".join(f"w{number}" for number in draws.integers(1000, size=n)) for n in lengths]
+            found[each.name] = np.array(texts, dtype=object)
+            continue
         if each.datatype == "BYTES":
             names = [*each.names, *[""] * each.may_be_empty, *["none of these"] * each.may_be_unseen]
             chosen = [names[i] for i in draws.integers(len(names), size=rows)]
@@ -321,6 +359,17 @@ def made_up(inputs: Sequence[Input], rows: int, seed: int = 0) -> dict[str, NDAr
             values[draws.random(values.shape) < 0.1] = np.nan
         found[each.name] = values.astype(np.float64 if each.datatype == "FP64" else np.float32)
     return found
+
+
+def _held_out(path: Path, schema: Schema) -> tuple[Table, NDArray[np.bool_]]:
+    """A table, and which rows of it are of the test split, where it has one; else all that can be used."""
+    table = read_table(path, schema)
+    rows = selected_rows(table, schema, "test") if schema.split else None
+    if rows is None or not rows.any():
+        rows = selected_rows(table, schema, "train")
+    if not rows.any():
+        raise DataError("has no row that can be used", path=path)
+    return table, rows
 
 
 def _positions(cells: NDArray[Any], name: str, column: CategoricalColumn) -> NDArray[np.int64]:

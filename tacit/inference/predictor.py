@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from tacit.errors import ConfigError
 from tacit.inference.inputs import Input, Raw, inputs_of
 from tacit.inference.trained import Trained
-from tacit.learning import CLASSES, NUMBERS, RANKING, SYNTHESIS, TEXT
+from tacit.learning import CLASSES, NUMBERS, RANKING, SYNTHESIS
 from tacit.tasks.arrays import ArrayClassification, ArrayRanking, ArrayRegression
 from tacit.tasks.tabular import TabularClassification
+from tacit.tasks.text import TextClassification
 
 
 class Output(NamedTuple):
@@ -55,11 +56,6 @@ class Predictor:
         if not (task.is_own or task.kind in (*CLASSES, *NUMBERS, *RANKING)):
             raise ConfigError(
                 f'"{task.kind}" predicts neither a class, numbers nor ranks: its model is not exported or served',
-                key="task.kind",
-            )
-        if task.kind in TEXT:
-            raise ConfigError(
-                "a model of text is not exported or served: its tokens are made outside of it",
                 key="task.kind",
             )
         self.name = trained.experiment.name.replace(" ", "-")
@@ -120,9 +116,13 @@ class Predictor:
 
     def named(self) -> dict[str, Any]:
         """Inputs, outputs and classes, for whoever has the exported model alone."""
+        tokens = (
+            {"tokens": self._task.text.model_dump()} if isinstance(self._task, TextClassification) else {}
+        )
         return {
             "name": self.name,
-            "inputs": [each._asdict() for each in self.inputs],
+            **tokens,
+            "inputs": [each.exported._asdict() for each in self.inputs],
             "outputs": [each._asdict() for each in self.outputs],
             "classes": list(self.classes),
         }
@@ -152,7 +152,7 @@ class Whole(nn.Module):
 
 
 def _classes(trained: Trained) -> tuple[str, ...]:
-    if isinstance(trained.task, TabularClassification | ArrayClassification):
+    if isinstance(trained.task, TabularClassification | ArrayClassification | TextClassification):
         return trained.task.schema.classes
     return ()
 
