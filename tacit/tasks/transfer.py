@@ -31,7 +31,8 @@ def started(model: nn.Module, start: Start) -> nn.Module:
     """The model with weights from the file, frozen and adapted as `start` says; returns it.
 
     Raises:
-        ConfigError: the file is not there or another one, lacks an array, or a pattern meets nothing.
+        ConfigError: the file is not there or another one, lacks an array, a pattern meets nothing, or nothing is left
+            to train.
 
     Guarantees:
         A frozen weight does not travel and is not trained.
@@ -44,6 +45,8 @@ def started(model: nn.Module, start: Start) -> nn.Module:
         [name for name in met(model, start.freeze, "task.start.freeze") if not _matches(name, start.head)],
     )
     adapt(model, start.adapt, start.rank, start.head)
+    if not any(True for _ in model.parameters()):
+        raise ConfigError("leaves nothing to train: name a head, or adapters", key="task.start.freeze")
     return model
 
 
@@ -83,7 +86,7 @@ def read_weights(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
     except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError):
         pass
     raise ConfigError(
-        "is neither .safetensors nor .npz with numbers that are finite in float32",
+        "is neither .safetensors nor .npz with finite numbers in float32",
         source=path,
         key="task.start.file",
     )

@@ -134,6 +134,11 @@ def test_a_start_that_cannot_be_is_one_line(case: str, base: Any) -> None:
         started(network(), Start(**{**base[1], **changes}))
 
 
+def test_a_model_of_which_nothing_is_left_to_train_is_refused(base: Any) -> None:
+    with pytest.raises(ConfigError, match=r"task\.start\.freeze: leaves nothing to train"):
+        started(network(), Start(**base[1], freeze=("*",)))
+
+
 def test_what_somebody_else_has_named_is_no_file_that_a_site_waits_for_or_keeps(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "base.npz")
     for path in (tmp_path / "base.npz", Path("/dev/zero"), tmp_path):
@@ -143,7 +148,7 @@ def test_what_somebody_else_has_named_is_no_file_that_a_site_waits_for_or_keeps(
 
 def test_numbers_that_are_not_finite_in_float32_are_refused(tmp_path: Path) -> None:
     path, sha256 = saved(tmp_path, {"0.weight": np.full((2, 2), 1e300)}, "base.npz")
-    with pytest.raises(ConfigError, match="finite in float32"):
+    with pytest.raises(ConfigError, match="finite numbers in float32"):
         read_weights(path, sha256)
 
 
