@@ -83,7 +83,7 @@ def export(
             f"model: {path}, {_size(path.stat().st_size)}; differs from the run's by at most {apart:.1e} on {ROWS} "
             "made-up records"
         )
-    typer.echo(f"inputs: {shown([each.exported for each in predictor.inputs])}")
+    typer.echo(f"inputs: {shown([each.of_a_file() for each in predictor.inputs])}")
     outputs = predictor.outputs if form == "onnx" else predictor.outputs[:1]
     typer.echo(f"outputs: {shown(outputs)}")
 

@@ -5,7 +5,7 @@ torch    `torch.export`: the same for PyTorch without Tacit; a text is given as 
          in the file's "tacit.json"
 
 What was written is read again and asked for predictions of made-up records; it counts only where they are those of the
-run's model.
+run's model. Of a text both take the tokens (`tacit.data.tokens`): hashing words is no operation of theirs.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def run_onnx(path: Path, predictor: Predictor, raw: Raw) -> NDArray[np.float32]:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    tensors = zip(predictor.inputs, predictor.reader.tensors(raw), strict=True)
-    feed = {each.name: tensor.numpy() if each.tokens else raw[each.name] for each, tensor in tensors}
+    feed = {each.name: raw[each.name] for each in predictor.inputs if each.tokens is None}
+    if not feed:  # a text, of which there is no more than one
+        feed = {predictor.inputs[0].name: predictor.reader.tensors(raw)[0].numpy()}
     return np.asarray(session.run([predictor.outputs[0].name], feed)[0], dtype=np.float32)
 
 
@@ -147,16 +148,18 @@ def _named(traced: onnx.ModelProto, predictor: Predictor) -> onnx.ModelProto:
     model = compose.add_prefix(traced, prefix)
     graph = model.graph
     inputs, before, after = [], [], []
-    kind = {
-        "FP64": TensorProto.DOUBLE, "FP32": TensorProto.FLOAT, "BYTES": TensorProto.STRING, "INT64": TensorProto.INT64,
-    }  # fmt: skip
-    for i, each in enumerate(predictor.inputs):
+    for i, each in enumerate(each.of_a_file() for each in predictor.inputs):
         inner = prefix + _STEM.format(i)
-        taken = each.exported
-        inputs.append(helper.make_tensor_value_info(each.name, kind[taken.datatype], ["rows", *taken.shape]))
+        kind = {
+            "FP64": TensorProto.DOUBLE,
+            "FP32": TensorProto.FLOAT,
+            "BYTES": TensorProto.STRING,
+            "INT64": TensorProto.INT64,
+        }
+        inputs.append(helper.make_tensor_value_info(each.name, kind[each.datatype], ["rows", *each.shape]))
         before.append(
             _positions_node(each.name, inner, each.names)
-            if taken.datatype == "BYTES"
+            if each.datatype == "BYTES"
             else helper.make_node("Identity", [each.name], [inner])
         )
     first, *named = predictor.outputs

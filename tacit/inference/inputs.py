@@ -53,7 +53,7 @@ class Input(NamedTuple):
         names: what a text may be; others are unseen.
         may_be_unseen: whether another text is taken, as none of the names.
         may_be_empty: whether a record may lack it.
-        tokens: of a text, how many whole numbers it becomes, outside of what is exported; 0 of all else.
+        tokens: how a column of text is cut: "tokens", "vocabulary" and "length" as in `[data.schema.text]`.
     """
 
     name: str
@@ -62,12 +62,13 @@ class Input(NamedTuple):
     names: tuple[str, ...] = ()
     may_be_unseen: bool = False
     may_be_empty: bool = True
-    tokens: int = 0
+    tokens: Mapping[str, Any] | None = None
 
-    @property
-    def exported(self) -> Input:
-        """What an exported file takes in its place."""
-        return self._replace(datatype="INT64", shape=(self.tokens,)) if self.tokens else self
+    def of_a_file(self) -> Input:
+        """As an exported model takes it: of a text its tokens, which no runtime makes alike."""
+        if self.tokens is None:
+            return self
+        return self._replace(datatype="INT64", shape=(self.tokens["length"],))
 
 
 class Inputs(Protocol):
@@ -143,7 +144,8 @@ class TableInputs:
 
     def read(self, path: Path) -> tuple[Raw, Tensor]:
         """See `Inputs`."""
-        table, rows = _held_out(path, self._schema)
+        table = read_table(path, self._schema)
+        rows = _read_rows(table, self._schema, path)
         raw = {
             name: table.numbers(name)[rows]
             if isinstance(column, NumericColumn)
@@ -154,13 +156,12 @@ class TableInputs:
 
 
 class TextInputs:
-    """One input, by the name of its column: texts of shape (rows,), which become tokens here (`tacit.data.tokens`)."""
+    """One input: the texts of a column ("" = empty), of shape (rows,)."""
 
     def __init__(self, schema: Schema, text: TextColumn) -> None:
         self._schema, self._text = schema, text
-        self.inputs: tuple[Input, ...] = (
-            Input(text.column, "BYTES", may_be_unseen=True, tokens=text.length),
-        )
+        how = text.model_dump(exclude={"column"})
+        self.inputs: tuple[Input, ...] = (Input(text.column, "BYTES", tokens=how),)
 
     def features(self) -> nn.Module:
         """See `Inputs`."""
@@ -168,13 +169,16 @@ class TextInputs:
 
     def tensors(self, raw: Raw) -> tuple[Tensor, ...]:
         """See `Inputs`."""
-        return (torch.from_numpy(tokenised([str(text) for text in raw[self._text.column]], self._text)),)
+        stripped = [str(cell).strip() for cell in raw[self._text.column]]
+        cells = [None if cell in MISSING else cell for cell in stripped]
+        return (torch.from_numpy(tokenised(cells, self._text)),)
 
     def read(self, path: Path) -> tuple[Raw, Tensor]:
         """See `Inputs`."""
-        table, rows = _held_out(path, self._schema)
-        texts = np.array([cell or "" for cell in table.texts(self._text.column)], dtype=object)[rows]
-        return {self._text.column: texts}, torch.from_numpy(labels(table, self._schema)[rows])
+        table = read_table(path, self._schema)
+        rows = _read_rows(table, self._schema, path)
+        texts = np.array([cell or "" for cell in table.texts(self._text.column)], dtype=object)
+        return {self._text.column: texts[rows]}, torch.from_numpy(labels(table, self._schema)[rows])
 
 
 class ArrayInputs:
@@ -342,12 +346,10 @@ def made_up(inputs: Sequence[Input], rows: int, seed: int = 0) -> dict[str, NDAr
     draws = np.random.default_rng(seed)
     found: dict[str, NDArray[Any]] = {}
     for each in inputs:
-        if each.tokens:
-            lengths = draws.integers(
-                each.tokens + 2, size=rows
-            )  # in words: empty ones and too long ones among them
-            texts = [" ".join(f"w{number}" for number in draws.integers(1000, size=n)) for n in lengths]
-            found[each.name] = np.array(texts, dtype=object)
+        if each.tokens is not None:
+            letters = np.array(list("abcdeéß 0 ,"))
+            lengths = draws.integers(2 * each.tokens["length"] + 2, size=rows)
+            found[each.name] = np.array(["".join(draws.choice(letters, n)) for n in lengths], dtype=object)
             continue
         if each.datatype == "BYTES":
             names = [*each.names, *[""] * each.may_be_empty, *["none of these"] * each.may_be_unseen]
@@ -361,15 +363,13 @@ def made_up(inputs: Sequence[Input], rows: int, seed: int = 0) -> dict[str, NDAr
     return found
 
 
-def _held_out(path: Path, schema: Schema) -> tuple[Table, NDArray[np.bool_]]:
-    """A table, and which rows of it are of the test split, where it has one; else all that can be used."""
-    table = read_table(path, schema)
+def _read_rows(table: Table, schema: Schema, path: Path) -> NDArray[np.bool_]:
     rows = selected_rows(table, schema, "test") if schema.split else None
     if rows is None or not rows.any():
         rows = selected_rows(table, schema, "train")
     if not rows.any():
         raise DataError("has no row that can be used", path=path)
-    return table, rows
+    return rows
 
 
 def _positions(cells: NDArray[Any], name: str, column: CategoricalColumn) -> NDArray[np.int64]:

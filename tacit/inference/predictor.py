@@ -116,13 +116,9 @@ class Predictor:
 
     def named(self) -> dict[str, Any]:
         """Inputs, outputs and classes, for whoever has the exported model alone."""
-        tokens = (
-            {"tokens": self._task.text.model_dump()} if isinstance(self._task, TextClassification) else {}
-        )
         return {
             "name": self.name,
-            **tokens,
-            "inputs": [each.exported._asdict() for each in self.inputs],
+            "inputs": [each.of_a_file()._asdict() for each in self.inputs],
             "outputs": [each._asdict() for each in self.outputs],
             "classes": list(self.classes),
         }

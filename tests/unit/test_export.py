@@ -1,5 +1,6 @@
 """An exported model, asked as another program would ask it: by ONNX Runtime or `torch.export`, with raw records."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,15 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from simulations.run import claimed
 from tacit.cli import app, main
+from tacit.data.schema import TextColumn
+from tacit.data.tokens import tokenised
 from tacit.errors import RunFailed
 from tacit.inference import export, int8
 from tacit.inference.predictor import Predictor
 from tacit.inference.trained import Trained
-from tests.unit.trained_runs import TABLE, arrays_experiment, run_folder, site_file
+from tests.unit.trained_runs import TABLE, arrays_experiment, run_folder, site_file, text_experiment
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -141,6 +145,44 @@ def test_a_torch_archive_needs_no_tacit_and_says_what_its_positions_mean(tmp_pat
     predictor = Predictor(Trained.open(folder))
     raw, _ = predictor.reader.read(site_file(tmp_path))
     assert np.allclose(answer.numpy(), predictor.numbers(raw)[:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["embedding", "transformer"])
+def test_a_text_model_takes_the_tokens_that_its_metadata_describes(tmp_path: Path, model: str) -> None:
+    folder = run_folder(tmp_path, text_experiment(model))
+    done = tacit("export", str(folder))
+    assert done.exit_code == 0 and "inputs: note INT64[6]" in done.output
+    written = onnx.load(str(folder / "model.onnx"))
+    (told,) = json.loads({p.key: p.value for p in written.metadata_props}["tacit"])["inputs"]
+    assert (told["datatype"], told["shape"]) == ("INT64", [6])
+    texts = ["Fever, cough", "", "one two three four five six seven"]
+    tokens = tokenised(texts, TextColumn(column="note", **told["tokens"]))
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    got, names = session.run(["probabilities", "class"], {"note": tokens})
+    wanted = Predictor(Trained.open(folder)).predict({"note": np.array(texts, dtype=object)})
+    assert np.abs(got - wanted["probabilities"]).max() < 1e-5
+    assert np.abs(got[0] - got[2]).max() > 1e-4  # the text counts
+    assert names.tolist() == wanted["class"].tolist()
+
+
+def test_what_stayed_as_it_was_goes_into_the_file_with_its_adapters(tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    base.write_bytes((run_folder(tmp_path / "base") / "model.safetensors").read_bytes())
+    start = {"file": str(base), "sha256": hashlib.sha256(base.read_bytes()).hexdigest()}
+    start |= {"adapt": ["0"], "freeze": ["2.*"]}
+    tables = {**TABLE, "task": {**TABLE["task"], "start": start}}
+    folder = run_folder(tmp_path / "run", tables)
+    arrays = load_file(folder / "model.safetensors")
+    assert set(arrays) == {"0.down.weight", "0.up.weight"}
+    trained = {name: np.full_like(array, 0.3) for name, array in arrays.items()}  # `up` begins at 0
+    save_file(trained, folder / "model.safetensors")
+    predictor = Predictor(Trained.open(folder))
+    assert tacit("export", str(folder)).exit_code == 0
+    base.unlink()
+    raw, _ = predictor.reader.read(site_file(tmp_path))
+    got = export.run_onnx(folder / "model.onnx", predictor, raw)
+    assert np.abs(got - predictor.numbers(raw)).max() < 1e-5
+    assert np.abs(got - Predictor(Trained.open(tmp_path / "base")).numbers(raw)).max() > 1e-3
 
 
 def test_an_export_that_does_not_predict_the_same_is_not_written(

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sysconfig
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tacit.cli import main
@@ -20,7 +22,7 @@ from tacit.inference.predictor import Predictor
 from tacit.inference.serving import ModelServer, Tls
 from tacit.inference.trained import Trained
 from tests.front_world import Authority
-from tests.unit.trained_runs import arrays_experiment, run_folder, site_file
+from tests.unit.trained_runs import arrays_experiment, run_folder, site_file, text_experiment
 
 triton = pytest.importorskip("tritonclient.grpc")
 from tritonclient.grpc import service_pb2, service_pb2_grpc  # noqa: E402
@@ -77,6 +79,23 @@ def test_a_triton_client_gets_what_the_model_predicts_of_raw_records(
     assert np.array_equal(answer.as_numpy("probabilities"), wanted["probabilities"])
     assert [text.decode() for text in answer.as_numpy("class_")] == wanted["class_"].tolist()
     assert answer.get_response().id == "7"
+
+
+def test_a_model_of_text_is_sent_texts(tmp_path: Path) -> None:
+    asked = Predictor(Trained.open(run_folder(tmp_path, text_experiment("embedding"))))
+    raw = {"note": np.array(["Fever, cough", "", "NA", "fièvre"], dtype=object)}
+    with (
+        closing(ModelServer(asked, host="127.0.0.1", port=0, tls=None, **LIMITS)) as server,
+        triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client,
+    ):
+        (told,) = client.get_model_metadata("notes").inputs
+        answer = client.infer("notes", tensors(raw)).as_numpy("probabilities")
+    assert (told.name, told.datatype, *told.shape) == ("note", "BYTES", -1)
+    path = site_file(tmp_path, 'note,y\n"Fever, cough",no\n,no\nNA,no\nfièvre,no\n')
+    with torch.no_grad():
+        wanted = asked.module.model(asked._task.read(path, "train").features).softmax(-1)
+    assert np.allclose(answer, wanted.numpy(), atol=1e-6)
+    assert np.array_equal(answer[1], answer[2]) and not np.allclose(answer[0], answer[3])
 
 
 def test_it_says_what_it_is_and_that_it_is_ready(client: Any) -> None:

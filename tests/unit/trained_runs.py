@@ -37,6 +37,15 @@ def arrays_experiment(kind: str, model: str, **schema: Any) -> dict[str, Any]:
     }
 
 
+def text_experiment(model: str) -> dict[str, Any]:
+    text = {"column": "note", "vocabulary": 50, "length": 6}
+    return {
+        "name": "notes",
+        "task": {"kind": "text_classification", "model": {"name": model, "hidden": [8], "heads": 2}},
+        "data": {"schema": {"label": "y", "classes": ["no", "yes"], "text": text}},
+    }
+
+
 def run_folder(
     folder: Path, tables: dict[str, Any] = TABLE, scaling: dict[str, Any] | None = None, seed: int = 1
 ) -> Path:
