@@ -40,7 +40,8 @@ class BridgedRun(Run):
         self.digest = text_digest(terms.experiment(federation).to_toml())
         self.plan = PrivacyPlan.of(self.experiment)
         self.keys = keys_for(self.experiment, self.plan)
-        self.task: Any = None  # the app has its own, and its own trainer
+        self.task: Any = None  # the app has its own, and its own trainer and metrics
+        self.summed = ()
 
     def encoder(self, arrays: Arrays, clip: float | None = None) -> Encoder:
         """See `Run`."""
