@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import torch
 from opacus import GradSampleModule
@@ -25,6 +25,8 @@ from client.training import portions, record_losses
 from tacit.errors import ConfigError
 from tacit.privacy.noise import Stream
 from tacit.tasks import Records, Task
+
+SHORT: Final = 1 + 1e-5  # times its norm in float32: what is longer has not been rounded but lost
 
 
 class WideGradients(GradSampleModule):  # type: ignore[misc]
@@ -49,7 +51,7 @@ class StreamNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
     def clip_and_accumulate(self) -> None:
         """Clips per record; a record contributes nothing where its gradient, or its norm, is not finite.
 
-        Opacus clips once more, by a norm that is added up in float32, and can only take more away.
+        Opacus adds norms up in float32. A record whose norm falls short there is clipped before, and comes through.
         """
         samples = self.grad_samples
         if len(samples[0]):
@@ -57,11 +59,13 @@ class StreamNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
             if not finite.all():
                 for sample in samples:
                     sample[~finite.all(dim=0)] = 0.0
-            squared = torch.stack([squared_lengths(g.reshape(len(g), -1)) for g in samples]).sum(0)
-            if (long := squared > self.max_grad_norm**2).any():
-                factors = self.max_grad_norm / squared[long].sqrt()
+            flat = [g.reshape(len(g), -1) for g in samples]
+            norms = torch.stack([squared_lengths(g) for g in flat]).sum(0).sqrt()
+            seen = torch.stack([g.norm(2, dim=1) for g in flat]).norm(2, dim=0)
+            if (short := (norms > SHORT * seen) & (norms > self.max_grad_norm)).any():
+                factors = self.max_grad_norm / norms[short]
                 for sample in samples:
-                    sample[long] *= factors.to(sample).view(-1, *[1] * (sample.ndim - 1))
+                    sample[short] *= factors.to(sample).view(-1, *[1] * (sample.ndim - 1))
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:

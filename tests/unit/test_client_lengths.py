@@ -32,7 +32,7 @@ def test_in_either_precision_a_records_contribution_in_float32_is_no_longer_than
     for square in SQUARES:
         x = torch.full((1, *[positions] * (positions > 1), SIZE), square**0.5 / positions)
         gradients.fill(Records(x, torch.zeros(1)), 1.0, Stream(bytes(32)))
-        assert torch.linalg.vector_norm(model[0].weight.grad, dtype=torch.float64) <= 1 + 3e-6
+        assert torch.linalg.vector_norm(model[0].weight.grad, dtype=torch.float64) <= 1 + 1.1e-5
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 100_000])
