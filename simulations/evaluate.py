@@ -118,7 +118,7 @@ class Harness:
     def latency(self, arrays: Arrays) -> dict[str, float]:
         """Seconds that predicting one record by itself takes on this machine: their median and 95th percentile."""
         features = torch.cat([site.test.features[:PREDICTIONS] for site in self.sites])[:PREDICTIONS]
-        load_arrays(self._model, arrays)
+        load_arrays(self._model, {**arrays, **(self.own[0] if self.own else {})})
         self._model.eval()
         taken = []
         with torch.inference_mode():
