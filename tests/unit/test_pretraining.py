@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from client.draws import generator_on
 from client.participant import Run
-from client.views import generator_on
 from simulations.run import simulate
 from tacit import config
 from tacit.privacy.ledger import Ledger
