@@ -21,7 +21,7 @@ import torch
 
 _WORDS: Final = 624  # of MT19937's state (Matsumoto and Nishimura 1998)
 _PLACE: Final = (
-    24  # where they begin in a state of torch: behind seed, words left, whether it is seeded, and next word
+    24  # where they begin in torch's: behind the seed, words left, whether it is seeded, and the next word
 )
 
 

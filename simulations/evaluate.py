@@ -116,19 +116,22 @@ class Harness:
         return {site.label: self.metrics({**arrays, **own}, [site.test]) for site, own in pairs}
 
     def latency(self, arrays: Arrays) -> dict[str, float]:
-        """Seconds that predicting one record by itself takes on this machine: their median and 95th percentile."""
+        """Seconds that predicting one record by itself takes on this machine: their median and 95th percentile.
+
+        Empty where no record is held out.
+        """
+        if not self.has_test:
+            return {}
         features = torch.cat([site.test.features[:PREDICTIONS] for site in self.sites])[:PREDICTIONS]
         load_arrays(self._model, {**arrays, **(self.own[0] if self.own else {})})
         self._model.eval()
         taken = []
         with torch.inference_mode():
-            for record in (
-                (features[:1], *torch.split(features, 1)) if len(features) else ()
-            ):  # the first warms up
+            for record in (features[:1], *torch.split(features, 1)):  # the first warms up
                 begun = time.perf_counter()
                 self._model(record)
                 taken.append(time.perf_counter() - begun)
-        return dict(zip(LATENCY, np.percentile(taken[1:], (50, 95)).tolist(), strict=True)) if taken else {}
+        return dict(zip(LATENCY, np.percentile(taken[1:], (50, 95)).tolist(), strict=True))
 
     def summed(self, arrays: Arrays, part: Summed) -> dict[str, float]:
         """What rides along with the metrics, of one model, added up over the sites as a federation would."""

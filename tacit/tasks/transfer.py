@@ -176,16 +176,15 @@ def met(model: nn.Module, patterns: Iterable[str], key: str) -> list[str]:
 
 
 def rate_factors(model: nn.Module, factors: Mapping[str, float]) -> dict[str, float]:
-    """What the learning rate of each parameter that is trained is multiplied by, as `[training] rate_factors` says.
+    """What the learning rate of each parameter is multiplied by, as `[training] rate_factors` says.
 
     Raises:
         ConfigError: a pattern meets none of them.
     """
     met(model, factors, "training.rate_factors")
+    names = [name for name, _ in model.named_parameters()]
     return {
-        name: next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        name: next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0) for name in names
     }
 
 

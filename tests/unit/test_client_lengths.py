@@ -23,16 +23,18 @@ class Sums:
         return outputs.flatten(1).sum(1)
 
 
-@pytest.mark.parametrize(("kind", "positions"), [(PrivateGradients, 1), (BookKeeping, SIZE // 2)])
+@pytest.mark.parametrize(
+    ("kind", "positions", "above"), [(PrivateGradients, 1, 1.1e-5), (BookKeeping, SIZE // 2, 3e-6)]
+)
 def test_in_either_precision_a_records_contribution_in_float32_is_no_longer_than_max_grad_norm_if_it_is_large(
-    kind: type, positions: int
+    kind: type, positions: int, above: float
 ) -> None:
     model = nn.Sequential(nn.Linear(SIZE, SIZE, bias=False))
     gradients = kind(model, Sums(), 1.0, 0.0)
     for square in SQUARES:
         x = torch.full((1, *[positions] * (positions > 1), SIZE), square**0.5 / positions)
         gradients.fill(Records(x, torch.zeros(1)), 1.0, Stream(bytes(32)))
-        assert torch.linalg.vector_norm(model[0].weight.grad, dtype=torch.float64) <= 1 + 1.1e-5
+        assert torch.linalg.vector_norm(model[0].weight.grad, dtype=torch.float64) <= 1 + above
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 100_000])

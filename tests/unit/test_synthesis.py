@@ -175,6 +175,24 @@ def test_a_generator_makes_a_step_after_every_so_many_of_its_discriminator() -> 
     assert steps == [4, 1, 1]
 
 
+@pytest.mark.parametrize("by", ["round", "step"])
+def test_a_generator_has_the_learning_rate_that_its_name_says(by: str) -> None:
+    """No gradient of a record reaches it, and so it does not count as trained."""
+    moved = []
+    for factors in ("{}", '{"generator.*"=0.25}'):
+        experiment, task = made(
+            "training.local_steps=1", "training.optimizer=sgd",
+            f"training.schedule_by={by}", f"training.rate_factors={factors}",
+        )  # fmt: skip
+        moved.append(
+            trainer_of(experiment, task).train(first(task), Job("north", records(), 600), 1, SeededKeys(1))
+        )
+    for name, delta in moved[0].items():
+        factor = 0.25 if name in of_generator(moved[0]) else 1.0
+        np.testing.assert_allclose(moved[1][name], factor * delta, rtol=1e-3, atol=1e-6)
+    assert max(np.abs(delta).max() for delta in of_generator(moved[0]).values()) > 1e-5
+
+
 def test_what_follows_is_the_same_the_next_time_and_other_in_another_round_or_site() -> None:
     experiment, task = made("training.local_steps=3")
     arrays, found = first(task), []
